@@ -1,0 +1,242 @@
+"""The bundle's schema: `manifest.json` and the overlays, as pydantic models that refuse what they do not know.
+
+Everything here is read from disk that nobody vouches for, so every number has a range and every text a length.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from eecompile import contract as c
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(max_length=100_000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Layer = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
+Index = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
+TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+KVRule = Literal["catch_up"]
+Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
+Dtype = Literal["float32", "float16", "int64", "bool"]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorInfo(Strict):
+    """A graph input or output. A dimension is a size or a symbol (contract.py lists the symbols)."""
+
+    name: Name
+    dtype: Dtype
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=1 << 32)] | Name], Field(max_length=8)]
+
+
+class GraphInfo(Strict):
+    """One ONNX file. `layers` counts the decoder layers in it."""
+
+    path: Name
+    inputs: Annotated[list[TensorInfo], Field(max_length=4096)]
+    outputs: Annotated[list[TensorInfo], Field(max_length=4096)]
+    layers: Layer = 0
+
+
+class Graphs(Strict):
+    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate."""
+
+    embed: GraphInfo
+    segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 1)]
+    exits: Annotated[list[GraphInfo], Field(max_length=c.MAX_EXITS)]
+    head: GraphInfo
+
+
+class Step(Strict):
+    """One entry of the schedule: run `segment` on `cache`; then, if there is one, ask `exit`."""
+
+    segment: Index
+    cache: Index
+    exit: Index | None = None
+
+
+class ExitInfo(Strict):
+    """An exit after `layer` layers; its gates all have to fire. `gate_units` is U of the learned gate (0: none)."""
+
+    layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
+    adapter: Literal["norm", "affine"]
+    gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
+    gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
+
+
+class ModelInfo(Strict):
+    """What a runtime needs to know of the model. Sizes as in contract.py; `context` is S in tokens."""
+
+    family: Name
+    layers: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
+    hidden: Annotated[int, Field(ge=1, le=c.MAX_HIDDEN)]
+    heads: Annotated[int, Field(ge=1, le=c.MAX_HEADS)]
+    kv_heads: Annotated[int, Field(ge=1, le=c.MAX_HEADS)]
+    head_dim: Annotated[int, Field(ge=1, le=4096)]
+    vocab: Annotated[int, Field(ge=1, le=c.MAX_VOCAB)]
+    context: Annotated[int, Field(ge=1, le=c.MAX_CONTEXT)]
+    bos: TokenId | None = None
+    eos: Annotated[list[TokenId], Field(max_length=64)] = []
+    parameters: Annotated[int, Field(ge=0, le=1 << 48)] = 0
+
+
+class FileInfo(Strict):
+    """A core file's size in bytes and its SHA-256."""
+
+    bytes: Annotated[int, Field(ge=0, le=c.MAX_FILE_BYTES)]
+    sha256: Sha256
+
+
+class Manifest(Strict):
+    """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
+
+    `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
+    another kernel. `slack`: cache rows past `context` that padding may write to.
+    """
+
+    format: Literal["eecompile-bundle"]
+    version: Literal[1]
+    eecompile: Name
+    model: ModelInfo
+    target: Name
+    precision: Precision
+    kv_rules: Annotated[list[KVRule], Field(min_length=1, max_length=4)]
+    pending_cap: Annotated[int, Field(ge=1, le=1024)]
+    prefill_rows: Annotated[int, Field(ge=1, le=65536)]
+    minimum_rows: Annotated[int, Field(ge=1, le=16)]
+    slack: Annotated[int, Field(ge=1, le=65536)]
+    slots: Annotated[int, Field(ge=1, le=4096)]
+    exits: Annotated[list[ExitInfo], Field(max_length=c.MAX_EXITS)]
+    schedule: Annotated[list[Step], Field(min_length=1, max_length=c.MAX_LAYERS)]
+    caches: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_LAYERS)]
+    graphs: Graphs
+    tokenizer: bool
+    provenance: dict[Name, Text | int | float | bool | None]
+    files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
+    digest: Sha256
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        segments, caches, exits = len(self.graphs.segments), len(self.caches), len(self.exits)
+        if len(self.graphs.exits) != exits:
+            raise ValueError(f"{exits} exits but {len(self.graphs.exits)} exit graphs")
+        depth, asked = 0, []
+        for step in self.schedule:
+            if step.segment >= segments or step.cache >= caches:
+                raise ValueError(f"the schedule names segment {step.segment} and cache {step.cache}, which are not there")
+            if self.caches[step.cache] != self.graphs.segments[step.segment].layers:
+                raise ValueError(f"cache {step.cache} and segment {step.segment} differ in layers")
+            depth += self.graphs.segments[step.segment].layers
+            if step.exit is not None:
+                asked.append(step.exit)
+                if step.exit >= exits or self.exits[step.exit].layer != depth:
+                    raise ValueError(f"exit {step.exit} is asked after {depth} layers, which is not where it is")
+        if depth != self.model.layers or asked != list(range(exits)):
+            raise ValueError("the schedule does not run every layer once and ask every exit in order")
+        if self.schedule[-1].exit is not None:
+            raise ValueError("an exit stands after the last layer")
+        if self.minimum_rows > self.slack or self.pending_cap + 1 > self.slack:
+            raise ValueError("the slack is smaller than a padded pass")
+        return self
+
+
+Thresholds = dict[Criterion, Finite]  # criterion -> threshold; `fixed` and `never` carry 0
+
+
+class GateWeights(Strict):
+    """A learned gate's weights, float32 little-endian in base64: sigmoid(tanh(n W1 + b1) W2 + b2), n the normalised
+    hidden state. Shapes W1 [D, U], b1 [U], W2 [U, 1], b2 [1]."""
+
+    units: Annotated[int, Field(ge=1, le=4096)]
+    w1: Annotated[str, Field(max_length=c.MAX_OVERLAY_BYTES)]
+    b1: Text
+    w2: Text
+    b2: Text
+
+
+class ExitPolicy(Strict):
+    """One exit at run time. None means never: in confident mode (`confident`), for drafts of exact mode (`draft`)."""
+
+    layer: Layer
+    confident: Thresholds | None
+    draft: Thresholds | None
+    gate: GateWeights | None = None
+    reason: Text = ""
+
+
+class Policy(Strict):
+    """overlays/policy.json. `minimum_depth`: layers every token runs. `budget`: layer-rows a request may spend."""
+
+    kind: Literal["policy"] = "policy"
+    core: Sha256
+    exits: Annotated[list[ExitPolicy], Field(max_length=c.MAX_EXITS)]
+    minimum_depth: Layer = 0
+    budget: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+    digest: Sha256
+
+
+class RiskPoint(Strict):
+    """One candidate on the path from safe to bold. `thresholds[i]` are exit i's (None: never). `risk` is the mean
+    document loss of the union of exits, `p_value` its Hoeffding-Bentkus p-value, `exit_rate` the share of tokens
+    that leave early."""
+
+    level: Finite
+    thresholds: list[Thresholds | None]
+    risk: Probability
+    p_value: Probability
+    exit_rate: Probability
+    mean_depth: Finite
+
+
+class Calibration(Strict):
+    """overlays/calibration-*.json: Learn-then-Test over documents, for one precision, K/V rule and pending cap.
+
+    `chosen` indexes `path`; None means that no exit passed. Thresholds at or safer than the chosen ones, for any
+    subset of the exits, keep P(risk <= `risk`) >= 1 - `error`.
+    """
+
+    kind: Literal["calibration"] = "calibration"
+    core: Sha256
+    precision: Precision
+    kv: KVRule
+    pending_cap: Annotated[int, Field(ge=1, le=1024)]
+    method: Literal["learn-then-test"]
+    loss: Name
+    risk: Probability
+    error: Probability
+    documents: Annotated[int, Field(ge=1, le=1 << 40)]
+    tokens: Annotated[int, Field(ge=1, le=1 << 50)]
+    data: Sha256
+    gates: Sha256
+    path: Annotated[list[RiskPoint], Field(max_length=4096)]
+    chosen: Index | None
+    digest: Sha256
+
+
+class PassTime(Strict):
+    """Median seconds of one pass: graph name ("segment_0", "exit_0", "head", "embed"), rows, live cache length."""
+
+    graph: Name
+    rows: Annotated[int, Field(ge=1, le=65536)]
+    length: Annotated[int, Field(ge=0, le=c.MAX_CONTEXT)]
+    seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
+
+
+class Profile(Strict):
+    """overlays/profile-*.json: measured segment latencies of one device."""
+
+    kind: Literal["profile"] = "profile"
+    core: Sha256
+    device: Name
+    threads: Annotated[int, Field(ge=1, le=4096)]
+    passes: Annotated[list[PassTime], Field(max_length=100_000)]
+    digest: Sha256

@@ -1,0 +1,82 @@
+"""Every name and limit that more than one stage, or the C++ runtime, must agree on.
+
+Shapes use these symbols: B slots in a pass, R rows (tokens) of a slot in a pass, N rows flattened, D hidden size,
+KV key/value heads, d head size, S context length, V vocabulary size.
+"""
+
+from typing import Final
+
+# -- bundle ----------------------------------------------------------------------------------------------------
+FORMAT: Final = "eecompile-bundle"
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+POLICY: Final = "overlays/policy.json"
+REPORT: Final = "report.html"
+SIGNATURE_SUFFIX: Final = ".sig"
+EARLY_EXIT: Final = "early_exit.json"
+EARLY_EXIT_WEIGHTS: Final = "early_exit.safetensors"
+
+# -- graph inputs and outputs ----------------------------------------------------------------------------------
+TOKEN_IDS: Final = "token_ids"  # int64 [B, R]
+HIDDEN: Final = "hidden"  # float32 [B, R, D] in embed and segments, [N, D] in exits and the head
+HIDDEN_OUT: Final = "hidden_out"  # as `hidden`; after the last segment it is normalised and ready for the head
+POSITIONS: Final = "positions"  # int64 [B, R]: position of each row in its sequence
+WRITE_INDEX: Final = "write_index"  # int64 [B]: cache index of each slot's first row
+LIVE_LENGTH: Final = "live_length"  # int64 [1]: cache rows [0, live_length) are attended to, masked by position
+EXIT_HIDDEN: Final = "exit_hidden"  # float32 [N, D]: an exit's normalised hidden state, ready for the head
+GATE_W1: Final = "gate_w1"  # float32 [D, U]
+GATE_B1: Final = "gate_b1"  # float32 [U]
+GATE_W2: Final = "gate_w2"  # float32 [U, 1]
+GATE_B2: Final = "gate_b2"  # float32 [1]
+CONFIDENCE: Final = "confidence"  # float32 [N]: the learned gate's probability that this exit agrees
+THRESHOLDS: Final = "thresholds"  # float32 [N, 3]: max_prob above, margin above, entropy below
+TOKEN: Final = "token"  # int64 [N]
+MAX_PROB: Final = "max_prob"  # float32 [N]
+MARGIN: Final = "margin"  # float32 [N]: first minus second probability
+ENTROPY: Final = "entropy"  # float32 [N], nats
+EXIT_FLAG: Final = "exit_flag"  # bool [N]
+LOGITS: Final = "logits"  # float32 [N, V]
+
+
+def cache_name(kind: str, layer: int) -> str:
+    """Name of a segment's cache input, float32 [B, KV, S + slack, d]; kind is "key" or "value"."""
+    return f"{kind}_cache_{layer}"
+
+
+def cache_out_name(kind: str, layer: int) -> str:
+    """Name of the cache output that is bound to the same address as `cache_name`."""
+    return f"{kind}_cache_{layer}_out"
+
+
+# -- the exit decision: a model-local function, a TensorRT plugin and a host rule of one name -------------------
+DECISION_DOMAIN: Final = "eecompile"
+DECISION_OP: Final = "ExitDecision"
+DECISION_VERSION: Final = "1"
+NO_BOUND: Final = (-1.0, -1.0, float("inf"))  # thresholds that every finite row passes
+NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
+
+# -- modes, rules, criteria, precisions ------------------------------------------------------------------------
+MODES: Final = ("full", "confident", "exact")
+KV_RULES: Final = ("catch_up",)
+HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
+CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
+PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
+QUANTISED: Final = ("int8", "int4")
+BLOCK: Final = 32  # weights that share one scale, along the input dimension
+CACHE_BUCKET: Final = 64  # live_length is rounded up to a multiple of this, so that shapes repeat
+PREFILL_ROWS: Final = 128  # rows of a prefill pass
+PENDING_CAP: Final = 8  # tokens that may wait before a deeper segment
+SLACK: Final = 64  # cache rows past the context: padding and idle slots write there
+
+# -- what a reader accepts -------------------------------------------------------------------------------------
+MAX_LAYERS: Final = 1024
+MAX_EXITS: Final = 64
+MAX_HIDDEN: Final = 1 << 16
+MAX_HEADS: Final = 1024
+MAX_VOCAB: Final = 1 << 22
+MAX_CONTEXT: Final = 1 << 22
+MAX_FILES: Final = 4096
+MAX_MANIFEST_BYTES: Final = 16 << 20
+MAX_OVERLAY_BYTES: Final = 64 << 20
+MAX_GRAPH_BYTES: Final = 256 << 20
+MAX_FILE_BYTES: Final = 1 << 40
