@@ -5,29 +5,26 @@ Everything here is read from disk that nobody vouches for, so every number has a
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from eecompile import contract as c
+from eecompile.schema import (
+    CalibrationResult,
+    Criterion,
+    Index,
+    KVRule,
+    Layer,
+    Name,
+    Precision,
+    Sha256,
+    Strict,
+    Text,
+    Thresholds,
+)
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Text = Annotated[str, Field(max_length=100_000)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Layer = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
-Index = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
 TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-KVRule = Literal["catch_up"]
-Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
 Dtype = Literal["float32", "float16", "int64", "bool"]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors and values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorInfo(Strict):
@@ -149,9 +146,6 @@ class Manifest(Strict):
         return self
 
 
-Thresholds = dict[Criterion, Finite]  # criterion -> threshold; `fixed` and `never` carry 0
-
-
 class GateWeights(Strict):
     """A learned gate's weights, float32 little-endian in base64: sigmoid(tanh(n W1 + b1) W2 + b2), n the normalised
     hidden state. Shapes W1 [D, U], b1 [U], W2 [U, 1], b2 [1]."""
@@ -184,41 +178,11 @@ class Policy(Strict):
     digest: Sha256
 
 
-class RiskPoint(Strict):
-    """One candidate on the path from safe to bold. `thresholds[i]` are exit i's (None: never). `risk` is the mean
-    document loss of the union of exits, `p_value` its Hoeffding-Bentkus p-value, `exit_rate` the share of tokens
-    that leave early."""
-
-    level: Finite
-    thresholds: list[Thresholds | None]
-    risk: Probability
-    p_value: Probability
-    exit_rate: Probability
-    mean_depth: Finite
-
-
-class Calibration(Strict):
-    """overlays/calibration-*.json: Learn-then-Test over documents, for one precision, K/V rule and pending cap.
-
-    `chosen` indexes `path`; None means that no exit passed. Thresholds at or safer than the chosen ones, for any
-    subset of the exits, keep P(risk <= `risk`) >= 1 - `error`.
-    """
+class Calibration(CalibrationResult):
+    """overlays/calibration-*.json: what was calibrated, tied to the core it holds for."""
 
     kind: Literal["calibration"] = "calibration"
     core: Sha256
-    precision: Precision
-    kv: KVRule
-    pending_cap: Annotated[int, Field(ge=1, le=1024)]
-    method: Literal["learn-then-test"]
-    loss: Name
-    risk: Probability
-    error: Probability
-    documents: Annotated[int, Field(ge=1, le=1 << 40)]
-    tokens: Annotated[int, Field(ge=1, le=1 << 50)]
-    data: Sha256
-    gates: Sha256
-    path: Annotated[list[RiskPoint], Field(max_length=4096)]
-    chosen: Index | None
     digest: Sha256
 
 

@@ -1,0 +1,67 @@
+"""The types that outside data is validated with, shared by the student's and the bundle's schemas.
+
+Everything read through these comes from disk and nobody vouches for it: every number has a range, every text a
+length, unknown keys are errors.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from eecompile import contract as c
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(max_length=100_000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Layer = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
+Index = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+KVRule = Literal["catch_up"]
+Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Thresholds = dict[Criterion, Finite]  # criterion -> threshold; `fixed` and `never` carry 0
+
+
+class RiskPoint(Strict):
+    """One candidate on the path from safe to bold. `thresholds[i]` are exit i's (None: never). `risk` is the mean
+    document loss of the union of exits, `p_value` its Hoeffding-Bentkus p-value, `exit_rate` the share of tokens
+    that leave early."""
+
+    level: Finite
+    thresholds: list[Thresholds | None]
+    risk: Probability
+    p_value: Probability
+    exit_rate: Probability
+    mean_depth: Finite
+
+
+class CalibrationResult(Strict):
+    """Learn-then-Test over documents, for one precision, K/V rule and pending cap.
+
+    `chosen` indexes `path`; None means that no point passed. Thresholds at or safer than the chosen ones, for any
+    subset of the exits, keep P(risk <= `risk`) >= 1 - `error`. `gates` is the digest of the exits and gate weights
+    that were calibrated, `data` that of the documents.
+    """
+
+    precision: Precision
+    kv: KVRule
+    pending_cap: Annotated[int, Field(ge=1, le=1024)]
+    method: Literal["learn-then-test"]
+    loss: Name
+    risk: Probability
+    error: Probability
+    documents: Annotated[int, Field(ge=1, le=1 << 40)]
+    tokens: Annotated[int, Field(ge=1, le=1 << 50)]
+    data: Sha256
+    gates: Sha256
+    path: Annotated[list[RiskPoint], Field(max_length=4096)]
+    chosen: Index | None
