@@ -21,6 +21,8 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 KVRule = Literal["catch_up"]
 Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
 
+Dtype = Literal["float32", "float16", "int64", "bool"]
+
 
 class Strict(BaseModel):
     """Unknown keys are errors and values never change after validation."""
@@ -29,6 +31,23 @@ class Strict(BaseModel):
 
 
 Thresholds = dict[Criterion, Finite]  # criterion -> threshold; `fixed` and `never` carry 0
+
+
+class TensorInfo(Strict):
+    """A graph input or output. A dimension is a size or a symbol (contract.py lists the symbols)."""
+
+    name: Name
+    dtype: Dtype
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=1 << 32)] | Name], Field(max_length=8)]
+
+
+class GraphInfo(Strict):
+    """One ONNX file. `layers` counts the decoder layers in it."""
+
+    path: Name
+    inputs: Annotated[list[TensorInfo], Field(max_length=4096)]
+    outputs: Annotated[list[TensorInfo], Field(max_length=4096)]
+    layers: Layer = 0
 
 
 class RiskPoint(Strict):

@@ -24,24 +24,6 @@ from eecompile.schema import (
 )
 
 TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
-Dtype = Literal["float32", "float16", "int64", "bool"]
-
-
-class TensorInfo(Strict):
-    """A graph input or output. A dimension is a size or a symbol (contract.py lists the symbols)."""
-
-    name: Name
-    dtype: Dtype
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=1 << 32)] | Name], Field(max_length=8)]
-
-
-class GraphInfo(Strict):
-    """One ONNX file. `layers` counts the decoder layers in it."""
-
-    path: Name
-    inputs: Annotated[list[TensorInfo], Field(max_length=4096)]
-    outputs: Annotated[list[TensorInfo], Field(max_length=4096)]
-    layers: Layer = 0
 
 
 class Graphs(Strict):
