@@ -12,6 +12,7 @@ from eecompile import contract as c
 from eecompile.schema import (
     CalibrationResult,
     Criterion,
+    GraphInfo,
     Index,
     KVRule,
     Layer,
