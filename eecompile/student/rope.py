@@ -69,7 +69,9 @@ def _llama3(base: NDArray[np.float32], rope: Rope, head_dim: int) -> tuple[NDArr
     wavelength = 2 * math.pi / base
     blend = (context / wavelength - low) / (high - low)
     mixed = (1 - blend) * base / p["factor"] + blend * base
-    scaled = np.where(wavelength > context / low, base / p["factor"], np.where(wavelength < context / high, base, mixed))
+    scaled = np.where(
+        wavelength > context / low, base / p["factor"], np.where(wavelength < context / high, base, mixed)
+    )
     return scaled.astype(np.float32), 1.0
 
 

@@ -92,7 +92,9 @@ class WeightStore:
         with open(location.file, "rb", buffering=0) as file:
             for start in range(0, location.shape[0], step):
                 count = min(step, location.shape[0] - start)
-                data = _pread(file.fileno(), count * width * dtype.itemsize, location.offset + start * width * dtype.itemsize)
+                data = _pread(
+                    file.fileno(), count * width * dtype.itemsize, location.offset + start * width * dtype.itemsize
+                )
                 if len(data) != count * width * dtype.itemsize:
                     raise UsageError(f"{name} is cut short", where=str(location.file), mend="download the file again")
                 rows = np.frombuffer(data, dtype).astype(np.float32, copy=False)

@@ -33,9 +33,7 @@ def gated_decoder(
     kv_heads = _size(config, "num_key_value_heads", c.MAX_HEADS, heads)
     head_dim = _size(config, "head_dim", 4096, hidden // heads)
     if heads % kv_heads or head_dim % 2:
-        raise UsageError(
-            f"{heads} heads of {head_dim} do not fit {kv_heads} key/value heads", where="config.json"
-        )
+        raise UsageError(f"{heads} heads of {head_dim} do not fit {kv_heads} key/value heads", where="config.json")
     activation = str(config.get("hidden_act", "silu"))
     if activation not in _ACTIVATIONS:
         raise UsageError(

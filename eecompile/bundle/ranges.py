@@ -1,0 +1,131 @@
+"""What a policy may say: thresholds in range, and in confident mode none bolder than a matching calibration.
+
+`learned`, `max_prob` and `margin` fire above their threshold, `entropy` below its own; `fixed` and `never` carry 0.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from eecompile.bundle.digest import gates_digest
+from eecompile.bundle.gates import decode_gate
+from eecompile.bundle.manifest import Calibration, Criterion, ExitInfo, ExitPolicy, Manifest, Policy
+
+Limits = tuple[float, float]
+
+
+def criterion_range(criterion: Criterion, vocab: int) -> Limits:
+    """The lowest and highest threshold that `criterion` can have; entropy in nats over `vocab` tokens."""
+    if criterion in ("fixed", "never"):
+        return 0.0, 0.0
+    return (0.0, math.log(vocab)) if criterion == "entropy" else (0.0, 1.0)
+
+
+def calibrated_range(criterion: Criterion, calibrated: float, vocab: int) -> Limits:
+    """The thresholds of `criterion` that are not bolder than `calibrated`."""
+    low, high = criterion_range(criterion, vocab)
+    return (low, calibrated) if criterion == "entropy" else (calibrated, high)
+
+
+def thresholds_fault(thresholds: Mapping[Criterion, float], info: ExitInfo, vocab: int) -> str | None:
+    """Why these are no thresholds for this exit, or None: one for each of its gates, each in range."""
+    if set(thresholds) != set(info.gates):
+        return f"thresholds for {sorted(thresholds)} where the gates are {sorted(info.gates)}"
+    for criterion, value in thresholds.items():
+        low, high = criterion_range(criterion, vocab)
+        if not low <= value <= high:
+            return f"{criterion} {value:g} is outside [{low:g}, {high:g}]"
+    return None
+
+
+def policy_fault(policy: Policy, manifest: Manifest) -> str | None:
+    """Why `policy` is none for this bundle, calibration aside, or None."""
+    model = manifest.model
+    if [e.layer for e in policy.exits] != [e.layer for e in manifest.exits]:
+        return f"exits at {[e.layer for e in policy.exits]} where the bundle has {[e.layer for e in manifest.exits]}"
+    if policy.minimum_depth > model.layers:
+        return f"a minimum depth of {policy.minimum_depth} where the model has {model.layers} layers"
+    for chosen, info in zip(policy.exits, manifest.exits, strict=True):
+        for mode, thresholds in (("confident", chosen.confident), ("draft", chosen.draft)):
+            if thresholds is not None and (reason := thresholds_fault(thresholds, info, model.vocab)):
+                return f"exit {info.layer}, {mode}: {reason}"
+        if reason := _gate_fault(chosen, info, model.hidden):
+            return f"exit {info.layer}: {reason}"
+    return None
+
+
+def calibration_fault(calibration: Calibration, manifest: Manifest) -> str | None:
+    """Why `calibration` is none for this bundle's exits, or None. It need not match the current gate weights."""
+    if calibration.chosen is not None:
+        if calibration.chosen >= len(calibration.path):
+            return f"point {calibration.chosen} is chosen of {len(calibration.path)}"
+        if calibration.path[calibration.chosen].p_value > calibration.error:
+            return f"the chosen point's p-value is above the error of {calibration.error:g}"
+    for number, point in enumerate(calibration.path):
+        if len(point.thresholds) != len(manifest.exits):
+            return f"point {number} has {len(point.thresholds)} exits where the bundle has {len(manifest.exits)}"
+        for info, thresholds in zip(manifest.exits, point.thresholds, strict=True):
+            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.model.vocab)):
+                return f"point {number}, exit {info.layer}: {reason}"
+    return None
+
+
+def matching_calibrations(
+    manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration], kv: str | None = None
+) -> list[Calibration]:
+    """The calibrations of this precision, pending cap and gates, and of the K/V rule `kv` (None: any of the bundle)."""
+    rules = manifest.kv_rules if kv is None else [kv]
+    gates = gates_digest(manifest.exits, policy.exits)
+    return [
+        found
+        for found in calibrations
+        if (found.precision, found.pending_cap, found.gates) == (manifest.precision, manifest.pending_cap, gates)
+        and found.kv in rules
+        and found.chosen is not None
+    ]
+
+
+def calibrated_thresholds(calibration: Calibration) -> Sequence[Mapping[Criterion, float] | None]:
+    """The chosen thresholds of each exit (None: never); empty where nothing was chosen."""
+    return [] if calibration.chosen is None else calibration.path[calibration.chosen].thresholds
+
+
+def bold_exit(exits: Sequence[ExitPolicy], calibration: Calibration, vocab: int) -> str | None:
+    """The first confident exit that is bolder than `calibration` allows and what it allows, or None."""
+    for chosen, allowed in zip(exits, calibrated_thresholds(calibration), strict=True):
+        if chosen.confident is None:
+            continue
+        if allowed is None:
+            return f"exit {chosen.layer} has no calibrated threshold, so that it may not exit in confident mode"
+        for criterion, value in chosen.confident.items():
+            low, high = calibrated_range(criterion, allowed[criterion], vocab)
+            if not low <= value <= high:
+                return f"{criterion} {value:.9g} at exit {chosen.layer} is outside [{low:.9g}, {high:.9g}]"
+    return None
+
+
+def confident_fault(
+    manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration], kv: str | None = None
+) -> str | None:
+    """Why confident mode may not run as `policy` says under the K/V rule `kv`, or None.
+
+    One calibration has to allow all exits together, since its risk is that of their union.
+    """
+    if all(e.confident is None for e in policy.exits):
+        return None
+    matching = matching_calibrations(manifest, policy, calibrations, kv)
+    if not matching:
+        return "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates"
+    faults = [bold_exit(policy.exits, found, manifest.model.vocab) for found in matching]
+    return None if None in faults else f"bolder than calibrated: {faults[0]}"
+
+
+def _gate_fault(chosen: ExitPolicy, info: ExitInfo, hidden: int) -> str | None:
+    if chosen.gate is None:
+        return "no gate weights where the gate is learned" if info.gate_units else None
+    if chosen.gate.units != info.gate_units:
+        return f"a gate of {chosen.gate.units} units where the bundle's has {info.gate_units}"
+    try:
+        decode_gate(chosen.gate, hidden)
+    except ValueError as e:
+        return f"gate weights: {e}"
+    return None

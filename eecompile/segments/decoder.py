@@ -1,0 +1,136 @@
+"""The graph of consecutive decoder layers, under the cache contract.
+
+A pass runs R rows of B slots. Each row's key and value are scattered into the slot's cache at `write_index`, in place;
+attention reads the first `live_length` cache rows, masked by position: a row sees what is at or before its own
+position and, in a windowed layer, inside the window. Cache index equals position, so padding rows (written after the
+real ones) are never seen by them and are overwritten by the next pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache as once
+
+import numpy as np
+import onnx
+
+from eecompile import contract as c
+from eecompile.segments.graph import GraphWriter
+from eecompile.segments.quantize import blockwise, dense
+from eecompile.student.model import DecoderSpec
+from eecompile.student.rope import rope_tables
+from eecompile.student.store import WeightStore
+
+SHARED_FILE = "shared.weights"  # rope tables: every segment refers to the same ones
+
+
+@dataclass
+class DecoderWriter:
+    """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it."""
+
+    spec: DecoderSpec
+    store: WeightStore
+    precision: str
+    context: int
+    slack: int
+    masks: dict[int | None, str] = field(default_factory=dict)
+
+    def inputs(self, g: GraphWriter) -> None:
+        """Declare the inputs that every layer shares."""
+        g.input(c.POSITIONS, "int64", "B", "R")
+        g.input(c.WRITE_INDEX, "int64", "B")
+        g.input(c.LIVE_LENGTH, "int64", 1)
+        self.masks.clear()
+
+    def layer(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
+        """One decoder layer on x [B, R, D]; `cache` numbers its cache tensors in this graph."""
+        names, s = self.spec.names, self.spec
+        normed = self.norm(g, x, names.attention_norm.format(i=layer))
+        x = g.op("Add", x, self._attention(g, normed, layer, cache))
+        normed = self.norm(g, x, names.mlp_norm.format(i=layer))
+        gate, up = [n.format(i=layer) for n in (names.gate, names.up)]
+        both = self.linear(g, normed, [gate, up], s.mlp_bias)
+        half = s.intermediate
+        activated, linear = g.ops("Split", 2, both, g.constant([half, half]), axis=-1)
+        product = g.op("Mul", self._activation(g, activated), linear)
+        return g.op("Add", x, self.linear(g, product, [names.down.format(i=layer)], s.mlp_bias))
+
+    def norm(self, g: GraphWriter, x: str, name: str) -> str:
+        """RMS normalisation over the last dimension."""
+        scale = g.array(name, lambda: self.store.read(name))
+        return g.op("RMSNormalization", x, scale, axis=-1, epsilon=self.spec.norm_eps)
+
+    def linear(self, g: GraphWriter, x: str, names: Sequence[str], bias: bool) -> str:
+        """Projections of x [.., in] side by side: [.., sum of out]."""
+        out = g.op("MatMul", x, self.matrix(g, [f"{n}.weight" for n in names]))
+        if not bias:
+            return out
+        biases = [f"{n}.bias" for n in names]
+        value = g.array("+".join(biases), lambda: np.concatenate([self.store.read(b) for b in biases]))
+        return g.op("Add", out, value)
+
+    def matrix(self, g: GraphWriter, names: Sequence[str], file: str = "") -> str:
+        """The float32 matrix [in, out] of the named weights, dequantised or widened in the graph."""
+        name = "+".join(names)
+        if self.precision in c.QUANTISED:
+            made = once(lambda: blockwise(self.store, names, self.precision))
+            values = g.weight(name, lambda: made()[0], file)
+            scales = g.weight(f"{name}.scale", lambda: made()[1], file)
+            return g.op("DequantizeLinear", values, scales, axis=0, block_size=c.BLOCK)
+        weight = g.weight(name, lambda: dense(self.store, names, self.precision), file)
+        return g.op("Cast", weight, to=onnx.TensorProto.FLOAT) if self.precision == "fp16" else weight
+
+    def _attention(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
+        s, names = self.spec, self.spec.names
+        projected = self.linear(g, x, [n.format(i=layer) for n in (names.q, names.k, names.v)], s.qkv_bias)
+        widths = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
+        q, k, v = g.ops("Split", 3, projected, g.constant(widths), axis=-1)
+        q, k, v = self._heads(g, q, s.heads), self._heads(g, k, s.kv_heads), self._heads(g, v, s.kv_heads)
+        if s.qk_norm:
+            q = self.norm(g, q, names.q_norm.format(i=layer))
+            k = self.norm(g, k, names.k_norm.format(i=layer))
+        q, k, v = (g.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))
+        keys = self._cached(g, "key", self._rotate(g, k), cache)
+        values = self._cached(g, "value", v, cache)
+        mixed = g.op("Attention", self._rotate(g, q), keys, values, self._mask(g, s.windows[layer]))
+        rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
+        flat = g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
+        return self.linear(g, flat, [names.o.format(i=layer)], s.o_bias)
+
+    def _heads(self, g: GraphWriter, x: str, heads: int) -> str:
+        return g.op("Reshape", x, g.constant([0, 0, heads, self.spec.head_dim]))
+
+    def _rotate(self, g: GraphWriter, x: str) -> str:
+        tables = once(lambda: rope_tables(self.spec.rope, self.spec.head_dim, self.context + self.slack))
+        cos = g.array("rope.cos", lambda: tables()[0], SHARED_FILE)
+        sin = g.array("rope.sin", lambda: tables()[1], SHARED_FILE)
+        return g.op("RotaryEmbedding", x, cos, sin, c.POSITIONS)
+
+    def _cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
+        """Scatter the update [B, KV, R, d] into the cache and return its live part [B, KV, live, d]."""
+        s = self.spec
+        shape = ("B", s.kv_heads, self.context + self.slack, s.head_dim)
+        name, out = c.cache_name(kind, cache), c.cache_out_name(kind, cache)
+        g.input(name, "float32", *shape)
+        g.op("TensorScatter", name, update, c.WRITE_INDEX, named=out, axis=2)
+        g.output(out, out, "float32", *shape)
+        return g.op("Slice", out, g.constant([0]), c.LIVE_LENGTH, g.constant([2]))
+
+    def _mask(self, g: GraphWriter, window: int | None) -> str:
+        """True where a row may look, bool [B, 1, R, live]; made once a graph for each window."""
+        if window not in self.masks:
+            live = g.op("Squeeze", c.LIVE_LENGTH, g.constant([0]))
+            keys = g.op("Range", g.constant(0), live, g.constant(1))
+            rows = g.op("Unsqueeze", c.POSITIONS, g.constant([1, 3]))
+            seen = g.op("LessOrEqual", keys, rows)
+            if window is not None:
+                seen = g.op("And", seen, g.op("Greater", keys, g.op("Sub", rows, g.constant(window))))
+            self.masks[window] = seen
+        return self.masks[window]
+
+    def _activation(self, g: GraphWriter, x: str) -> str:
+        if self.spec.activation == "silu":
+            return g.op("Swish", x)
+        if self.spec.activation == "relu":
+            return g.op("Relu", x)
+        approximate = "tanh" if self.spec.activation == "gelu_tanh" else "none"
+        return g.op("Gelu", x, approximate=approximate)

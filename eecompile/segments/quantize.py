@@ -1,0 +1,123 @@
+"""Weights in the precision that ships: float32, float16, or blockwise int8 and int4 with one scale per block.
+
+A projection is stored as [in, out], the orientation of MatMul, with its quantisation blocks along `in`. Scales are
+symmetric (no zero point: TensorRT takes no other). Only weights are quantised: an activation scale shared by the rows
+of a pass would make a row depend on its neighbours.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from eecompile import contract as c
+from eecompile.errors import UsageError
+from eecompile.segments.weights import Values
+from eecompile.student.store import WeightStore
+
+Float = NDArray[np.float32]
+_LEVELS = {"int8": 127, "int4": 7}
+_SHRINK = np.linspace(0.8, 1.0, 6, dtype=np.float32)  # scales tried per int4 block, as shares of the largest weight
+
+
+def dense(store: WeightStore, names: Sequence[str], precision: str) -> Values:
+    """Projections `names` side by side as one float32 or float16 matrix [in, out]."""
+    dtype = np.float16 if precision == "fp16" else np.float32
+    inputs, widths = _widths(store, names)
+    out = np.empty((inputs, sum(widths)), dtype)
+    for column, rows in _columns(store, names):
+        out[:, column : column + len(rows)] = rows.T
+    return Values.of(out)
+
+
+def table(store: WeightStore, name: str, precision: str) -> Values:
+    """A matrix [rows, columns] in its own orientation: float32, or float16 in every smaller precision."""
+    location = store.tensors[name]
+    out = np.empty(location.shape, np.float32 if precision == "fp32" else np.float16)
+    for start, rows in store.chunks(name):
+        out[start : start + len(rows)] = rows
+    return Values.of(out)
+
+
+def blockwise(store: WeightStore, names: Sequence[str], precision: str) -> tuple[Values, Values]:
+    """Projections `names` side by side, quantised: values [in, out] and float32 scales [in / 32, out].
+
+    Each scale minimises its block's squared error over a few candidates (int4) or covers it (int8).
+    """
+    inputs, widths = _widths(store, names)
+    if inputs % c.BLOCK:
+        raise UsageError(
+            f"{names[0]} has {inputs} inputs, not a multiple of {c.BLOCK}",
+            where=str(store.directory),
+            mend=f"{precision} needs blocks of {c.BLOCK} weights: build with --precision fp16",
+        )
+    outputs = sum(widths)
+    scales = np.empty((inputs // c.BLOCK, outputs), np.float32)
+    whole = np.empty((inputs, outputs), np.int8)
+    for column, rows in _columns(store, names):
+        values, scale = quantize_rows(rows, precision)
+        whole[:, column : column + len(rows)] = values.T
+        scales[:, column : column + len(rows)] = scale.T
+    if precision == "int8":
+        return Values.of(whole), Values.of(scales)
+    return Values(pack_int4(whole), onnx.TensorProto.INT4, whole.shape), Values.of(scales)
+
+
+def quantize_rows(rows: Float, precision: str) -> tuple[NDArray[np.int8], Float]:
+    """Quantise rows [out, in] in blocks along `in`: int8 values [out, in] and scales [out, in / 32]."""
+    blocks = rows.reshape(len(rows), -1, c.BLOCK)
+    top = _LEVELS[precision]
+    if precision == "int8":
+        scale = np.abs(blocks).max(axis=2) / top
+        return _round(blocks, scale, -top, top).reshape(rows.shape), scale
+    scale = _best_int4_scale(blocks)
+    return _round(blocks, scale, -top - 1, top).reshape(rows.shape), scale
+
+
+def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two's-complement nibbles, the earlier value in the low one (ONNX's layout)."""
+    flat = values.reshape(-1)
+    if flat.size % 2:
+        flat = np.append(flat, np.int8(0))
+    nibbles = flat.view(np.uint8) & 0x0F
+    return nibbles[0::2] | (nibbles[1::2] << 4)
+
+
+def _best_int4_scale(blocks: Float) -> Float:
+    """The signed scale that maps the weight of largest magnitude near -8, shrunk where that fits the rest better."""
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
+    best, least = largest / np.float32(-8), np.full(largest.shape, np.inf, np.float32)
+    for share in _SHRINK:
+        scale = largest * share / np.float32(-8)
+        error = _dequantise_error(blocks, scale)
+        better = error < least
+        best, least = np.where(better, scale, best), np.where(better, error, least)
+    return best.astype(np.float32)
+
+
+def _dequantise_error(blocks: Float, scale: Float) -> Float:
+    kept = _round(blocks, scale, -8, 7).astype(np.float32) * scale[..., None]
+    kept -= blocks
+    error: Float = np.einsum("obi,obi->ob", kept, kept)
+    return error
+
+
+def _round(blocks: Float, scale: Float, low: int, high: int) -> NDArray[np.int8]:
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    return np.clip(np.rint(blocks * inverse[..., None]), low, high).astype(np.int8)
+
+
+def _widths(store: WeightStore, names: Sequence[str]) -> tuple[int, list[int]]:
+    shapes = [store.tensors[name].shape for name in names]
+    return shapes[0][1], [shape[0] for shape in shapes]
+
+
+def _columns(store: WeightStore, names: Sequence[str]) -> Iterator[tuple[int, Float]]:
+    """Yield (first output column, rows [n, in]) over the projections in order."""
+    column = 0
+    for name in names:
+        for start, rows in store.chunks(name):
+            yield column + start, rows
+        column += store.tensors[name].shape[0]

@@ -1,0 +1,100 @@
+"""Cut a student at its exits into segment, exit, embed and head graphs, and the uncut graph to hold them against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from eecompile import contract as c
+from eecompile.schema import GraphInfo
+from eecompile.segments.decoder import DecoderWriter
+from eecompile.segments.graph import GraphWriter
+from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
+from eecompile.segments.weights import WeightBook
+from eecompile.student.student import Student
+
+REFERENCE = "reference.onnx"
+
+
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """What `write_segments` wrote; `hashes` are SHA-256 of the weight files by path in the bundle."""
+
+    embed: GraphInfo
+    segments: list[GraphInfo]
+    exits: list[GraphInfo]
+    head: GraphInfo
+    reference: GraphInfo
+    hashes: dict[str, str]
+
+
+def cuts(layers: int, exits: list[int]) -> list[range]:
+    """The layers of each segment: [18, 22] of 30 gives 0..17, 18..21, 22..29."""
+    edges = [0, *exits, layers]
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def write_segments(
+    student: Student,
+    root: Path,
+    *,
+    precision: str,
+    context: int,
+    slack: int = c.SLACK,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> WrittenGraphs:
+    """Write every graph and its weights under root/segments; call `progress` before each with its name.
+
+    Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
+    """
+    folder = root / "segments"
+    folder.mkdir(parents=True, exist_ok=True)
+    book = WeightBook(folder)
+    d = DecoderWriter(student.spec, student.store, precision, context, slack)
+
+    progress("embed")
+    g = GraphWriter("embed", book)
+    g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
+    embed = g.save(folder / "embed.onnx")
+    segments = []
+    for k, layers in enumerate(cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])):
+        progress(f"segment {k}")
+        segments.append(_write_segment(d, book, folder, k, layers))
+    exits = []
+    for k, exit_ in enumerate(student.exits.schema.exits):
+        progress(f"exit {k}")
+        g = GraphWriter(f"exit_{k}", book)
+        write_exit(g, d, student.exits, exit_)
+        exits.append(g.save(folder / f"exit_{k}.onnx"))
+    progress("head")
+    g = GraphWriter("head", book)
+    write_head(g, d)
+    head = g.save(folder / "head.onnx")
+    reference = write_reference(d, book, root)
+    book.close()
+    return WrittenGraphs(embed, segments, exits, head, reference, {f"segments/{f}": h for f, h in book.hashes.items()})
+
+
+def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:
+    g = GraphWriter(f"segment_{k}", book)
+    x = g.input(c.HIDDEN, "float32", "B", "R", d.spec.hidden)
+    d.inputs(g)
+    for cache, layer in enumerate(layers):
+        x = d.layer(g, x, layer, cache)
+    if layers.stop == d.spec.layers:
+        x = d.norm(g, x, d.spec.names.norm)
+    g.output(x, c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
+    return g.save(folder / f"segment_{k}.onnx", layers=len(layers))
+
+
+def write_reference(d: DecoderWriter, book: WeightBook, root: Path) -> GraphInfo:
+    """The uncut model, from token ids to decision, on the same weight files: what a bundle is compared with."""
+    g = GraphWriter("reference", book, prefix="segments/")
+    x = write_embed(g, d)
+    d.inputs(g)
+    for layer in range(d.spec.layers):
+        x = d.layer(g, x, layer, layer)
+    x = d.norm(g, x, d.spec.names.norm)
+    flat = g.op("Reshape", x, g.constant([-1, d.spec.hidden]))
+    g.input(c.THRESHOLDS, "float32", "N", 3)
+    decide(g, head_logits(g, d, flat), d.spec.vocab)
+    return g.save(root / REFERENCE, layers=d.spec.layers, relative=REFERENCE)

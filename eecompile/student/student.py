@@ -1,0 +1,98 @@
+"""A student: a checkpoint in Hugging Face form, its exits, and its tokenizer if it has one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eecompile.errors import UsageError
+from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
+from eecompile.student.families import spec_from_config
+from eecompile.student.model import DecoderSpec
+from eecompile.student.store import WeightStore
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a build starts from. Weights stay on disk."""
+
+    path: Path
+    spec: DecoderSpec
+    store: WeightStore
+    exits: StudentExits
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """The tokenizer's files that are there; empty where the checkpoint runs on ids alone."""
+        if not (self.path / "tokenizer.json").exists():
+            return []
+        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
+
+
+def open_student(path: Path, at: Sequence[int] = ()) -> Student:
+    """Open a Hugging Face directory; `at` declares exits after those layers in place of early_exit.json's.
+
+    Raises UsageError for an unsupported family, a config or weights that do not fit, and impossible exits.
+    """
+    config = read_config(path)
+    spec = spec_from_config(config)
+    store = WeightStore.open(path)
+    store.require(spec.shapes())
+    exits = declared_exits(at) if at else load_exits(path)
+    check_exits(exits, spec.layers, spec.hidden)
+    student = Student(path, spec, store, exits)
+    _check_tokenizer(student)
+    return student
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json with the generation config's stop tokens, which are the ones that count when generating."""
+    config = _read_json(path / "config.json")
+    if (path / "generation_config.json").exists():
+        generation = _read_json(path / "generation_config.json")
+        if generation.get("eos_token_id") is not None:
+            config["eos_token_id"] = generation["eos_token_id"]
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UsageError(
+            "no config.json here", where=str(path.parent), mend="give a Hugging Face model directory or a .gguf file"
+        ) from e
+    except (OSError, ValueError) as e:
+        raise UsageError(f"not readable: {e}", where=str(path)) from e
+    if not isinstance(value, dict):
+        raise UsageError("not a JSON object", where=str(path))
+    return value
+
+
+def _check_tokenizer(student: Student) -> None:
+    """A tokenizer may know fewer ids than the model (padded embeddings), never more."""
+    files = student.tokenizer_files
+    if not files:
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(files[0]))
+    except Exception as e:  # tokenizers raises plain Exception
+        raise UsageError(f"not a readable tokenizer: {e}", where=str(files[0])) from e
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= student.spec.vocab:
+        raise UsageError(
+            f"the tokenizer has ids up to {highest}, the model only {student.spec.vocab} embeddings",
+            where=str(files[0]),
+            mend="put the tokenizer that belongs to this checkpoint beside it",
+        )
