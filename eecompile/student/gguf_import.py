@@ -72,6 +72,15 @@ def checkpoint_from_gguf(gguf_path: Path, out: Path, *, tokenizer: bool = True) 
         raise
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """The package's reader, but a read past the end of the file fails; its own returns less, or loops for ever."""
+
+    def _get(self, offset: int, dtype: npt.DTypeLike, count: int = 1, *rest: Any, **named: Any) -> Any:
+        if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise ValueError(f"{count} values at {offset} lie past the end")
+        return super()._get(offset, dtype, count, *rest, **named)
+
+
 @dataclass(frozen=True)
 class _Source:
     """An open GGUF file: its metadata, and its memory-mapped tensors by name."""
@@ -137,8 +146,8 @@ def _opened(path: Path) -> _Source:
     if magic != b"GGUF":
         raise UsageError("this is not a GGUF file", where=where, mend="name a file that starts with GGUF")
     try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as e:
+        reader = _Reader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, RecursionError) as e:
         raise UsageError("the GGUF file is cut short or damaged", where=where, mend=REFETCH) from e
     source = _Source(path, reader, {tensor.name: tensor for tensor in reader.tensors})
     if reader.byte_order != "I":
