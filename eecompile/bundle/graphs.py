@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from eecompile import contract as c
-from eecompile.bundle.manifest import GraphInfo, Manifest, TensorInfo
+from eecompile.bundle.manifest import Manifest
 from eecompile.bundle.paths import name_fault
 from eecompile.bundle.strict import fault, read_regular
+from eecompile.schema import GraphInfo, TensorInfo
 
 DOMAINS = ("", "ai.onnx", c.DECISION_DOMAIN)
 MAX_DIMENSION = 1 << 32
@@ -31,18 +32,23 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 def check_graphs(root: Path, manifest: Manifest) -> None:
-    """Check every graph of the manifest: its interface, its operator domains and where its tensors lie.
+    """Check every ONNX file of the core: its operator domains and where its tensors lie, and the interface of those
+    that the manifest describes.
 
     Raises IntegrityError naming the graph.
     """
     graphs = manifest.graphs
-    for info in (graphs.embed, *graphs.segments, *graphs.exits, graphs.head):
-        if info.path not in manifest.files:
+    sizes = {name: info.bytes for name, info in manifest.files.items()}
+    declared = [graphs.embed, *graphs.segments, *graphs.exits, graphs.head]
+    for info in declared:
+        if info.path not in sizes:
             raise fault(f"the graph {info.path} is not among the manifest's files", root / c.MANIFEST)
+    others = {name for name in sizes if name.endswith(".onnx")} - {info.path for info in declared}
+    for path, described in [(i.path, i) for i in declared] + [(name, None) for name in sorted(others)]:
         try:
-            _check_graph(root / info.path, info, {name: f.bytes for name, f in manifest.files.items()})
+            _check_graph(root / path, path, described, sizes)
         except UnicodeDecodeError as e:
-            raise fault("not an ONNX model: a name in it is not UTF-8", root / info.path) from e
+            raise fault("not an ONNX model: a name in it is not UTF-8", root / path) from e
 
 
 def tensor_bytes(dims: list[int], dtype: int) -> int | None:
@@ -53,7 +59,7 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
     return (math.prod(dims) * bits + 7) // 8
 
 
-def _check_graph(path: Path, info: GraphInfo, sizes: Mapping[str, int]) -> None:
+def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(read_regular(path, c.MAX_GRAPH_BYTES))
@@ -61,13 +67,14 @@ def _check_graph(path: Path, info: GraphInfo, sizes: Mapping[str, int]) -> None:
         raise fault("not an ONNX model: the protobuf cannot be parsed", path) from e
     if not model.HasField("graph") or len(model.training_info):
         raise fault("not an ONNX model for inference: no graph, or training information in it", path)
-    _check_interface(path, "input", info.inputs, model.graph.input)
-    _check_interface(path, "output", info.outputs, model.graph.output)
+    if info is not None:
+        _check_interface(path, "input", info.inputs, model.graph.input)
+        _check_interface(path, "output", info.outputs, model.graph.output)
     for function in model.functions:
         if function.domain != c.DECISION_DOMAIN:
             raise fault(f"a function of the domain {ascii(function.domain)[:80]}, not of this format", path)
     for tensor in _walk(path, model):
-        _check_tensor(path, posixpath.dirname(info.path), tensor, sizes)
+        _check_tensor(path, posixpath.dirname(name), tensor, sizes)
 
 
 def _check_interface(path: Path, kind: str, declared: list[TensorInfo], found: Any) -> None:

@@ -52,6 +52,14 @@ class ExitInfo(Strict):
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
 
+    @model_validator(mode="after")
+    def _gates_are_told_apart(self) -> Self:
+        if len(set(self.gates)) != len(self.gates):
+            raise ValueError("a gate is named twice")
+        if ("learned" in self.gates) != (self.gate_units > 0):
+            raise ValueError("gate_units is the width of the learned gate, and 0 without one")
+        return self
+
 
 class ModelInfo(Strict):
     """What a runtime needs to know of the model. Sizes as in contract.py; `context` is S in tokens."""
@@ -65,7 +73,7 @@ class ModelInfo(Strict):
     vocab: Annotated[int, Field(ge=1, le=c.MAX_VOCAB)]
     context: Annotated[int, Field(ge=1, le=c.MAX_CONTEXT)]
     bos: TokenId | None = None
-    eos: Annotated[list[TokenId], Field(max_length=64)] = []
+    eos: Annotated[list[TokenId], Field(max_length=64, default_factory=list)]
     parameters: Annotated[int, Field(ge=0, le=1 << 48)] = 0
 
 
@@ -105,27 +113,37 @@ class Manifest(Strict):
     digest: Sha256
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
-        segments, caches, exits = len(self.graphs.segments), len(self.caches), len(self.exits)
-        if len(self.graphs.exits) != exits:
-            raise ValueError(f"{exits} exits but {len(self.graphs.exits)} exit graphs")
-        depth, asked = 0, []
-        for step in self.schedule:
-            if step.segment >= segments or step.cache >= caches:
-                raise ValueError(f"the schedule names segment {step.segment} and cache {step.cache}, which are not there")
-            if self.caches[step.cache] != self.graphs.segments[step.segment].layers:
-                raise ValueError(f"cache {step.cache} and segment {step.segment} differ in layers")
-            depth += self.graphs.segments[step.segment].layers
-            if step.exit is not None:
-                asked.append(step.exit)
-                if step.exit >= exits or self.exits[step.exit].layer != depth:
-                    raise ValueError(f"exit {step.exit} is asked after {depth} layers, which is not where it is")
-        if depth != self.model.layers or asked != list(range(exits)):
-            raise ValueError("the schedule does not run every layer once and ask every exit in order")
-        if self.schedule[-1].exit is not None:
-            raise ValueError("an exit stands after the last layer")
+    def _sizes_agree(self) -> Self:
+        if len(self.graphs.exits) != len(self.exits):
+            raise ValueError(f"{len(self.exits)} exits but {len(self.graphs.exits)} exit graphs")
+        if self.model.heads % self.model.kv_heads:
+            raise ValueError(f"{self.model.heads} heads cannot share {self.model.kv_heads} key/value heads evenly")
         if self.minimum_rows > self.slack or self.pending_cap + 1 > self.slack:
             raise ValueError("the slack is smaller than a padded pass")
+        if any(token >= self.model.vocab for token in [self.model.bos or 0, *self.model.eos]):
+            raise ValueError("bos or eos is not in the vocabulary")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_runs_every_layer_once(self) -> Self:
+        segments, exits = self.graphs.segments, self.exits
+        depth, asked = 0, []
+        for step in self.schedule:
+            if step.segment >= len(segments) or step.cache >= len(self.caches):
+                raise ValueError(f"the schedule names a missing segment {step.segment} or cache {step.cache}")
+            if self.caches[step.cache] != segments[step.segment].layers or not self.caches[step.cache]:
+                raise ValueError(f"cache {step.cache} and segment {step.segment} differ in layers, or have none")
+            depth += segments[step.segment].layers
+            if step.exit is not None:
+                asked.append(step.exit)
+                if step.exit >= len(exits) or exits[step.exit].layer != depth:
+                    raise ValueError(f"exit {step.exit} is asked after {depth} layers, which is not where it is")
+        if depth != self.model.layers or asked != list(range(len(exits))):
+            raise ValueError("the schedule does not run every layer once and ask every exit in order")
+        if sorted(step.cache for step in self.schedule) != list(range(len(self.caches))):
+            raise ValueError("the schedule does not use every cache once")
+        if self.schedule[-1].exit is not None:
+            raise ValueError("an exit stands after the last layer")
         return self
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from eecompile import contract as c
@@ -12,7 +12,7 @@ from eecompile.bundle.strict import fault
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 _OVERLAY = re.compile(rf"overlays/(?:policy|(?:calibration|profile)-{_WORD})\.json")
-_TEMPORARY = re.compile(r"overlays/\.[A-Za-z0-9._-]+\.tmp-[0-9]+-[0-9a-f]+")
+_TEMPORARY = re.compile(r"overlays/\.[A-Za-z0-9._-]+\.tmp-([0-9]{1,10})-[0-9a-f]+")
 MAX_ENTRIES = 4 * c.MAX_FILES
 MAX_NAME = 200
 
@@ -43,8 +43,14 @@ def is_outside_core(name: str) -> bool:
         or is_overlay(signed)
         or name == c.REPORT
         or name.startswith("engines/")
-        or _TEMPORARY.fullmatch(name) is not None
+        or temporary_owner(name) is not None
     )
+
+
+def temporary_owner(name: str) -> int | None:
+    """The process that was writing the temporary overlay called `name`; None where it is no temporary."""
+    found = _TEMPORARY.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
@@ -66,18 +72,25 @@ def list_files(root: Path) -> dict[str, int]:
     pending, entries = [""], 0
     while pending:
         folder = pending.pop()
-        with os.scandir(root / folder) as found:
-            for entry in found:
-                entries += 1
-                if entries > MAX_ENTRIES:
-                    raise fault(f"more than {MAX_ENTRIES} files and directories", root)
-                name = folder + entry.name
-                mode = _checked_mode(root, name, entry)
-                if stat.S_ISDIR(mode):
-                    pending.append(name + "/")
-                else:
-                    sizes[name] = entry.stat(follow_symlinks=False).st_size
+        for entry in _entries(root / folder):
+            entries += 1
+            if entries > MAX_ENTRIES:
+                raise fault(f"more than {MAX_ENTRIES} files and directories", root)
+            name = folder + entry.name
+            mode = _checked_mode(root, name, entry)
+            if stat.S_ISDIR(mode):
+                pending.append(name + "/")
+            else:
+                sizes[name] = entry.stat(follow_symlinks=False).st_size
     return sizes
+
+
+def _entries(folder: Path) -> "Iterator[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as found:
+            yield from found
+    except OSError as e:
+        raise fault(f"the directory cannot be read ({e.strerror})", folder, "check its permissions") from e
 
 
 def _checked_mode(root: Path, name: str, entry: "os.DirEntry[str]") -> int:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.gates import decode_gate
-from eecompile.bundle.manifest import Calibration, Criterion, ExitInfo, ExitPolicy, Manifest, Policy
+from eecompile.bundle.manifest import Calibration, ExitInfo, ExitPolicy, Manifest, Policy
+from eecompile.schema import Criterion
 
 Limits = tuple[float, float]
 

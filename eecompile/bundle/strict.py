@@ -5,8 +5,9 @@ import math
 import os
 import stat
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +24,7 @@ def fault(what: str, where: Path | str, mend: str = COPY_AGAIN) -> IntegrityErro
     return IntegrityError(what, where=place if place.isprintable() else ascii(place), mend=mend)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> FileIO:
     """Open a regular file for reading; never follow a link in its last component, never wait on a FIFO.
 
     Raises IntegrityError.
@@ -39,7 +40,7 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise fault("not a regular file", path)
-    return cast(BinaryIO, open(number, "rb", buffering=0))
+    return FileIO(number, "rb")
 
 
 def read_regular(path: Path, limit: int) -> bytes:

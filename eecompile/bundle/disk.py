@@ -1,0 +1,136 @@
+"""Writing so that a kill leaves the old state or the new one, and saying plainly what a full disk is."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from eecompile.errors import EECompileError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NEARLY_FULL = 1 << 20  # bytes; below this an OSError without a number (numpy's) is taken for a full disk
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's fcntl.h and fs.h
+
+
+@contextlib.contextmanager
+def disk_faults(where: Path) -> Iterator[None]:
+    """Turn an OSError raised inside into an EECompileError that says what it means for writing to `where`."""
+    try:
+        yield
+    except OSError as e:
+        raise disk_fault(e, where) from e
+
+
+def disk_fault(error: OSError, where: Path) -> EECompileError:
+    """`error`, met while writing to `where`, as an EECompileError."""
+    if is_full(error, where):
+        return EECompileError("no space left to write to", where=str(where), mend="free space, or write elsewhere")
+    if error.errno in _CLOSED:
+        mend = "choose a place you may write to, or change its permissions"
+        return EECompileError(f"cannot be written ({error.strerror})", where=str(where), mend=mend)
+    return EECompileError(f"cannot be written ({error})", where=str(where), mend="check the disk and the path")
+
+
+def is_disk_fault(error: BaseException, where: Path) -> bool:
+    """Whether `error` comes from writing under `where` rather than from reading something else."""
+    if not isinstance(error, OSError):
+        return False
+    if is_full(error, where):
+        return True
+    return isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(where)
+
+
+def is_full(error: OSError, where: Path) -> bool:
+    """Whether `error` says that no more can be written; one without an errno is judged by the free space."""
+    if error.errno is not None:
+        return error.errno in _FULL
+    try:
+        return shutil.disk_usage(where).free < _NEARLY_FULL
+    except OSError:
+        return False
+
+
+def sync(path: Path) -> None:
+    """Force a file's or directory's content to the disk. Raises OSError."""
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def write_atomically(path: Path, data: bytes, scratch: Path) -> None:
+    """Replace `path` by a file of `data`, through a temporary file in `scratch` (same disk). Raises EECompileError."""
+    temporary = scratch / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        with disk_faults(path):
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def lock_directory(path: Path) -> tuple[int, bool] | None:
+    """A descriptor of `path` and whether it holds a lock (not every file system can); None where another holds it.
+
+    The lock lasts until the descriptor is closed or the process ends. Raises OSError where `path` is gone.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        return None
+    except OSError:
+        return number, False
+    return number, True
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def replace_directory(new: Path, final: Path) -> None:
+    """Put the directory `new` in the place of `final`; both are siblings. What was there is then at `new`, or gone.
+
+    Where `final` holds something the two are exchanged in one step if the system can (Linux), otherwise in two; a
+    failure between the two puts the old one back. Raises OSError.
+    """
+    if not os.path.lexists(final) or not any(final.iterdir()):
+        os.rename(new, final)
+    elif not _exchange(new, final):
+        aside = new.with_name(f"{new.name}.old")
+        os.rename(final, aside)
+        try:
+            os.rename(new, final)
+        except BaseException:
+            os.rename(aside, final)
+            raise
+        os.rename(aside, new)
+    sync(final.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return bool(renameat2(*paths, ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
