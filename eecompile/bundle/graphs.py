@@ -43,12 +43,29 @@ def check_graphs(root: Path, manifest: Manifest) -> None:
     for info in declared:
         if info.path not in sizes:
             raise fault(f"the graph {info.path} is not among the manifest's files", root / c.MANIFEST)
+    check_model_sizes(root, manifest)
     others = {name for name in sizes if name.endswith(".onnx")} - {info.path for info in declared}
     for path, described in [(i.path, i) for i in declared] + [(name, None) for name in sorted(others)]:
         try:
             _check_graph(root / path, path, described, sizes)
         except UnicodeDecodeError as e:
             raise fault("not an ONNX model: a name in it is not UTF-8", root / path) from e
+
+
+def check_model_sizes(root: Path, manifest: Manifest) -> None:
+    """Check that sizes in the described interfaces are the model's (contract.py). Raises IntegrityError."""
+    model, graphs = manifest.model, manifest.graphs
+    cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
+    known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
+    known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
+    for info in (graphs.embed, *graphs.segments, *graphs.exits, graphs.head):
+        for tensor in (*info.inputs, *info.outputs):
+            is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
+            sizes = cache if is_cache else known.get(tensor.name, ())
+            pairs = zip(reversed(tensor.shape), reversed(sizes), strict=False)
+            if any(isinstance(have, int) and size not in (-1, have) for have, size in pairs):
+                what = f"{info.path}: {tensor.name} is {tensor.shape}, which is not the model's size"
+                raise fault(what, root / c.MANIFEST)
 
 
 def tensor_bytes(dims: list[int], dtype: int) -> int | None:

@@ -24,8 +24,8 @@ Document = TypeVar("Document", bound=Manifest | Policy | Calibration | Profile)
 
 _HASH_THREADS = 4
 _NOT_HERE = "give the directory that `eecompile build` wrote"
-_SET_POLICY = "set it again with `eecompile policy BUNDLE set`"
-_MEASURE = "remove it and make it again with `eecompile calibrate` or `eecompile profile`"
+_RESTORE = "restore it from a copy of the bundle, or build the bundle again"
+_REMOVE = "remove it and measure again with `eecompile profile BUNDLE`"
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ def assemble(root: Path, manifest: Manifest, overlays: Mapping[str, Overlay]) ->
     """Check the overlays against the manifest and each other. Raises IntegrityError naming the overlay."""
     for name, overlay in overlays.items():
         if overlay.core != manifest.digest:
-            mend = _SET_POLICY if name == c.POLICY else _MEASURE
+            mend = _REMOVE if isinstance(overlay, Profile) else _RESTORE
             raise fault("made for another build: it names another core", root / name, mend)
         if isinstance(overlay, Calibration) and (reason := calibration_fault(overlay, manifest)):
-            raise fault(reason, root / name, _MEASURE)
+            raise fault(reason, root / name, _RESTORE)
     policy = overlays.get(c.POLICY)
     if not isinstance(policy, Policy):
         raise fault("there is no policy", root / c.POLICY, COPY_AGAIN)
     calibrations = tuple(o for o in overlays.values() if isinstance(o, Calibration))
     if reason := policy_fault(policy, manifest) or confident_fault(manifest, policy, calibrations):
-        raise fault(reason, root / c.POLICY, _SET_POLICY)
+        raise fault(reason, root / c.POLICY, _RESTORE)
     profiles = tuple(o for o in overlays.values() if isinstance(o, Profile))
     return BundleFiles(root, manifest, policy, calibrations, profiles)
 
