@@ -21,6 +21,7 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 KVRule = Literal["catch_up"]
 Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
 
+Trace = Annotated[str, Field(pattern=r"^[.hax]*$", max_length=1 << 20)]
 Dtype = Literal["float32", "float16", "int64", "bool"]
 
 
@@ -69,6 +70,11 @@ class CalibrationResult(Strict):
     `chosen` indexes `path`; None means that no point passed. Thresholds at or safer than the chosen ones, for any
     subset of the exits, keep P(risk <= `risk`) >= 1 - `error`. `gates` is the digest of the exits and gate weights
     that were calibrated, `data` that of the documents.
+
+    `traces` are what the exits said of some documents at the chosen thresholds, `draft_traces` at the draft
+    thresholds, one text a document: for token t and exit g the letter at t * exits + g is "." (the cheap gate says
+    continue), "h" (the head ran and says continue), "a" (fires and agrees with the full model) or "x" (fires and
+    differs). Every exit is asked of every token, so that any subset of exits can be simulated.
     """
 
     precision: Precision
@@ -84,3 +90,5 @@ class CalibrationResult(Strict):
     gates: Sha256
     path: Annotated[list[RiskPoint], Field(max_length=4096)]
     chosen: Index | None
+    traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)
+    draft_traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)

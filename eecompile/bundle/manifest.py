@@ -28,12 +28,13 @@ TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
 
 
 class Graphs(Strict):
-    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate."""
+    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate, `reference` the uncut model."""
 
     embed: GraphInfo
     segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 1)]
     exits: Annotated[list[GraphInfo], Field(max_length=c.MAX_EXITS)]
     head: GraphInfo
+    reference: GraphInfo | None = None
 
 
 class Step(Strict):

@@ -91,10 +91,29 @@ class DecoderWriter:
         q, k, v = (g.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))
         keys = self._cached(g, "key", self._rotate(g, k), cache)
         values = self._cached(g, "value", v, cache)
-        mixed = g.op("Attention", self._rotate(g, q), keys, values, self._mask(g, s.windows[layer]))
+        mixed = self._attend(g, self._rotate(g, q), keys, values, s.windows[layer])
         rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
         flat = g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
         return self.linear(g, flat, [names.o.format(i=layer)], s.o_bias)
+
+    def _attend(self, g: GraphWriter, q: str, keys: str, values: str, window: int | None) -> str:
+        """Attention of q [B, H, R, d] over the live cache [B, KV, live, d].
+
+        The H / KV query heads that share a key head become rows of one product. That reads the keys once instead of
+        H / KV times, and gives every product two rows or more: a one-row product goes through another kernel, whose
+        last bits differ, and then a token would depend on how many rows its pass had. Where every head has keys of
+        its own, the rows are doubled instead.
+        """
+        s, group = self.spec, self.spec.heads // self.spec.kv_heads
+        if group == 1:
+            mask = g.op("Concat", *[self._mask(g, window)] * 2, axis=2)
+            mixed = g.op("Attention", g.op("Concat", q, q, axis=2), keys, values, mask)
+            rows = g.op("Shape", q, start=2, end=3)
+            return g.op("Slice", mixed, g.constant([0]), rows, g.constant([2]))
+        grouped = g.op("Reshape", q, g.constant([0, s.kv_heads, -1, s.head_dim]))
+        mask = g.op("Concat", *[self._mask(g, window)] * group, axis=2)
+        mixed = g.op("Attention", grouped, keys, values, mask)
+        return g.op("Reshape", mixed, g.constant([0, s.heads, -1, s.head_dim]))
 
     def _heads(self, g: GraphWriter, x: str, heads: int) -> str:
         return g.op("Reshape", x, g.constant([0, 0, heads, self.spec.head_dim]))

@@ -1,0 +1,85 @@
+"""ONNX Runtime on the CPU: graphs bound to numpy buffers, one thread pool for the whole process.
+
+Sessions with pools of their own fight each other (idle pools spin against the busy one: a chain of segments runs several
+times slower), so every session uses the process-wide pool.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from eecompile.errors import IntegrityError, UsageError
+from eecompile.schema import GraphInfo
+
+Buffers = Mapping[str, NDArray[Any]]
+_ELEMENT = {np.dtype(t): t for t in (np.float32, np.float16, np.int64, np.bool_)}
+
+
+@cache
+def thread_pool() -> list[int]:
+    """The size that the process-wide pool was made with; empty until the first engine."""
+    return []
+
+
+def use_threads(threads: int) -> None:
+    """Make the process-wide pool. The first caller decides; another size later raises UsageError."""
+    made = thread_pool()
+    if not made:
+        ort.set_default_logger_severity(3)
+        ort.set_global_thread_pool_sizes(threads, 1)
+        made.append(threads)
+    elif made[0] != threads:
+        raise UsageError(
+            f"this process already runs {made[0]} threads, not {threads}",
+            mend="one process has one thread pool: choose its size at the first open",
+        )
+
+
+class OrtPass:
+    """A graph bound to buffers of fixed shapes and addresses. Calling it runs one pass; the buffers hold the result.
+
+    Not thread-safe: a binding belongs to one thread at a time (its engine may be shared).
+    """
+
+    __slots__ = ("_binding", "_keep", "_run")
+
+    def __init__(self, session: ort.InferenceSession, inputs: Buffers, outputs: Buffers) -> None:
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, _ELEMENT[array.dtype], array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, _ELEMENT[array.dtype], array.shape, array.ctypes.data)
+        self._keep = (session, binding, dict(inputs), dict(outputs))
+        # the wrapper's run adds a lock and a dictionary check to every pass; the session and its binding are all it needs
+        self._run, self._binding = session._sess.run_with_iobinding, binding._iobinding
+
+    def __call__(self) -> None:
+        self._run(self._binding, None)
+
+
+class OrtEngine:
+    """One ONNX graph loaded in ONNX Runtime. Thread-safe: any number of passes may run at once."""
+
+    def __init__(self, path: Path, info: GraphInfo) -> None:
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        self.info = info
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # onnxruntime raises its own unexported types
+            raise IntegrityError(
+                f"ONNX Runtime cannot load it: {e}", where=info.path, mend="build the bundle again"
+            ) from e
+
+    def bind(self, buffers: Buffers) -> OrtPass:
+        """Bind contiguous `buffers` by tensor name; outputs without a buffer are not computed into anything."""
+        inputs = {t.name: buffers[t.name] for t in self.info.inputs}
+        outputs = {t.name: buffers[t.name] for t in self.info.outputs if t.name in buffers}
+        return OrtPass(self.session, inputs, outputs)

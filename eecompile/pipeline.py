@@ -1,0 +1,160 @@
+"""`build`: from checkpoint to bundle, the stages in order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eecompile import __version__
+from eecompile import contract as c
+from eecompile.bundle.gates import encode_gate
+from eecompile.bundle.manifest import Manifest
+from eecompile.bundle.write import BundleWriter, check_replaceable
+from eecompile.errors import UsageError
+from eecompile.schema import CalibrationResult
+from eecompile.segments.split import WrittenGraphs, write_segments
+from eecompile.student.exits import ExitSpec
+from eecompile.student.reference import ReferenceModel
+from eecompile.student.student import Student
+from eecompile.target import Target
+
+Progress = Callable[[str], None]
+DEFAULT_CONTEXT = 2048
+REFERENCE_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """precision None: the target's own. context None: the model's, at most 2048."""
+
+    precision: str | None = None
+    context: int | None = None
+    pending_cap: int | None = None
+
+
+def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
+    """What a build would do, checked against model and target; raises UsageError where it cannot be done."""
+    precision = options.precision or target.precision
+    if precision not in target.precisions:
+        raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
+    most = min(student.spec.max_positions, target.context)
+    context = options.context or min(most, DEFAULT_CONTEXT)
+    if not 1 <= context <= most:
+        raise UsageError(f"context {context} is not from 1 to {most}", mend="--context takes at most the model's own")
+    cap = options.pending_cap or min(c.PENDING_CAP, target.pending)
+    if not 1 <= cap <= target.pending:
+        raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
+    exits = [e.layer for e in student.exits.schema.exits]
+    return {"precision": precision, "context": context, "pending_cap": cap, "exits": exits}
+
+
+def build(
+    student: Student, target: Target, out: Path, options: BuildOptions, *, progress: Progress = lambda stage: None
+) -> Manifest:
+    """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
+    chosen = plan(student, target, options)
+    check_replaceable(out)
+    with BundleWriter(out) as writer:
+        slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
+        graphs = write_segments(
+            student,
+            writer.path,
+            precision=chosen["precision"],
+            context=chosen["context"],
+            slack=slack,
+            progress=progress,
+        )
+        _copy_tokenizer(student, writer.path)
+        progress("reference")
+        _record_reference(student, writer.path / "reference")
+        progress("bundle")
+        fields = _manifest_fields(student, target, graphs, chosen, slack)
+        return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
+
+
+def _manifest_fields(
+    student: Student, target: Target, graphs: WrittenGraphs, chosen: dict[str, Any], slack: int
+) -> dict[str, Any]:
+    spec, exits = student.spec, student.exits.schema.exits
+    layers = [segment.layers for segment in graphs.segments]
+    return {
+        "eecompile": __version__,
+        "model": {
+            "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "heads": spec.heads,
+            "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "vocab": spec.vocab, "context": chosen["context"],
+            "bos": spec.bos, "eos": list(spec.eos),
+            "parameters": sum(int(np.prod(shape)) for shape in spec.shapes().values()),
+        },
+        "target": target.name,
+        "precision": chosen["precision"],
+        "kv_rules": list(c.KV_RULES),
+        "pending_cap": chosen["pending_cap"],
+        "prefill_rows": c.PREFILL_ROWS,
+        "minimum_rows": 2 if chosen["precision"] in c.QUANTISED else 1,
+        "slack": slack,
+        "slots": 1,
+        "exits": [e.model_dump(include={"layer", "adapter", "gates", "gate_units"}) for e in exits],
+        "schedule": [
+            {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
+        ],
+        "caches": layers,
+        "graphs": {
+            "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
+            "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
+            "reference": graphs.reference.model_dump(),
+        },
+        "tokenizer": bool(student.tokenizer_files),
+        "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
+    }  # fmt: skip
+
+
+def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The student's exits as a policy, and those of its calibrations that hold for this build."""
+    exits, overlays = student.exits.schema.exits, {}
+    matching = [
+        found for found in student.exits.schema.calibrations
+        if (found.precision, found.pending_cap) == (chosen["precision"], chosen["pending_cap"]) and found.chosen is not None
+    ]  # fmt: skip
+    for found in matching[:1]:
+        overlays[f"overlays/calibration-{found.precision}-{found.kv}-{found.pending_cap}.json"] = found.model_dump()
+    confident = _chosen_thresholds(matching[:1], len(exits))
+    overlays[c.POLICY] = {
+        "exits": [
+            {"layer": e.layer, "confident": confident[i], "draft": e.draft, "gate": _gate(student, e)}
+            for i, e in enumerate(exits)
+        ]
+    }
+    return overlays
+
+
+def _chosen_thresholds(calibrations: Sequence[CalibrationResult], exits: int) -> list[Any]:
+    for found in calibrations:
+        if found.chosen is not None:
+            return list(found.path[found.chosen].thresholds)
+    return [None] * exits
+
+
+def _gate(student: Student, exit_: ExitSpec) -> dict[str, Any] | None:
+    gate = student.exits.gate(exit_)
+    return None if gate is None else encode_gate(**gate).model_dump()
+
+
+def _copy_tokenizer(student: Student, root: Path) -> None:
+    for file in student.tokenizer_files:
+        (root / "tokenizer").mkdir(exist_ok=True)
+        (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
+
+
+def _record_reference(student: Student, folder: Path) -> None:
+    """A short prompt and what the float32 model makes of it: ids, hidden state at each exit, finished rows, logits."""
+    spec = student.spec
+    count = min(REFERENCE_TOKENS, spec.max_positions, spec.vocab)
+    ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
+    at = [e.layer for e in student.exits.schema.exits]
+    boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)
+    folder.mkdir()
+    arrays = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
+    for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():
+        np.save(folder / f"{name}.npy", array)

@@ -1,0 +1,151 @@
+"""An open bundle: checked files, loaded graphs, and sessions over them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from eecompile.bundle.gates import decode_gate
+from eecompile.bundle.manifest import ExitPolicy, Manifest
+from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
+from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
+from eecompile.engines.ort import OrtEngine, use_threads
+from eecompile.errors import Uncalibrated, UsageError
+from eecompile.runtime.heads import ExitAsker, ExitRule, Float
+from eecompile.runtime.session import Limits, Session
+from eecompile.runtime.staircase import LoadedGraphs
+from eecompile.runtime.text import TextCodec
+from eecompile.schema import Thresholds
+
+MODES = ("full", "confident", "exact")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle ready to run. Thread-safe: make one session a thread.
+
+    bundle = Bundle.open("build/demo/bundle")
+    session = bundle.session(mode="exact")
+    for token in session.generate("The capital of France is", max_new_tokens=32):
+        print(token.text, end="")
+    """
+
+    files: BundleFiles
+    graphs: LoadedGraphs
+    text: TextCodec | None
+    threads: int
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, threads: int | None = None, integrity: Integrity = "hash", key: Path | None = None
+    ) -> "Bundle":
+        """Check and load the bundle at `path`.
+
+        threads: of the process-wide pool (default: the processors this process may use). integrity: "hash" checks
+        every core file's SHA-256, "size" only sizes. key: refuse what this key did not sign.
+        Raises IntegrityError, UsageError.
+        """
+        files = read_bundle(Path(path), integrity=integrity, key=key)
+        count = threads or len(os.sched_getaffinity(0))
+        use_threads(count)
+        text = TextCodec(files.path / "tokenizer") if files.manifest.tokenizer else None
+        return cls(files, load_graphs(files.path, files.manifest), text, count)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle is."""
+        return self.files.manifest
+
+    def session(
+        self, *, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
+        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Session:  # fmt: skip
+        """A session for one sequence at a time.
+
+        mode: full, confident or exact. pending_cap: tokens that may wait (at most the bundle's). minimum_depth:
+        layers every token runs, at least the policy's. budget: layer-rows a request may spend, at most the policy's.
+        thresholds: by exit layer, in place of the policy's (None closes the exit); confident mode takes only what the
+        calibration allows, drafts of exact mode may be anything.
+        Raises Uncalibrated, UsageError.
+        """
+        if mode not in MODES:
+            raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(MODES)}")
+        cap = self.manifest.pending_cap if pending_cap is None else pending_cap
+        if not 1 <= cap <= self.manifest.pending_cap:
+            raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")
+        depth, budget = self._limits(minimum_depth, budget)
+        rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth)
+        limits = Limits(cap=cap, budget=budget)
+        return Session(self.manifest, self.graphs, self.text, mode, rules, self.askers(), limits)
+
+    def askers(self, rows: int = 1) -> list[ExitAsker]:
+        """The exits' adapters and gates, each over up to `rows` rows at once."""
+        size = self.manifest.model.hidden
+        engines = zip(self.graphs.exits, self.files.policy.exits, strict=True)
+        return [ExitAsker(engine, size, rows, self._gate(policy)) for engine, policy in engines]
+
+    def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
+        """A request may be stricter than the policy, never laxer."""
+        policy = self.files.policy
+        depth = max(policy.minimum_depth, minimum_depth or 0)
+        if depth > self.manifest.model.layers:
+            raise UsageError(f"minimum depth {depth} is more than the model's {self.manifest.model.layers} layers")
+        if budget is not None and budget < 1:
+            raise UsageError(f"budget {budget} is not a positive number of layer-rows")
+        budgets = [b for b in (policy.budget, budget) if b is not None]
+        return depth, min(budgets, default=None)
+
+    def _rules(self, mode: str, overrides: Mapping[int, Thresholds | None], depth: int) -> list[ExitRule | None]:
+        exits = self._overridden(mode, overrides)
+        if mode == "confident":
+            self._check_calibrated(exits)
+        rules: list[ExitRule | None] = []
+        for i, chosen in enumerate(exits):
+            thresholds = chosen.confident if mode == "confident" else chosen.draft
+            closed = thresholds is None or chosen.layer < depth
+            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}))
+        return rules
+
+    def _overridden(self, mode: str, overrides: Mapping[int, Thresholds | None]) -> list[ExitPolicy]:
+        infos = {info.layer: info for info in self.manifest.exits}
+        field = "confident" if mode == "confident" else "draft"
+        for layer, thresholds in overrides.items():
+            if layer not in infos:
+                raise UsageError(f"there is no exit at layer {layer}", mend=f"exits: {sorted(infos)}")
+            reason = thresholds and thresholds_fault(thresholds, infos[layer], self.manifest.model.vocab)
+            if reason:
+                raise UsageError(f"exit {layer}: {reason}")
+        return [
+            e.model_copy(update={field: overrides[e.layer]}) if e.layer in overrides else e
+            for e in self.files.policy.exits
+        ]
+
+    def _check_calibrated(self, exits: list[ExitPolicy]) -> None:
+        policy, calibrations = self.files.policy, self.files.calibrations
+        if self.manifest.exits and not matching_calibrations(self.manifest, policy, calibrations):
+            raise Uncalibrated(
+                f"no calibration of these exits for {self.manifest.precision} allows any of them",
+                mend="run `eecompile calibrate BUNDLE --data FILE`, or use mode exact, whose drafts need none",
+            )
+        changed = policy.model_copy(update={"exits": exits})
+        fault = confident_fault(self.manifest, changed, calibrations)
+        if fault:
+            raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
+
+    def _gate(self, policy: ExitPolicy) -> dict[str, Float]:
+        if policy.gate is None:
+            return {}
+        arrays = decode_gate(policy.gate, self.manifest.model.hidden)
+        return {f"gate_{part}": array for part, array in arrays._asdict().items()}
+
+
+def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
+    """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
+    infos = manifest.graphs
+
+    def load(info):  # type: ignore[no-untyped-def]
+        return OrtEngine(root / info.path, info)
+
+    return LoadedGraphs(
+        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head)
+    )

@@ -1,0 +1,84 @@
+"""Choosing a token from logits: greedy, or sampled with a seed.
+
+A sample is a pure function of (logits, seed, position): the Gumbel-max trick with noise that is a hash of the seed, the
+position and the token's id. So exact mode can sample too: a draft is right when the full model, with the same noise at
+the same position, takes the same token, and the output equals full mode's for the same seed, token for token.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.errors import UsageError
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy. top_k 0 and top_p 1 keep every token. Raises UsageError out of range."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < float("inf")):
+            raise UsageError(f"temperature {self.temperature} is not a number from 0 up")
+        if self.top_k < 0:
+            raise UsageError(f"top_k {self.top_k} is negative", mend="0 keeps every token")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p {self.top_p} is not above 0 and at most 1")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the arg-max is taken."""
+        return self.temperature == 0
+
+
+def sample(logits: NDArray[np.float32], position: int, how: Sampling) -> int:
+    """The token for `position` from logits [V]. Not for greedy sampling, which reads the head's own arg-max."""
+    ids, scores = _candidates(logits.astype(np.float64) / how.temperature, how)
+    return int(ids[np.argmax(scores + gumbel_noise(how.seed, position, ids))])
+
+
+def gumbel_noise(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gumbel noise for each token id, the same wherever and whenever it is asked for.
+
+    Two rounds of the splitmix64 finaliser (Steele, Lea, Flood 2014) over seed, position and id give 53 random bits.
+    """
+    key = _mix_scalar(_mix_scalar(seed & _MASK) + position)
+    bits = _mix(_mix(ids.astype(np.uint64) + np.uint64(key)))
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / float(1 << 53)
+    return -np.log(-np.log(uniform))
+
+
+def _candidates(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ids that top-k and then top-p leave, with their scores."""
+    if how.top_k == 0 and how.top_p == 1:
+        return np.arange(len(scores)), scores
+    if 0 < how.top_k < len(scores):
+        ids = np.argpartition(scores, -how.top_k)[-how.top_k :]
+    else:
+        ids = np.arange(len(scores))
+    ids = ids[np.lexsort((ids, -scores[ids]))]  # by score, ties by id
+    kept = scores[ids]
+    if how.top_p < 1:
+        probability = np.exp(kept - kept[0])
+        before = np.cumsum(probability / probability.sum()) - probability / probability.sum()
+        ids = ids[before < how.top_p]
+    return ids, scores[ids]
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_scalar(x: int) -> int:
+    with np.errstate(over="ignore"):
+        return int(_mix(np.array([x & _MASK], np.uint64))[0])

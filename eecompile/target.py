@@ -1,0 +1,59 @@
+"""Targets: what a device is and what a build for it may use, one TOML file each, loaded by name or by path."""
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from eecompile.errors import UsageError
+from eecompile.schema import Name, Precision, Strict, Text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent / "targets"
+
+
+class Target(Strict):
+    """A device. Rates are what its data sheet promises, 0 where that depends on the machine.
+
+    backend: what runs the graphs. context, batch, pending: most that a build may ask for. bandwidth: bytes/s of
+    memory. flops: float operations/s by precision.
+    """
+
+    name: Name
+    description: Text
+    backend: Name
+    precisions: Annotated[list[Precision], Field(min_length=1)]
+    precision: Precision
+    opset: Annotated[int, Field(ge=13, le=64)]
+    context: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    pending: Annotated[int, Field(ge=1, le=63)]
+    built: Name
+    bandwidth: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    flops: dict[Precision, float] = Field(default_factory=dict)
+    sources: list[Text] = Field(default_factory=list)
+
+
+@cache
+def target_names() -> tuple[str, ...]:
+    """The targets that come with eecompile."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def load_target(name: str) -> Target:
+    """The target called `name`, or described by the TOML file at that path; raises UsageError listing the names."""
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.exists():
+        raise UsageError(
+            f"there is no target {name!r}", mend=f"targets: {', '.join(target_names())}, or a path to a .toml file"
+        )
+    try:
+        return Target.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError) as e:
+        raise UsageError(f"not a valid target: {e}", where=str(path)) from e
