@@ -50,10 +50,8 @@ def is_full(error: OSError, where: Path) -> bool:
     """Whether `error` says that no more can be written; one without an errno is judged by the free space."""
     if error.errno is not None:
         return error.errno in _FULL
-    try:
-        return shutil.disk_usage(where).free < _NEARLY_FULL
-    except OSError:
-        return False
+    there = next(path for path in (where, *where.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free < _NEARLY_FULL
 
 
 def sync(path: Path) -> None:

@@ -143,16 +143,16 @@ def _walk(path: Path, model: Any) -> Iterator[Any]:
 
 
 def _check_tensor(path: Path, folder: str, tensor: Any, sizes: Mapping[str, int]) -> None:
-    external = tensor.data_location == onnx.TensorProto.EXTERNAL
-    if not external and not len(tensor.external_data) and not tensor.HasField("raw_data"):
-        return
     where = f"its tensor {ascii(tensor.name)[:80]}"
     expected = tensor_bytes(list(tensor.dims), tensor.data_type)
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if expected is None:
         raise fault(f"{where} has the shape {list(tensor.dims)[:8]} and type {tensor.data_type}", path)
-    if external or len(tensor.external_data):
+    if external:
         _check_external(path, folder, where, tensor.external_data, expected, sizes)
-    elif len(tensor.raw_data) != expected:
+    elif len(tensor.external_data):
+        raise fault(f"{where} has external data but does not say so", path)
+    elif tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
         raise fault(f"{where} holds {len(tensor.raw_data)} bytes instead of {expected}", path)
 
 

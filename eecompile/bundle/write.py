@@ -51,15 +51,16 @@ class BundleWriter:
 
     def __enter__(self) -> "BundleWriter":
         """Raises UsageError where something other than a bundle is in the way, EECompileError where it cannot write."""
-        with disk.disk_faults(self.final):
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.final)
-            check_replaceable(self.final)
-            while self._lock is None:
-                self._temporary = self.final.with_name(f".{self.final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-                self._temporary.mkdir()
-                with contextlib.suppress(FileNotFoundError):  # another build took it for abandoned
-                    self._lock, _ = disk.lock_directory(self._temporary) or (None, False)
+        try:
+            with disk.disk_faults(self.final):
+                self.final.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned(self.final)
+                check_replaceable(self.final)
+                while self._lock is None:
+                    self._make_temporary()
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
@@ -69,9 +70,6 @@ class BundleWriter:
         if isinstance(error, OSError) and temporary and disk.is_disk_fault(error, temporary):
             fault = disk.disk_fault(error, self.final)  # judged while the disk is still full
         self._discard()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
         if fault is not None:
             raise fault from error
 
@@ -120,10 +118,27 @@ class BundleWriter:
             overlay = _finished_overlay(name, fields, manifest)
             (self.path / name).write_bytes(document_layout(overlay.model_dump(mode="json")))
 
+    def _make_temporary(self) -> None:
+        name = f".{self.final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        self._temporary = self.final.with_name(name)
+        self._temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another build took it for abandoned
+            self._lock, _ = disk.lock_directory(self._temporary) or (None, False)
+
     def _discard(self) -> None:
+        try:
+            self._remove_temporary()
+        except BaseException:  # an interrupt: finish nevertheless
+            self._remove_temporary()
+            raise
+
+    def _remove_temporary(self) -> None:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def write_overlay(

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout, file_sha256, gates_digest
 from eecompile.bundle.gates import encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
+from eecompile.bundle.read import read_bundle
 from eecompile.bundle.write import BundleWriter, write_overlay
+from eecompile.errors import IntegrityError
 from eecompile.schema import GraphInfo, TensorInfo
 
 HIDDEN, VOCAB, UNITS = 4, 10, 3
@@ -147,3 +150,12 @@ def accept_manifest(bundle: Path) -> None:
     digest = json.loads((bundle / c.MANIFEST).read_text())["digest"]
     for overlay in (bundle / "overlays").glob("*.json"):
         edit_document(overlay, lambda d: d.update(core=digest))
+
+
+def refuse(bundle: Path, message: str, **options: Any) -> None:
+    """Assert that the bundle is refused with a message that matches, names a file and says how to mend it."""
+    with pytest.raises(IntegrityError, match=message) as caught:
+        read_bundle(bundle, **options)
+    assert caught.value.where
+    assert caught.value.mend
+    assert caught.value.exit_status == 4
