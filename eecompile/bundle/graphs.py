@@ -37,9 +37,8 @@ def check_graphs(root: Path, manifest: Manifest) -> None:
 
     Raises IntegrityError naming the graph.
     """
-    graphs = manifest.graphs
     sizes = {name: info.bytes for name, info in manifest.files.items()}
-    declared = [graphs.embed, *graphs.segments, *graphs.exits, graphs.head]
+    declared = _declared(manifest)
     for info in declared:
         if info.path not in sizes:
             raise fault(f"the graph {info.path} is not among the manifest's files", root / c.MANIFEST)
@@ -54,11 +53,11 @@ def check_graphs(root: Path, manifest: Manifest) -> None:
 
 def check_model_sizes(root: Path, manifest: Manifest) -> None:
     """Check that sizes in the described interfaces are the model's (contract.py). Raises IntegrityError."""
-    model, graphs = manifest.model, manifest.graphs
+    model = manifest.model
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
-    for info in (graphs.embed, *graphs.segments, *graphs.exits, graphs.head):
+    for info in _declared(manifest):
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
             sizes = cache if is_cache else known.get(tensor.name, ())
@@ -74,6 +73,12 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
     if bits is None or any(not 0 <= d <= MAX_DIMENSION for d in dims):
         return None
     return (math.prod(dims) * bits + 7) // 8
+
+
+def _declared(manifest: Manifest) -> list[GraphInfo]:
+    graphs = manifest.graphs
+    reference = [] if graphs.reference is None else [graphs.reference]
+    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *reference]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

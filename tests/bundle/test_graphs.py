@@ -206,3 +206,12 @@ def test_four_bit_tensors_are_packed(dims: list[int]) -> None:
         values *= dim
     assert tensor_bytes(dims, TensorProto.INT4) == -(-values // 2)
     assert tensor_bytes(dims, TensorProto.FLOAT) == 4 * values
+
+
+def test_the_reference_graph_is_described(bundle: Path) -> None:
+    def describe(manifest: Any) -> None:
+        manifest["graphs"]["reference"] = {**manifest["graphs"]["embed"], "path": "segments/head.onnx"}
+
+    edit_document(bundle / c.MANIFEST, describe)
+    accept_manifest(bundle)
+    refuse(bundle, r"head.onnx: its input hidden is float32 \['N', 4\]; the manifest says float32 \['B', 'R', 4\]")
