@@ -10,15 +10,16 @@ import numpy as np
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bundle.gates import encode_gate
-from eecompile.bundle.manifest import Manifest
+from eecompile.bundle.manifest import Manifest, Policy
 from eecompile.bundle.write import BundleWriter, check_replaceable
 from eecompile.errors import UsageError
+from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
 from eecompile.student.exits import ExitSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
-from eecompile.target import Target
+from eecompile.target import Target, load_target
 
 Progress = Callable[[str], None]
 DEFAULT_CONTEXT = 2048
@@ -115,7 +116,8 @@ def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, A
     exits, overlays = student.exits.schema.exits, {}
     matching = [
         found for found in student.exits.schema.calibrations
-        if (found.precision, found.pending_cap) == (chosen["precision"], chosen["pending_cap"]) and found.chosen is not None
+        if (found.precision, found.pending_cap) == (chosen["precision"], chosen["pending_cap"])
+        and found.chosen is not None
     ]  # fmt: skip
     for found in matching[:1]:
         overlays[f"overlays/calibration-{found.precision}-{found.kv}-{found.pending_cap}.json"] = found.model_dump()
@@ -158,3 +160,26 @@ def _record_reference(student: Student, folder: Path) -> None:
     arrays = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
     for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():
         np.save(folder / f"{name}.npy", array)
+
+
+def stage_count(student: Student) -> int:
+    """How often `build` calls its progress function."""
+    return 2 * len(student.exits.schema.exits) + 5
+
+
+def build_plain(student: Student, out: Path) -> None:
+    """A float32 bundle for the processor at hand, as fitting and calibrating exits need it."""
+    build(student, load_target("cpu"), out, BuildOptions(precision="fp32"))
+
+
+def profile_and_choose(
+    bundle: Path, *, quick: bool = True, key: Path | None = None, progress: Progress = lambda stage: None
+) -> Policy:
+    """Measure this machine's pass times into the bundle and close the exits that lose time on it."""
+    from eecompile.bench.defaults import apply_default_policy
+    from eecompile.bench.profile import measure_profile, write_profile
+
+    opened = Bundle.open(bundle, integrity="size")
+    profile = measure_profile(opened, quick=quick, progress=progress)
+    write_profile(bundle, profile, key=key)
+    return apply_default_policy(bundle, key=key)

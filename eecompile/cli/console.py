@@ -1,0 +1,82 @@
+"""How commands talk: results on stdout, progress and faults on stderr, exit status by kind of fault."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eecompile.errors import EECompileError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def user_faults(command: Command) -> Command:
+    """Print an EECompileError without a traceback and exit with its status; bugs keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except EECompileError as e:
+            err.print(f"[bold red]error[/] {_escape(str(e))}")
+            sys.exit(e.exit_status)
+        except KeyboardInterrupt:
+            err.print("interrupted; nothing half-written was left behind")
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(0)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@contextmanager
+def stages(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr that moves on each call with the name of the stage that begins."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+
+        def begin(stage: str) -> None:
+            progress.update(task, advance=1, description=f"{title}: {_escape(stage)}")
+
+        yield begin
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr for work that knows (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout and nothing else."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table on stdout."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_escape(str(cell)) for cell in row))
+    out.print(table)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

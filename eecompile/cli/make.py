@@ -1,0 +1,130 @@
+"""Commands that make things: build, exits, calibrate."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from eecompile import contract as c
+from eecompile.cli.console import err, out, print_json, print_table, stages, user_faults
+from eecompile.cli.options import BUNDLE, JSON, KEY, ids_from_text
+from eecompile.errors import UsageError
+
+
+@click.command()
+@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.option("--target", default="cpu", show_default=True, help="A name from `eecompile targets`, or a .toml file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's directory.")
+@click.option("--exits", default="", help="Layers to exit after, as 6,12,18, in place of early_exit.json's.")
+@click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
+@click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
+@click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
+@click.option("--no-profile", is_flag=True, help="Do not measure this machine; exits stay as the student has them.")
+@JSON
+@user_faults
+def build(
+    ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
+    pending_cap: int | None, dry_run: bool, no_profile: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
+    from eecompile import pipeline
+    from eecompile.student.student import open_student
+    from eecompile.target import load_target
+
+    options = pipeline.BuildOptions(precision, context, pending_cap)
+    with checkpoint_directory(ckpt) as directory:
+        student = open_student(directory, ids_from_text(exits, "--exits"))
+        device = load_target(target)
+        plan = pipeline.plan(student, device, options)
+        if dry_run:
+            _show(
+                {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}, as_json
+            )
+            return
+        with stages("build", pipeline.stage_count(student)) as begin:
+            manifest = pipeline.build(student, device, output, options, progress=begin)
+    if not no_profile:
+        with stages("profile") as begin:
+            pipeline.profile_and_choose(output, progress=begin)
+    size = sum(info.bytes for info in manifest.files.values())
+    _show({"bundle": str(output), "target": device.name, **plan, "bytes": size, "digest": manifest.digest}, as_json)
+
+
+@click.command()
+@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.option("--at", required=True, help="Layers to exit after, as 18,22,26.")
+@click.option("--fit", type=click.Path(path_type=Path), required=True, help="Text: .jsonl, .txt or a directory.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The student's directory.")
+@click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
+@click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
+@JSON
+@user_faults
+def exits(ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, as_json: bool) -> None:
+    """Fit exits on CKPT in closed form and calibrate them: a student that early-exits, its backbone untouched."""
+    from eecompile import pipeline
+    from eecompile.calibrate.exits import fit_exits
+
+    with checkpoint_directory(ckpt) as directory, stages("exits") as begin:
+        summary = fit_exits(
+            directory, ids_from_text(at, "--at"), fit, output,
+            risk=risk, error=error, build_bundle=pipeline.build_plain, progress=begin,
+        )  # fmt: skip
+    _show(summary, as_json)
+
+
+@click.command()
+@BUNDLE
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Text: .jsonl, .txt or a directory.")
+@click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
+@click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
+@KEY
+@JSON
+@user_faults
+def calibrate(bundle: Path, data: Path, risk: float, error: float, key: Path | None, as_json: bool) -> None:
+    """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
+    from eecompile.bench.defaults import apply_default_policy
+    from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
+    from eecompile.runtime import Bundle
+
+    opened = Bundle.open(bundle)
+    with stages("calibrate") as begin:
+        result = calibrate_file(opened, data, risk=risk, error=error, progress=begin)
+    apply_calibration(bundle, result, key=key)
+    if opened.files.profiles:
+        apply_default_policy(bundle, key=key)
+    chosen = None if result.chosen is None else result.path[result.chosen].model_dump(mode="json")
+    _show({"documents": result.documents, "tokens": result.tokens, "risk": risk, "chosen": chosen}, as_json)
+
+
+@contextmanager
+def checkpoint_directory(path: Path) -> Iterator[Path]:
+    """The checkpoint as a Hugging Face directory; a GGUF file is converted into a temporary one."""
+    if not path.exists():
+        raise UsageError("there is no such checkpoint", where=str(path), mend="give a directory or a .gguf file")
+    if path.is_dir():
+        yield path
+        return
+    from eecompile.student.gguf_import import checkpoint_from_gguf
+
+    folder = Path(tempfile.mkdtemp(prefix="eecompile-gguf-"))
+    try:
+        err.print(f"converting {path.name}")
+        checkpoint_from_gguf(path, folder / path.stem)
+        yield folder / path.stem
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _show(values: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+    else:
+        print_table("", ["", ""], [[name, value] for name, value in values.items()])
+        out.print()
+
+
+COMMANDS = (build, exits, calibrate)

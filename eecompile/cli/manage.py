@@ -1,0 +1,195 @@
+"""Commands that look after bundles and the installation: inspect, check, sign, policy, targets, doctor, completion."""
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from eecompile import __version__
+from eecompile.cli.console import out, print_json, print_table, user_faults
+from eecompile.cli.options import BUNDLE, JSON, KEY, changes_from_options
+from eecompile.errors import UsageError
+
+_PACKAGES = {
+    "onnxruntime": "the CPU back end", "onnx": "graphs", "tokenizers": "text", "cryptography": "signatures",
+    "torch": "extra verify", "transformers": "extra verify", "polygraphy": "extra verify",
+    "onnxruntime-genai": "a peer for bench", "llama-cpp-python": "a peer for bench",
+}  # fmt: skip
+_NEEDED = ("onnxruntime", "onnx", "tokenizers", "cryptography")
+
+
+@click.command()
+@BUNDLE
+@JSON
+@user_faults
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: model, schedule, sizes, policy, calibrations, hashes."""
+    from eecompile.bundle.read import read_bundle
+
+    files = read_bundle(bundle, integrity="size")
+    if as_json:
+        documents = {"calibrations": files.calibrations, "profiles": files.profiles}
+        overlays = {name: [o.model_dump(mode="json") for o in found] for name, found in documents.items()}
+        print_json({
+            "manifest": files.manifest.model_dump(mode="json"), "policy": files.policy.model_dump(mode="json"),
+            **overlays,
+        })  # fmt: skip
+        return
+    m = files.manifest
+    print_table(str(bundle), ["", ""], [
+        ["model", f"{m.model.family}, {m.model.layers} layers, {m.model.parameters / 1e6:.1f}M weights"],
+        ["target", f"{m.target}, {m.precision}, context {m.model.context}, pending cap {m.pending_cap}"],
+        ["size", f"{sum(f.bytes for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files"],
+        ["digest", m.digest],
+        *([name, value] for name, value in m.provenance.items()),
+    ])  # fmt: skip
+    print_table("segments", ["segment", "layers", "exit after"], [
+        [step.segment, m.graphs.segments[step.segment].layers, "-" if step.exit is None else m.exits[step.exit].layer]
+        for step in m.schedule
+    ])  # fmt: skip
+    rows = [[e.layer, e.confident or "never", e.draft or "never", e.reason] for e in files.policy.exits]
+    print_table("exits", ["layer", "confident", "draft", "why"], rows)
+    for x in files.calibrations:
+        found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
+        out.print(
+            f"calibrated for {x.precision}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}"
+        )
+
+
+@click.command()
+@BUNDLE
+@KEY
+@JSON
+@user_faults
+def check(bundle: Path, key: Path | None, as_json: bool) -> None:
+    """Check that BUNDLE is intact; with --key, that its owner signed all of it."""
+    from eecompile.bundle.read import read_bundle
+
+    files = read_bundle(bundle, key=key)
+    if as_json:
+        print_json({"intact": True, "digest": files.manifest.digest, "signed": key is not None})
+    else:
+        out.print(f"intact{', signed by this key' if key else ''}: {files.manifest.digest}")
+
+
+@click.command()
+@BUNDLE
+@click.option("--key", type=click.Path(path_type=Path), required=True, help="Ed25519 private key in PEM form.")
+@click.option("--new-key", is_flag=True, help="Make the key first (KEY and KEY.pub).")
+@user_faults
+def sign(bundle: Path, key: Path, new_key: bool) -> None:
+    """Sign BUNDLE's manifest and overlays."""
+    from eecompile.bundle import sign as signing
+
+    if new_key:
+        signing.new_key(key)
+    for name in signing.sign_bundle(bundle, key):
+        out.print(f"signed {name}")
+
+
+@click.command()
+@BUNDLE
+@click.argument("action", type=click.Choice(["show", "set"]))
+@click.option("--threshold", "threshold", multiple=True, metavar="LAYER[:CRITERION]=V", help="Or LAYER=never. Repeats.")
+@click.option("--mode", type=click.Choice(["confident", "draft"]), default="confident", show_default=True)
+@click.option("--minimum-depth", type=int, help="Layers that every token runs.")
+@click.option("--budget", help="Layer-rows that a request may spend, or none.")
+@KEY
+@JSON
+@user_faults
+def policy(bundle: Path, action: str, **options: Any) -> None:
+    """Show BUNDLE's policy, or set thresholds, minimum depth and budget inside the calibrated range."""
+    from eecompile.bundle.policy import change_policy, permitted_thresholds
+    from eecompile.bundle.read import read_bundle
+
+    files = read_bundle(bundle, integrity="size")
+    if action == "set":
+        gates = {info.layer: info.gates for info in files.manifest.exits}
+        change_policy(
+            bundle, thresholds=changes_from_options(options["threshold"], gates), mode=options["mode"],
+            key=options["key"], **_limits(options["minimum_depth"], options["budget"]),
+        )  # fmt: skip
+        files = read_bundle(bundle, integrity="size")
+    if options["as_json"]:
+        print_json(files.policy.model_dump(mode="json"))
+        return
+    permitted = permitted_thresholds(files)
+    print_table(f"policy of {bundle}", ["exit", "confident", "permitted", "draft", "why"], [
+        [e.layer, e.confident or "never", permitted[i] or "none", e.draft or "never", e.reason]
+        for i, e in enumerate(files.policy.exits)
+    ])  # fmt: skip
+    out.print(f"minimum depth {files.policy.minimum_depth}, budget {files.policy.budget or 'none'}")
+
+
+def _limits(minimum_depth: int | None, budget: str | None) -> dict[str, int | None]:
+    limits: dict[str, int | None] = {}
+    if minimum_depth is not None:
+        limits["minimum_depth"] = minimum_depth
+    if budget is not None:
+        if budget != "none" and not budget.isdigit():
+            raise UsageError(f"--budget {budget!r} is neither a number nor none")
+        limits["budget"] = None if budget == "none" else int(budget)
+    return limits
+
+
+@click.command()
+@JSON
+@user_faults
+def targets(as_json: bool) -> None:
+    """List the devices that eecompile can build for."""
+    from eecompile.target import load_target, target_names
+
+    found = [load_target(name) for name in target_names()]
+    if as_json:
+        print_json({t.name: t.model_dump(mode="json") for t in found})
+        return
+    rows = [[t.name, t.backend, ", ".join(t.precisions), t.description] for t in found]
+    print_table("targets", ["name", "back end", "precisions", ""], rows)
+
+
+@click.command()
+@JSON
+@user_faults
+def doctor(as_json: bool) -> None:
+    """Say what this machine has and what is missing; exit status 3 if something needed is."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    clash = _version("onnxruntime") and _version("onnxruntime-gpu")
+    found = {
+        "eecompile": __version__, "python": platform.python_version(), "machine": platform.machine(),
+        "packages": versions, "clash": "onnxruntime and onnxruntime-gpu are both installed" if clash else None,
+    }  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        rows = [[name, version or "not installed", _PACKAGES[name]] for name, version in versions.items()]
+        print_table(f"eecompile {__version__} on {platform.machine()}", ["package", "version", "for"], rows)
+        if clash:
+            out.print("onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall one")
+    if clash or any(versions[name] is None for name in _NEEDED):
+        sys.exit(3)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@user_faults
+def completion(shell: str) -> None:
+    """Print a completion script: eval "$(eecompile completion bash)"."""
+    from eecompile.cli import main
+
+    cls = get_completion_class(shell)
+    assert cls is not None
+    out.print(cls(main, {}, "eecompile", "_EECOMPILE_COMPLETE").source(), markup=False)
+
+
+COMMANDS = (inspect, check, sign, policy, targets, doctor, completion)

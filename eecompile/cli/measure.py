@@ -1,0 +1,102 @@
+"""Commands that measure and prove: verify, bench, profile, report."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from eecompile.cli.console import out, print_json, print_table, stages, user_faults
+from eecompile.cli.options import BUNDLE, JSON, KEY
+
+
+@click.command()
+@BUNDLE
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with this model in PyTorch, float32.")
+@click.option("--prompts", type=click.Path(path_type=Path), help=".txt with a prompt a line, or .jsonl.")
+@click.option("--tokens", default=32, show_default=True, help="Tokens to generate for each prompt.")
+@JSON
+@user_faults
+def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: int, as_json: bool) -> None:
+    """Prove BUNDLE: hashes, parity at every boundary, exact = full token for token, decisions near thresholds."""
+    from eecompile.verify import verify_bundle
+
+    with stages("verify") as begin:
+        report = verify_bundle(bundle, checkpoint=checkpoint, prompts=prompts, tokens=tokens, progress=begin)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        rows = [["pass" if check.passed else "FAIL", check.name, check.detail] for check in report.checks]
+        print_table(f"verify {bundle}", ["", "check", "found"], rows)
+    if not report.passed:
+        sys.exit(1)
+
+
+@click.command()
+@BUNDLE
+@click.option("--prompts", type=click.Path(path_type=Path), help=".txt with a prompt a line, or .jsonl.")
+@click.option("--max-new-tokens", default=64, show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Alternating rounds; medians are reported.")
+@click.option("--against", default="", help="Peers in the same run: genai,transformers,llama.cpp.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The peers' model, in Hugging Face form.")
+@click.option("--gguf", type=click.Path(path_type=Path), help="llama.cpp's model.")
+@click.option("--threads", type=int, help="Default: the processors at hand.")
+@JSON
+@user_faults
+def bench(
+    bundle: Path, prompts: Path | None, max_new_tokens: int, rounds: int, against: str, checkpoint: Path | None,
+    gguf: Path | None, threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure BUNDLE: speed, quality against full depth, and the work saved, for each mode and for peers."""
+    from eecompile.bench.bench import bench_tables, run_bench
+    from eecompile.runtime import Bundle
+
+    opened = Bundle.open(bundle, threads=threads)
+    peers = [name for name in against.split(",") if name]
+    with stages("bench") as begin:
+        result = run_bench(
+            opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, peers=peers, checkpoint=checkpoint,
+            gguf=gguf, progress=begin,
+        )  # fmt: skip
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    for title, columns, rows in bench_tables(result):
+        print_table(title, columns, rows)
+
+
+@click.command()
+@BUNDLE
+@click.option("--quick", is_flag=True, help="A few seconds, as at the end of a build.")
+@KEY
+@user_faults
+def profile(bundle: Path, quick: bool, key: Path | None) -> None:
+    """Measure this machine's segment latencies into BUNDLE and choose which exits pay."""
+    from eecompile import pipeline
+
+    with stages("profile") as begin:
+        policy = pipeline.profile_and_choose(bundle, quick=quick, key=key, progress=begin)
+    rows = [[e.layer, e.confident or "never", e.draft or "never", e.reason] for e in policy.exits]
+    print_table("exits on this machine", ["layer", "confident", "draft", "why"], rows)
+
+
+@click.command()
+@BUNDLE
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: report.html in the bundle.")
+@click.option("--prompts", type=click.Path(path_type=Path), help=".txt with a prompt a line, or .jsonl.")
+@click.option("--max-new-tokens", default=48, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@user_faults
+def report(bundle: Path, output: Path | None, prompts: Path | None, max_new_tokens: int, rounds: int) -> None:
+    """Measure BUNDLE and write one self-contained HTML page with plots."""
+    from eecompile.bench.bench import run_bench
+    from eecompile.bench.report import write_report
+    from eecompile.runtime import Bundle
+
+    opened = Bundle.open(bundle)
+    with stages("report") as begin:
+        result = run_bench(opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, progress=begin)
+        path = write_report(bundle, result, output)
+    out.print(str(path))
+
+
+COMMANDS = (verify, bench, profile, report)
