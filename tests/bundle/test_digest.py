@@ -101,7 +101,8 @@ def test_thresholds_do_not_count_in_gates_digests() -> None:
 def test_legal_names_stay_inside(name: str) -> None:
     if name_fault(name) is None:
         assert posixpath.normpath(name) == name
-        assert not name.startswith(("/", ".."))
+        assert not name.startswith("/")
+        assert ".." not in name.split("/")
 
 
 def test_names() -> None:
