@@ -161,9 +161,7 @@ def _check_tensor(path: Path, folder: str, tensor: Any, sizes: Mapping[str, int]
         raise fault(f"{where} holds {len(tensor.raw_data)} bytes instead of {expected}", path)
 
 
-def _check_external(
-    path: Path, folder: str, where: str, entries: Any, expected: int, sizes: Mapping[str, int]
-) -> None:
+def _check_external(path: Path, folder: str, where: str, entries: Any, expected: int, sizes: Mapping[str, int]) -> None:
     fields = {str(e.key): str(e.value) for e in entries}
     if len(fields) != len(entries) or not set(fields) <= {"location", "offset", "length", "checksum"}:
         raise fault(f"{where} describes its external data with {_few([e.key for e in entries])}", path)

@@ -157,8 +157,6 @@ def _check_permitted(files: BundleFiles, policy: Policy) -> None:
         raise UsageError(f"not permitted: {reason}", where=str(files.path), mend=mend)
 
 
-def _calibrations_by_use(
-    manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration]
-) -> list[Calibration]:
+def _calibrations_by_use(manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration]) -> list[Calibration]:
     matching = matching_calibrations(manifest, policy, calibrations)
     return sorted(matching, key=lambda found: bold_exit(policy.exits, found, manifest.model.vocab) is not None)

@@ -134,7 +134,7 @@ def _read_key(path: Path) -> bytes:
 
 
 def _not_a_key(kind: str, path: Path) -> UsageError:
-    mend = "give an Ed25519 key in PEM without a password; `eecompile sign --new-key FILE` makes one"
+    mend = "give an Ed25519 key in PEM without a password; `eecompile sign BUNDLE --key FILE --new-key` makes one"
     return UsageError(f"not an Ed25519 {kind} key", where=str(path), mend=mend)
 
 

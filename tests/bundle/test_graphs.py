@@ -91,9 +91,11 @@ def subgraph(tensor: Any) -> Any:
             "lies in segments/nowhere",
         ),
         (
-            lambda m: m.functions.add(name="F", domain=c.DECISION_DOMAIN)
-            .attribute_proto.add(name="a", type=4)
-            .t.CopyFrom(external_tensor("v", [4], "nowhere", 0)),
+            lambda m: (
+                m.functions.add(name="F", domain=c.DECISION_DOMAIN)
+                .attribute_proto.add(name="a", type=4)
+                .t.CopyFrom(external_tensor("v", [4], "nowhere", 0))
+            ),
             "lies in segments/nowhere",
         ),
     ],
