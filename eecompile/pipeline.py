@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eecompile import __version__
 from eecompile import contract as c
@@ -157,7 +158,7 @@ def _record_reference(student: Student, folder: Path) -> None:
     at = [e.layer for e in student.exits.schema.exits]
     boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)
     folder.mkdir()
-    arrays = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
+    arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
     for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():
         np.save(folder / f"{name}.npy", array)
 

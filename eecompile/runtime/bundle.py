@@ -15,7 +15,7 @@ from eecompile.runtime.heads import ExitAsker, ExitRule, Float
 from eecompile.runtime.session import Limits, Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
-from eecompile.schema import Thresholds
+from eecompile.schema import GraphInfo, Thresholds
 
 MODES = ("full", "confident", "exact")
 
@@ -143,7 +143,7 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
     infos = manifest.graphs
 
-    def load(info):  # type: ignore[no-untyped-def]
+    def load(info: GraphInfo) -> OrtEngine:
         return OrtEngine(root / info.path, info)
 
     return LoadedGraphs(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ class Head:
         if (n, logits) not in self._bound:
             padded = max(n, self._minimum)
             floats = {name: np.zeros(padded, np.float32) for name in (c.MAX_PROB, c.MARGIN, c.ENTROPY)}
-            buffers: dict[str, NDArray] = {  # type: ignore[type-arg]
+            buffers: dict[str, NDArray[Any]] = {
                 c.HIDDEN: self._hidden[:padded],
                 c.THRESHOLDS: self._thresholds[:padded],
                 c.TOKEN: np.zeros(padded, np.int64),
@@ -86,8 +87,10 @@ class Head:
             }
             if logits:
                 buffers[c.LOGITS] = self._logit_rows()[:padded]
-            views = [buffers[name][:n] for name in (c.TOKEN, c.MAX_PROB, c.MARGIN, c.ENTROPY, c.EXIT_FLAG)]
-            decisions = Decisions(*views, buffers[c.LOGITS][:n] if logits else None)
+            view = {name: buffer[:n] for name, buffer in buffers.items()}
+            decisions = Decisions(
+                view[c.TOKEN], view[c.MAX_PROB], view[c.MARGIN], view[c.ENTROPY], view[c.EXIT_FLAG], view.get(c.LOGITS)
+            )
             self._bound[n, logits] = (self._engine.bind(buffers), decisions)
         return self._bound[n, logits]
 

@@ -52,17 +52,15 @@ def gumbel_noise(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np
     key = _mix_scalar(_mix_scalar(seed & _MASK) + position)
     bits = _mix(_mix(ids.astype(np.uint64) + np.uint64(key)))
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / float(1 << 53)
-    return -np.log(-np.log(uniform))
+    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
 
 
 def _candidates(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The ids that top-k and then top-p leave, with their scores."""
     if how.top_k == 0 and how.top_p == 1:
         return np.arange(len(scores)), scores
-    if 0 < how.top_k < len(scores):
-        ids = np.argpartition(scores, -how.top_k)[-how.top_k :]
-    else:
-        ids = np.arange(len(scores))
+    ids = np.argpartition(scores, -how.top_k)[-how.top_k:] if 0 < how.top_k < len(scores) else np.arange(len(scores))
     ids = ids[np.lexsort((ids, -scores[ids]))]  # by score, ties by id
     kept = scores[ids]
     if how.top_p < 1:
@@ -72,11 +70,12 @@ def _candidates(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.
     return ids, scores[ids]
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x: NDArray[np.uint64] = values + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def _mix_scalar(x: int) -> int:

@@ -5,6 +5,7 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +136,7 @@ class Staircase:
             **self._caches[step.cache],
         }))  # fmt: skip
 
-    def _cached(self, k: int, rows: int, make) -> OrtPass:  # type: ignore[no-untyped-def]
+    def _cached(self, k: int, rows: int, make: Callable[[], OrtPass]) -> OrtPass:
         """Bindings of decode passes are kept; those of prefill chunks of odd sizes are made anew."""
         bound = self._bound.get((k, rows))
         if bound is None:

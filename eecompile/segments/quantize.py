@@ -80,8 +80,9 @@ def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     flat = values.reshape(-1)
     if flat.size % 2:
         flat = np.append(flat, np.int8(0))
-    nibbles = flat.view(np.uint8) & 0x0F
-    return nibbles[0::2] | (nibbles[1::2] << 4)
+    nibbles: NDArray[np.uint8] = flat.view(np.uint8) & np.uint8(0x0F)
+    packed: NDArray[np.uint8] = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
+    return packed
 
 
 def _best_int4_scale(blocks: Float) -> Float:
@@ -93,7 +94,7 @@ def _best_int4_scale(blocks: Float) -> Float:
         error = _dequantise_error(blocks, scale)
         better = error < least
         best, least = np.where(better, scale, best), np.where(better, error, least)
-    return best.astype(np.float32)
+    return np.asarray(best, np.float32)
 
 
 def _dequantise_error(blocks: Float, scale: Float) -> Float:
@@ -106,7 +107,7 @@ def _dequantise_error(blocks: Float, scale: Float) -> Float:
 def _round(blocks: Float, scale: Float, low: int, high: int) -> NDArray[np.int8]:
     with np.errstate(divide="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-    return np.clip(np.rint(blocks * inverse[..., None]), low, high).astype(np.int8)
+    return np.asarray(np.clip(np.rint(blocks * inverse[..., None]), low, high), np.int8)
 
 
 def _widths(store: WeightStore, names: Sequence[str]) -> tuple[int, list[int]]:

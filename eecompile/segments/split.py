@@ -1,5 +1,6 @@
 """Cut a student at its exits into segment, exit, embed and head graphs, and the uncut graph to hold them against."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class WrittenGraphs:
 def cuts(layers: int, exits: list[int]) -> list[range]:
     """The layers of each segment: [18, 22] of 30 gives 0..17, 18..21, 22..29."""
     edges = [0, *exits, layers]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def write_segments(

@@ -4,6 +4,7 @@ A build records what this computes for a short prompt, so that a device without 
 its engines still compute the model.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -55,7 +56,7 @@ class ReferenceModel:
 
     def _norm(self, x: Float, name: str) -> Float:
         scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(self.spec.norm_eps))
-        return (x * scale * self.store.read(name)).astype(np.float32)
+        return np.asarray(x * scale * self.store.read(name), np.float32)
 
     def _project(self, x: Float, name: str) -> Float:
         """x [R, in] times the transpose of the weight [out, in], a chunk of its rows at a time."""
@@ -89,21 +90,20 @@ def _attend(q: Float, k: Float, v: Float, window: int | None) -> Float:
     scores = np.where(seen, scores, np.float32(-np.inf))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hrs,shd->rhd", weights, v).astype(np.float32)
+    return np.asarray(np.einsum("hrs,shd->rhd", weights, v), np.float32)
 
 
 def _gelu(x: Float) -> Float:
-    from math import erf
-
-    return (0.5 * x * (1 + np.vectorize(erf, otypes=[np.float32])(x / np.sqrt(2)))).astype(np.float32)
+    erf = np.vectorize(math.erf, otypes=[np.float32])
+    return np.asarray(0.5 * x * (1 + erf(x / np.sqrt(2))), np.float32)
 
 
 def _gelu_tanh(x: Float) -> Float:
-    return (0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))).astype(np.float32)
+    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))), np.float32)
 
 
 def _silu(x: Float) -> Float:
-    return (x / (1 + np.exp(-np.clip(x, -80, None)))).astype(np.float32)
+    return np.asarray(x / (1 + np.exp(-np.clip(x, -80, None))), np.float32)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Float], Float]] = {

@@ -17,7 +17,7 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
 
 def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     """Describe the model of a Hugging Face config.json; raises UsageError for a family that is not in the table."""
-    family = config.get("model_type")
+    family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise UsageError(
             f"model family {family!r} is not supported",
