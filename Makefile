@@ -1,0 +1,49 @@
+# Everything a contributor runs. Each target does its own set-up into .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check inputs bench memory clean
+
+demo: $(VENV)/base.stamp inputs ## the main job on a real model
+	$(BIN)/python samples/01_quickstart/demo.py
+
+test: $(VENV)/dev.stamp inputs ## every test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+inputs: build/inputs/.done ## the real model and texts, fetched and converted once
+
+bench: $(VENV)/peers.stamp inputs ## the figures of BENCHMARKS.md (about 20 minutes, on a quiet machine)
+	$(BIN)/python tools/benchmarks.py
+
+memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
+	$(BIN)/python -m pytest -m slow
+
+build/inputs/.done: $(VENV)/base.stamp tools/inputs.py
+	$(BIN)/python tools/inputs.py --out build/inputs
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/base.stamp: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/peers.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet onnxruntime-genai llama-cpp-python
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
