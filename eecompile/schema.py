@@ -74,7 +74,8 @@ class CalibrationResult(Strict):
     `traces` are what the exits said of some documents at the chosen thresholds, `draft_traces` at the draft
     thresholds, one text a document: for token t and exit g the letter at t * exits + g is "." (the cheap gate says
     continue), "h" (the head ran and says continue), "a" (fires and agrees with the full model) or "x" (fires and
-    differs). Every exit is asked of every token, so that any subset of exits can be simulated.
+    differs). Every exit is asked of every token, so that any subset of exits can be simulated. `draft` are those draft
+    thresholds by exit, kept here so that a draft that one profile closed can be opened again for another.
     """
 
     precision: Precision
@@ -88,7 +89,8 @@ class CalibrationResult(Strict):
     tokens: Annotated[int, Field(ge=1, le=1 << 50)]
     data: Sha256
     gates: Sha256
-    path: Annotated[list[RiskPoint], Field(max_length=4096)]
+    path: Annotated[list[RiskPoint], Field(max_length=c.MAX_LAYERS)]
     chosen: Index | None
     traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)
     draft_traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)
+    draft: Annotated[list[Thresholds | None], Field(max_length=c.MAX_EXITS)] = Field(default_factory=list)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -68,15 +69,21 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def say(text: str) -> None:
+    """A line on stdout."""
+    out.print(_escape(text))
+
+
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """A table on stdout."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if i == 0 or len(columns) == 2 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_escape(str(cell)) for cell in row))
     out.print(table)
 
 
 def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    """Text from outside, with rich's markup and the terminal's control characters made harmless."""
+    return escape("".join(ch if ch.isprintable() or ch == "\n" else repr(ch)[1:-1] for ch in text))

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from eecompile import contract as c
-from eecompile.cli.console import err, out, print_json, print_table, stages, user_faults
+from eecompile.cli.console import err, print_json, print_table, stages, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY, ids_from_text
 from eecompile.errors import UsageError
 
@@ -23,12 +23,13 @@ from eecompile.errors import UsageError
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
+@click.option("--no-tokenizer", is_flag=True, help="Import a GGUF file without its tokenizer.")
 @click.option("--no-profile", is_flag=True, help="Do not measure this machine; exits stay as the student has them.")
 @JSON
 @user_faults
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
-    pending_cap: int | None, dry_run: bool, no_profile: bool, as_json: bool,
+    pending_cap: int | None, dry_run: bool, no_tokenizer: bool, no_profile: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
@@ -36,7 +37,7 @@ def build(
     from eecompile.target import load_target
 
     options = pipeline.BuildOptions(precision, context, pending_cap)
-    with checkpoint_directory(ckpt) as directory:
+    with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_student(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
         plan = pipeline.plan(student, device, options)
@@ -101,7 +102,7 @@ def calibrate(bundle: Path, data: Path, risk: float, error: float, key: Path | N
 
 
 @contextmanager
-def checkpoint_directory(path: Path) -> Iterator[Path]:
+def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path]:
     """The checkpoint as a Hugging Face directory; a GGUF file is converted into a temporary one."""
     if not path.exists():
         raise UsageError("there is no such checkpoint", where=str(path), mend="give a directory or a .gguf file")
@@ -113,7 +114,7 @@ def checkpoint_directory(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="eecompile-gguf-"))
     try:
         err.print(f"converting {path.name}")
-        checkpoint_from_gguf(path, folder / path.stem)
+        checkpoint_from_gguf(path, folder / path.stem, tokenizer=tokenizer)
         yield folder / path.stem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,7 +125,6 @@ def _show(values: dict[str, object], as_json: bool) -> None:
         print_json(values)
     else:
         print_table("", ["", ""], [[name, value] for name, value in values.items()])
-        out.print()
 
 
 COMMANDS = (build, exits, calibrate)

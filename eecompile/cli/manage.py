@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from eecompile import __version__
-from eecompile.cli.console import out, print_json, print_table, user_faults
+from eecompile.cli.console import print_json, print_table, say, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY, changes_from_options
 from eecompile.errors import UsageError
 
@@ -55,9 +55,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     print_table("exits", ["layer", "confident", "draft", "why"], rows)
     for x in files.calibrations:
         found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
-        out.print(
-            f"calibrated for {x.precision}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}"
-        )
+        say(f"calibrated for {x.precision}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}")
 
 
 @click.command()
@@ -73,7 +71,7 @@ def check(bundle: Path, key: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"intact": True, "digest": files.manifest.digest, "signed": key is not None})
     else:
-        out.print(f"intact{', signed by this key' if key else ''}: {files.manifest.digest}")
+        say(f"intact{', signed by this key' if key else ''}: {files.manifest.digest}")
 
 
 @click.command()
@@ -88,7 +86,7 @@ def sign(bundle: Path, key: Path, new_key: bool) -> None:
     if new_key:
         signing.new_key(key)
     for name in signing.sign_bundle(bundle, key):
-        out.print(f"signed {name}")
+        say(f"signed {name}")
 
 
 @click.command()
@@ -122,7 +120,7 @@ def policy(bundle: Path, action: str, **options: Any) -> None:
         [e.layer, e.confident or "never", permitted[i] or "none", e.draft or "never", e.reason]
         for i, e in enumerate(files.policy.exits)
     ])  # fmt: skip
-    out.print(f"minimum depth {files.policy.minimum_depth}, budget {files.policy.budget or 'none'}")
+    say(f"minimum depth {files.policy.minimum_depth}, budget {files.policy.budget or 'none'}")
 
 
 def _limits(minimum_depth: int | None, budget: str | None) -> dict[str, int | None]:
@@ -168,7 +166,7 @@ def doctor(as_json: bool) -> None:
         rows = [[name, version or "not installed", _PACKAGES[name]] for name, version in versions.items()]
         print_table(f"eecompile {__version__} on {platform.machine()}", ["package", "version", "for"], rows)
         if clash:
-            out.print("onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall one")
+            say("onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall one")
     if clash or any(versions[name] is None for name in _NEEDED):
         sys.exit(3)
 
@@ -189,7 +187,7 @@ def completion(shell: str) -> None:
 
     cls = get_completion_class(shell)
     assert cls is not None
-    out.print(cls(main, {}, "eecompile", "_EECOMPILE_COMPLETE").source(), markup=False)
+    click.echo(cls(main, {}, "eecompile", "_EECOMPILE_COMPLETE").source())
 
 
 COMMANDS = (inspect, check, sign, policy, targets, doctor, completion)

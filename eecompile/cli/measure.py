@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from eecompile.cli.console import out, print_json, print_table, stages, user_faults
+from eecompile.cli.console import print_json, print_table, stages, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY
 
 
@@ -96,7 +96,7 @@ def report(bundle: Path, output: Path | None, prompts: Path | None, max_new_toke
     with stages("report") as begin:
         result = run_bench(opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, progress=begin)
         path = write_report(bundle, result, output)
-    out.print(str(path))
+    say(str(path))
 
 
 COMMANDS = (verify, bench, profile, report)
