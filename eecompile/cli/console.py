@@ -18,7 +18,8 @@ from eecompile.errors import EECompileError
 Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130
 
-out = Console(highlight=False, soft_wrap=True)
+# a pipe has no width of its own
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from eecompile.cli.console import print_json, print_table, stages, user_faults
+from eecompile.cli.console import print_json, print_table, say, stages, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY
 
 

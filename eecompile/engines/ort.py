@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: graphs bound to numpy buffers, one thread pool for the whole process.
 
-Sessions with pools of their own fight each other (idle pools spin against the busy one: a chain of segments runs several
-times slower), so every session uses the process-wide pool.
+Sessions with pools of their own fight each other (idle pools spin against the busy one: a chain of segments runs
+several times slower), so every session uses the process-wide pool.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class OrtPass:
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, _ELEMENT[array.dtype], array.shape, array.ctypes.data)
         self._keep = (session, binding, dict(inputs), dict(outputs))
-        # the wrapper's run adds a lock and a dictionary check to every pass; the session and its binding are all it needs
+        # the wrapper's own run adds a lock and a look-up to every pass
         self._run, self._binding = session._sess.run_with_iobinding, binding._iobinding
 
     def __call__(self) -> None:

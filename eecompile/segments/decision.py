@@ -1,8 +1,8 @@
 """The exit decision as a model-local ONNX function: one node, three implementations of one arithmetic.
 
-ONNX Runtime and TensorRT-RTX inline the body below; TensorRT takes the plugin of the same name. Thresholds are an input,
-so that policy stays data. Comparisons are strict and written so that NaN continues: `value > threshold` is false for
-NaN, and a row with a NaN or +inf logit has no finite probability.
+ONNX Runtime and TensorRT-RTX inline the body below; TensorRT takes the plugin of the same name. Thresholds are an
+input, so that policy stays data. Comparisons are strict and written so that NaN continues: `value > threshold` is false
+for NaN, and a row with a NaN or +inf logit has no finite probability.
 """
 
 import numpy as np

@@ -12,6 +12,7 @@ from functools import cache as once
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.segments.graph import GraphWriter
@@ -80,21 +81,33 @@ class DecoderWriter:
         return g.op("Cast", weight, to=onnx.TensorProto.FLOAT) if self.precision == "fp16" else weight
 
     def _attention(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
+        """Queries, keys and values keep together as long as they can: fewer, larger nodes for a one-row pass."""
         s, names = self.spec, self.spec.names
         projected = self.linear(g, x, [n.format(i=layer) for n in (names.q, names.k, names.v)], s.qkv_bias)
-        widths = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
-        q, k, v = g.ops("Split", 3, projected, g.constant(widths), axis=-1)
-        q, k, v = self._heads(g, q, s.heads), self._heads(g, k, s.kv_heads), self._heads(g, v, s.kv_heads)
+        heads = g.op("Reshape", projected, g.constant([0, 0, s.heads + 2 * s.kv_heads, s.head_dim]))
+        heads = g.op("Transpose", heads, perm=[0, 2, 1, 3])
+        qk, v = g.ops("Split", 2, heads, g.constant([s.heads + s.kv_heads, s.kv_heads]), axis=1)
         if s.qk_norm:
-            q = self.norm(g, q, names.q_norm.format(i=layer))
-            k = self.norm(g, k, names.k_norm.format(i=layer))
-        q, k, v = (g.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))
-        keys = self._cached(g, "key", self._rotate(g, k), cache)
-        values = self._cached(g, "value", v, cache)
-        mixed = self._attend(g, self._rotate(g, q), keys, values, s.windows[layer])
+            qk = self._norm_heads(g, qk, layer)
+        q, k = g.ops("Split", 2, self._rotate(g, qk), g.constant([s.heads, s.kv_heads]), axis=1)
+        keys, values = self._cached(g, "key", k, cache), self._cached(g, "value", v, cache)
+        mixed = self._attend(g, q, keys, values, s.windows[layer])
         rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
         flat = g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
         return self.linear(g, flat, [names.o.format(i=layer)], s.o_bias)
+
+    def _norm_heads(self, g: GraphWriter, qk: str, layer: int) -> str:
+        """RMS normalisation of each head of qk [B, H + KV, R, d], with one scale for queries and one for keys."""
+        s = self.spec
+        q, k = (n.format(i=layer) for n in (s.names.q_norm, s.names.k_norm))
+
+        def scales() -> NDArray[np.float32]:
+            parts = [np.tile(self.store.read(name), (heads, 1)) for name, heads in ((q, s.heads), (k, s.kv_heads))]
+            return np.concatenate(parts)[:, None, :]
+
+        unit = g.constant(np.ones(s.head_dim), np.float32)
+        normed = g.op("RMSNormalization", qk, unit, axis=-1, epsilon=s.norm_eps)
+        return g.op("Mul", normed, g.array(f"{q}+{k}", scales))
 
     def _attend(self, g: GraphWriter, q: str, keys: str, values: str, window: int | None) -> str:
         """Attention of q [B, H, R, d] over the live cache [B, KV, live, d].
@@ -114,9 +127,6 @@ class DecoderWriter:
         mask = g.op("Concat", *[self._mask(g, window)] * group, axis=2)
         mixed = g.op("Attention", grouped, keys, values, mask)
         return g.op("Reshape", mixed, g.constant([0, s.heads, -1, s.head_dim]))
-
-    def _heads(self, g: GraphWriter, x: str, heads: int) -> str:
-        return g.op("Reshape", x, g.constant([0, 0, heads, self.spec.head_dim]))
 
     def _rotate(self, g: GraphWriter, x: str) -> str:
         tables = once(lambda: rope_tables(self.spec.rope, self.spec.head_dim, self.context + self.slack))

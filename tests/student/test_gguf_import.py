@@ -384,7 +384,7 @@ def test_a_numeric_array_longer_than_the_file_is_refused(tmp_path: Path) -> None
         ({"llama__rope__dimension_count": 8}, "differs from the head size 16"),
         ({"llama__rope__scaling__type": "yarn"}, "scaled rotary"),
         ({"llama__expert_count": 8}, "mixture of experts"),
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer=False"),
+        ({"tokenizer__ggml__model": "llama"}, "--no-tokenizer"),
         ({"tokenizer__ggml__model": None}, "tokenizer None is not supported"),
         ({"tokenizer__ggml__pre": "tekken"}, "known are gpt-2, smollm, qwen2, llama-bpe"),
         ({"tokenizer__ggml__tokens": TOKENS[:-3] + TOKENS[-4:]}, "not a list of distinct strings"),

@@ -1,0 +1,1 @@
+"""Measuring: speed, quality, saved work, profiles and reports."""

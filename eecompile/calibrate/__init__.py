@@ -1,0 +1,1 @@
+"""Exits fitted in closed form, and thresholds with a guarantee."""

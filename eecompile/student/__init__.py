@@ -1,0 +1,1 @@
+"""Students: checkpoints, model families, exits, and the weights on disk."""
