@@ -4,6 +4,7 @@ Sessions with pools of their own fight each other (idle pools spin against the b
 several times slower), so every session uses the process-wide pool.
 """
 
+import contextlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from eecompile.errors import IntegrityError, UsageError
 from eecompile.schema import GraphInfo
@@ -27,11 +29,15 @@ def thread_pool() -> list[int]:
 
 
 def use_threads(threads: int) -> None:
-    """Make the process-wide pool. The first caller decides; another size later raises UsageError."""
+    """Make the process-wide pool. The first caller decides; another size later raises UsageError.
+
+    Where the application has made ONNX Runtime's global pool itself, that one is used, whatever its size.
+    """
     made = thread_pool()
     if not made:
         ort.set_default_logger_severity(3)
-        ort.set_global_thread_pool_sizes(threads, 1)
+        with contextlib.suppress(Fail):  # already made
+            ort.set_global_thread_pool_sizes(threads, 1)
         made.append(threads)
     elif made[0] != threads:
         raise UsageError(

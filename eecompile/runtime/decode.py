@@ -64,7 +64,7 @@ class Decoder:
         return Emitted(self.last, self._layers)
 
     def step(self, *, may_exit: bool = True) -> list[Emitted]:
-        """Embed the last token and walk down. Returns the tokens that became certain: one; in exact mode none or more."""
+        """Embed the last token and walk down. Returns the tokens that became certain: one; in exact mode any number."""
         self.stairs.append([self.last])
         for k, step in enumerate(self.stairs.schedule):
             rows = self.stairs.run_step(k)

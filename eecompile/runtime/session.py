@@ -33,7 +33,8 @@ class Token:
 
 @dataclass
 class Stats:
-    """What a request cost. Seconds are wall time; `layer_rows` counts rows through layers, catch-up included."""
+    """What a request cost. Seconds are wall time in here, not the caller's between tokens; `layer_rows` counts rows
+    through layers, catch-up included."""
 
     prompt_tokens: int = 0
     tokens: int = 0
@@ -128,13 +129,11 @@ class Session:
         began = time.perf_counter()
         certain = [decoder.start(ids)]
         stats.prefill_seconds = time.perf_counter() - began
-        began = time.perf_counter()
         while True:
             self._account(stats, decoder)
             for token in certain:
                 stats.tokens += 1
                 stats.exit_layers[token.depth] += 1
-                stats.decode_seconds = time.perf_counter() - began
                 ended = token.id in ends
                 stats.stop_reason = "stop" if ended else "length" if stats.tokens == most else ""
                 yield Token(token.id, text(token.id), token.depth)
@@ -143,7 +142,9 @@ class Session:
             if self._spent(stats):
                 stats.stop_reason = "budget"
                 return
+            began = time.perf_counter()
             certain = self._advance(decoder, ends, most - stats.tokens)
+            stats.decode_seconds += time.perf_counter() - began
 
     def _advance(self, decoder: Decoder, ends: set[int], left: int) -> list[Emitted]:
         """Steps until a token is certain. Drafts that fill the request, or would end it, are verified at once."""

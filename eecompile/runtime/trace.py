@@ -1,8 +1,8 @@
 """What every exit would say of every token of a document, teacher-forced: the table that calibration, bench and
 verification read.
 
-With the `catch_up` rule a cache row is the full model's whatever exits, so one pass over the document (a chunk of rows at
-a time) tells what any policy would have done at each token.
+With the `catch_up` rule a cache row is the full model's whatever exits, so one pass over the document (a chunk of rows
+at a time) tells what any policy would have done at each token.
 """
 
 from collections.abc import Sequence
