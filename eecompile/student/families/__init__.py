@@ -18,7 +18,7 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
 def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     """Describe the model of a Hugging Face config.json; raises UsageError for a family that is not in the table."""
     family = str(config.get("model_type"))
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UsageError(
             f"model family {family!r} is not supported",
             where="config.json",

@@ -1,6 +1,7 @@
 """What the llama-like families share: reading the sizes and checking that they fit together."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from eecompile import contract as c
@@ -8,6 +9,9 @@ from eecompile.errors import UsageError
 from eecompile.student.model import Activation, DecoderSpec
 from eecompile.student.rope import rope_from_config
 
+Windows = tuple[int | None, ...]
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -25,16 +29,19 @@ def gated_decoder(
     o_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
-    windows: tuple[int | None, ...] | None = None,
+    windows: Callable[[Mapping[str, Any], int], Windows] = lambda config, layers: (None,) * layers,
 ) -> DecoderSpec:
-    """The llama shape with the given switches; raises UsageError where the config is incomplete or does not fit."""
+    """The llama shape with the given switches; `windows` reads the layers' sliding windows.
+
+    Raises UsageError where the config is incomplete or does not fit.
+    """
     layers, hidden = _size(config, "num_hidden_layers", c.MAX_LAYERS), _size(config, "hidden_size", c.MAX_HIDDEN)
     heads = _size(config, "num_attention_heads", c.MAX_HEADS)
     kv_heads = _size(config, "num_key_value_heads", c.MAX_HEADS, heads)
     head_dim = _size(config, "head_dim", 4096, hidden // heads)
     if heads % kv_heads or head_dim % 2:
         raise UsageError(f"{heads} heads of {head_dim} do not fit {kv_heads} key/value heads", where="config.json")
-    activation = str(config.get("hidden_act", "silu"))
+    activation, vocab = str(config.get("hidden_act", "silu")), _size(config, "vocab_size", c.MAX_VOCAB)
     if activation not in _ACTIVATIONS:
         raise UsageError(
             f"activation {activation!r} is not supported",
@@ -49,9 +56,9 @@ def gated_decoder(
         kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate=_size(config, "intermediate_size", 1 << 20),
-        vocab=_size(config, "vocab_size", c.MAX_VOCAB),
+        vocab=vocab,
         max_positions=_size(config, "max_position_embeddings", c.MAX_CONTEXT, 2048),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=_epsilon(config),
         activation=_ACTIVATIONS[activation],
         rope=rope_from_config(config),
         tied=bool(config.get("tie_word_embeddings", False)),
@@ -59,22 +66,34 @@ def gated_decoder(
         o_bias=o_bias,
         mlp_bias=mlp_bias,
         qk_norm=qk_norm,
-        windows=windows or (None,) * layers,
-        bos=config.get("bos_token_id"),
-        eos=_ids(config.get("eos_token_id")),
+        windows=windows(config, layers),
+        bos=next(iter(_ids(config, "bos_token_id", vocab)), None),
+        eos=_ids(config, "eos_token_id", vocab),
     )
 
 
-def sliding_windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Per-layer windows from `layer_types`, or `use_sliding_window` with `max_window_layers` (Qwen's older form)."""
-    layers, window = int(config["num_hidden_layers"]), config.get("sliding_window")
-    types = config.get("layer_types")
-    if not window or not config.get("use_sliding_window", True):
+def window_everywhere(config: Mapping[str, Any], layers: int) -> Windows:
+    """`sliding_window` in every layer; null means that all attend to everything."""
+    return (_window(config),) * layers
+
+
+def window_in_some(config: Mapping[str, Any], layers: int) -> Windows:
+    """Per-layer windows from `layer_types`, or from layer `max_window_layers` on; none unless `use_sliding_window`."""
+    window, types = _window(config), config.get("layer_types")
+    if not config.get("use_sliding_window", False):
         return (None,) * layers
-    if types:
-        return tuple(int(window) if t == "sliding_attention" else None for t in types)
-    first = int(config.get("max_window_layers", 0))
-    return tuple(int(window) if i >= first else None for i in range(layers))
+    if types is None:
+        first = config.get("max_window_layers", 28)
+        if not isinstance(first, int):
+            raise UsageError(f"max_window_layers is {first!r}, not a number of layers", where="config.json")
+        types = [_SLIDING if i >= first else _FULL for i in range(layers)]
+    if not isinstance(types, list) or len(types) != layers or any(kind not in (_SLIDING, _FULL) for kind in types):
+        raise UsageError(f"layer_types does not say for {layers} layers which slide", where="config.json")
+    return tuple(window if kind == _SLIDING else None for kind in types)
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    return None if config.get("sliding_window") is None else _size(config, "sliding_window", c.MAX_CONTEXT)
 
 
 def _size(config: Mapping[str, Any], key: str, most: int, default: int | None = None) -> int:
@@ -85,7 +104,17 @@ def _size(config: Mapping[str, Any], key: str, most: int, default: int | None = 
     return value
 
 
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
+def _epsilon(config: Mapping[str, Any]) -> float:
+    value = config.get("rms_norm_eps", 1e-6)
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UsageError(f"rms_norm_eps is {value!r}, not a small number", where="config.json")
+    return float(value)
+
+
+def _ids(config: Mapping[str, Any], key: str, vocab: int) -> tuple[int, ...]:
+    """One token id, several, or none."""
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(not isinstance(i, int) or not 0 <= i < vocab for i in ids):
+        raise UsageError(f"{key} is {value!r}, not ids from 0 to {vocab - 1}", where="config.json")
+    return tuple(ids)

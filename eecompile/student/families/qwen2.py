@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from eecompile.student.families.common import gated_decoder, sliding_windows
+from eecompile.student.families.common import gated_decoder, window_in_some
 from eecompile.student.model import DecoderSpec
+
+DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """The window is off unless `use_sliding_window` is true."""
-    return gated_decoder(config, qkv_bias=True, windows=sliding_windows({"use_sliding_window": False, **config}))
+    return gated_decoder({**DEFAULTS, **config}, qkv_bias=True, windows=window_in_some)

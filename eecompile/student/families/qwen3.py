@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from eecompile.student.families.common import gated_decoder, sliding_windows
+from eecompile.student.families import qwen2
+from eecompile.student.families.common import gated_decoder, window_in_some
 from eecompile.student.model import DecoderSpec
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """head_dim defaults to 128, as the published configs have it, whatever D / H is."""
     bias = bool(config.get("attention_bias", False))
-    full = {"use_sliding_window": False, "head_dim": 128, **config}
-    return gated_decoder(full, qkv_bias=bias, o_bias=bias, qk_norm=True, windows=sliding_windows(full))
+    full = {**qwen2.DEFAULTS, "head_dim": 128, **config}
+    return gated_decoder(full, qkv_bias=bias, o_bias=bias, qk_norm=True, windows=window_in_some)
