@@ -26,22 +26,37 @@ class Rope:
 
 def rope_from_config(config: Mapping[str, Any]) -> Rope:
     """Read rope settings of either form: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
-    settings: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"the rope settings are {settings!r}, not an object", where="config.json")
     theta = settings.get("rope_theta", config.get("rope_theta", 10_000.0))
-    kind = str(settings.get("rope_type", settings.get("type", "default")))
-    if kind not in _SCALINGS:
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise UsageError(
             f"rope scaling {kind!r} is not supported",
             where="config.json",
             mend=f"supported: {', '.join(sorted(_SCALINGS))}",
         )
-    if config.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0)) != 1.0:
+    if config.get("partial_rotary_factor", settings.get("partial_rotary_factor")) not in (None, 1.0):
         raise UsageError("a partial rotary embedding is not supported", where="config.json")
     numbers = {k: float(v) for k, v in settings.items() if isinstance(v, (int, float)) and k != "rope_theta"}
-    numbers.setdefault("max_position_embeddings", float(config.get("max_position_embeddings", 2048)))
+    numbers.setdefault("max_position_embeddings", config.get("max_position_embeddings") or 2048)
     missing = [key for key in _NEEDED[kind] if key not in numbers]
     if missing:
         raise UsageError(f"rope scaling {kind!r} lacks {', '.join(missing)}", where="config.json")
+    return _checked(theta, kind, numbers)
+
+
+def _checked(theta: Any, kind: str, numbers: Mapping[str, float]) -> Rope:
+    """Refuse numbers that give no frequencies."""
+    if not isinstance(theta, (int, float)) or not 1 < theta < math.inf:
+        raise UsageError(f"rope_theta is {theta!r}, not a number above 1", where="config.json")
+    least = dict.fromkeys((*_NEEDED[kind], "original_max_position_embeddings"), 0.0)
+    if kind == "llama3":
+        least["high_freq_factor"] = numbers["low_freq_factor"]
+    for key, value in numbers.items():
+        if not least.get(key, -math.inf) < value < math.inf:
+            raise UsageError(f"rope scaling {kind!r} has {key} {value:g}", where="config.json")
     return Rope(float(theta), kind, numbers)
 
 
@@ -83,7 +98,7 @@ def _yarn(base: NDArray[np.float32], rope: Rope, head_dim: int) -> tuple[NDArray
     def dimension(turns: float) -> float:
         return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = dimension(p.get("beta_fast", 32.0)), dimension(p.get("beta_slow", 1.0))
+    low, high = dimension(p.get("beta_fast") or 32.0), dimension(p.get("beta_slow") or 1.0)
     if p.get("truncate", 1.0):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
