@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from eecompile import contract as c
@@ -73,6 +73,9 @@ class StudentExits:
 
 def declared_exits(layers: Sequence[int]) -> StudentExits:
     """Exits on a plain checkpoint: final norm and head at each layer, uncalibrated, drafting where p > 0.9."""
+    outside = [n for n in layers if not 1 <= n <= c.MAX_LAYERS]
+    if outside:
+        raise UsageError(f"exit {outside[0]} is not a layer", mend="exits are numbers of layers run, from 1")
     exits = [ExitSpec(layer=n, gates=["max_prob"], draft={"max_prob": 0.9}) for n in layers]
     return StudentExits(EarlyExit(exits=exits, provenance={"source": "declared on the command line"}))
 
@@ -84,7 +87,7 @@ def load_exits(directory: Path) -> StudentExits:
         return StudentExits(EarlyExit(exits=[]))
     try:
         schema = EarlyExit.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, ValidationError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"not a valid early_exit.json: {e}", where=str(path)) from e
     weights = directory / c.EARLY_EXIT_WEIGHTS
     if schema.weights is None:

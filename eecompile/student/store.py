@@ -6,6 +6,7 @@ because the safetensors package gives no access without a map.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def read_header(file: Path) -> dict[str, TensorLocation]:
         tensors = {n: _location(file, begin, size, entry) for n, entry in header.items() if n != "__metadata__"}
     except FileNotFoundError as e:
         raise UsageError("the weight file is missing", where=str(file), mend="download every shard") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise UsageError(f"not a readable safetensors file: {e}", where=str(file), mend="download it again") from e
     return tensors
 
@@ -126,7 +127,7 @@ def _location(file: Path, begin: int, size: int, entry: Mapping[str, Any]) -> Te
     if first < 0 or last < first or begin + last > size or any(n < 0 for n in shape):
         raise ValueError("a tensor lies outside the file; it may be cut short")
     dtype = DTYPES.get(location.dtype)
-    if dtype is not None and int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize != location.bytes:
+    if dtype is not None and math.prod(shape) * np.dtype(dtype).itemsize != location.bytes:
         raise ValueError("a tensor's shape and size disagree")
     return location
 
@@ -136,9 +137,10 @@ def _files(directory: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise UsageError("the shard index is not readable", where=str(index)) from e
-        if any(Path(name).name != name for name in names):
+            inside = all(name and Path(name).name == name for name in names)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as e:
+            raise UsageError("the shard index is not readable", where=str(index), mend="download it again") from e
+        if not inside:
             raise UsageError("the shard index names a file outside the checkpoint", where=str(index))
         return [directory / name for name in names]
     if (directory / SINGLE).exists():

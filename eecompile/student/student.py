@@ -67,11 +67,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise UsageError(
-            "no config.json here", where=str(path.parent), mend="give a Hugging Face model directory or a .gguf file"
+            f"no {path.name} here", where=str(path.parent), mend="give a Hugging Face model directory or a .gguf file"
         ) from e
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"not readable: {e}", where=str(path)) from e
     if not isinstance(value, dict):
         raise UsageError("not a JSON object", where=str(path))
@@ -79,7 +79,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_tokenizer(student: Student) -> None:
-    """A tokenizer may know fewer ids than the model (padded embeddings), never more."""
+    """Its files have to be readable. It may know fewer ids than the model (padded embeddings), never more."""
     files = student.tokenizer_files
     if not files:
         return
@@ -89,6 +89,9 @@ def _check_tokenizer(student: Student) -> None:
         tokenizer = Tokenizer.from_file(str(files[0]))
     except Exception as e:  # tokenizers raises plain Exception
         raise UsageError(f"not a readable tokenizer: {e}", where=str(files[0])) from e
+    for file in files[1:]:
+        if file.suffix == ".json":
+            _read_json(file)
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= student.spec.vocab:
         raise UsageError(
