@@ -1,0 +1,63 @@
+"""What every test shares: deterministic property tests, a shelf of tiny bundles, and slow tests on request only."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import tiny
+
+from eecompile.runtime import Bundle
+
+hypothesis.settings.register_profile(
+    "eecompile",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("eecompile")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run only where the marker expression names them."""
+    if "slow" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with -m slow"))
+
+
+class Shelf:
+    """Tiny bundles by what they were built from, each built and opened once a session. Nobody may change them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._opened: dict[str, Bundle] = {}
+
+    def checkpoint(self, settings: tiny.Config | None = None, **options: Any) -> Path:
+        """The checkpoint of `settings`; options as tiny.checkpoint's."""
+        key = json.dumps([settings, options], sort_keys=True)
+        path = self._root / f"checkpoint-{tiny.digest(key)}"
+        return path if path.exists() else tiny.checkpoint(path, settings, **options)
+
+    def bundle(
+        self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, precision: str = "fp32",
+        context: int | None = None, **options: Any,
+    ) -> Bundle:  # fmt: skip
+        """The open bundle of that checkpoint with exits `at`."""
+        source = self.checkpoint(settings, **options)
+        key = json.dumps([source.name, list(at), precision, context])
+        if key not in self._opened:
+            out = self._root / f"bundle-{tiny.digest(key)}"
+            self._opened[key] = tiny.open_bundle(out, source, at, precision=precision, context=context)
+        return self._opened[key]
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """The session's tiny bundles."""
+    return Shelf(tmp_path_factory.mktemp("shelf"))

@@ -1,0 +1,236 @@
+"""Tiny random checkpoints and the bundles built of them: small enough for hundreds, alive enough to tell faults apart.
+
+Norms and biases are away from one and zero and the matrices are large, so that no tensor can be dropped unseen. Nothing
+here needs torch, except what says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from eecompile import contract as c
+from eecompile.bundle.digest import gates_digest
+from eecompile.bundle.write import write_overlay
+from eecompile.pipeline import BuildOptions, build
+from eecompile.runtime import Bundle, Sampling
+from eecompile.runtime.staircase import Staircase
+from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
+from eecompile.student.families import spec_from_config
+from eecompile.student.student import open_student
+from eecompile.target import load_target
+
+Float = NDArray[np.float32]
+Config = dict[str, Any]
+VOCAB = 128
+SPECIAL = ["<s>", "<|start|>", "<|end|>"]
+TOKENIZER_IDS = 256 + 2 + len(SPECIAL)  # what `add_tokenizer` knows
+CHAT = (
+    "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}{{ bos_token }}"
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+DTYPES = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
+
+
+def digest(text: str) -> str:
+    """A short name for whatever `text` describes."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config(family: str = "llama", **changes: Any) -> Config:
+    """config.json of a four-layer model with grouped heads; None removes a key."""
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "max_position_embeddings": 256,
+    }  # fmt: skip
+    settings = {
+        "architectures": [f"{family.capitalize()}ForCausalLM"], "model_type": family, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "rope_theta": 1000.0, "tie_word_embeddings": False, "sliding_window": None,
+        "bos_token_id": 1, "eos_token_id": [],
+    }  # fmt: skip
+    return {k: v for k, v in {**sizes, **settings, **changes}.items() if v is not None or k == "sliding_window"}
+
+
+def variants() -> dict[str, Config]:
+    """One config for each thing that a family's description can say."""
+    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 64}
+    window = {"use_sliding_window": True, "sliding_window": 20}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    new = {"rope_theta": None}  # the newer spelling keeps theta among the rope parameters
+    return {
+        "llama": config(),
+        "llama-every-head-its-keys": config(num_key_value_heads=4),
+        "llama-one-key-head": config(num_key_value_heads=1),
+        "llama-tied": config(tie_word_embeddings=True, head_dim=None),
+        "llama-biases": config(attention_bias=True, mlp_bias=True),
+        "llama-gelu": config(hidden_act="gelu"),
+        "llama-gelu-tanh": config(hidden_act="gelu_pytorch_tanh"),
+        "llama-relu": config(hidden_act="relu"),
+        "llama-rope-parameters": config(**new, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+        "llama-linear": config(rope_scaling={"type": "linear", "factor": 4.0}),
+        "llama-llama3": config(rope_scaling={"rope_type": "llama3", **llama3}),
+        "llama-llama3-new": config(**new, rope_parameters={"rope_type": "llama3", "rope_theta": 500.0, **llama3}),
+        "llama-yarn": config(rope_scaling={"rope_type": "yarn", **yarn, "beta_fast": 8.0}),
+        "llama-yarn-new": config(**new, rope_parameters={"rope_type": "yarn", "rope_theta": 500.0, "factor": 2.0}),
+        "llama-yarn-mscale": config(
+            rope_scaling={"rope_type": "yarn", **yarn, "mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False}
+        ),
+        "llama-yarn-attention": config(rope_scaling={"rope_type": "yarn", **yarn, "attention_factor": 1.3}),
+        "mistral": config("mistral"),
+        "mistral-window": config("mistral", sliding_window=20, head_dim=16),
+        "qwen2": config("qwen2", head_dim=None),
+        "qwen2-window": config("qwen2", head_dim=None, **window, max_window_layers=2),
+        "qwen2-layer-types": config("qwen2", head_dim=None, **window, layer_types=kinds),
+        "qwen3": config("qwen3", head_dim=16),
+        "qwen3-biases": config("qwen3", head_dim=16, attention_bias=True, num_key_value_heads=4),
+        "qwen3-window": config("qwen3", head_dim=16, tie_word_embeddings=True, **window, max_window_layers=1),
+    }
+
+
+def weights(settings: Mapping[str, Any], seed: int = 0, *, gain: float = 1.0) -> dict[str, Float]:
+    """Random tensors for `settings` by checkpoint name; `gain` scales what the layers add to the embeddings."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Float] = {}
+    for name, shape in spec_from_config(settings).shapes().items():
+        values = rng.standard_normal(shape)
+        if name.endswith("norm.weight"):
+            values = np.exp(0.4 * values)
+        elif name.endswith(".bias"):
+            values = 0.5 * values
+        elif "embed_tokens" not in name:
+            out = name.endswith(("o_proj.weight", "down_proj.weight"))
+            values *= (gain if out else 1.5) / np.sqrt(shape[-1])
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: str = "float32") -> None:
+    """A safetensors file of one dtype, written here so that the reader has a second opinion."""
+    label, numpy_dtype = DTYPES[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data, offset = [], 0
+    for name, tensor in tensors.items():
+        raw = np.ascontiguousarray(tensor.astype(numpy_dtype)).tobytes()
+        header[name] = {"dtype": label, "shape": list(tensor.shape), "data_offsets": [offset, offset + len(raw)]}
+        data.append(raw)
+        offset += len(raw)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data))
+
+
+def checkpoint(
+    path: Path, settings: Config | None = None, tensors: Mapping[str, Float] | None = None, *,
+    dtype: str = "float32", seed: int = 0, gain: float = 1.0,
+) -> Path:  # fmt: skip
+    """Write a checkpoint directory and return it."""
+    settings = config() if settings is None else settings
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(settings))
+    tensors = weights(settings, seed, gain=gain) if tensors is None else tensors
+    write_safetensors(path / "model.safetensors", tensors, dtype)
+    return path
+
+
+def add_tokenizer(path: Path, **settings: Any) -> Path:
+    """Give a checkpoint a byte-level tokenizer: 256 bytes, two merges, three special tokens, and a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "th", "the"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": SPECIAL[0], "chat_template": CHAT, **settings})
+    )
+    return path
+
+
+def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
+    """Give a checkpoint exits with random gates, and affine adapters near the identity."""
+    rng, tensors = np.random.default_rng(seed), {}
+    hidden = json.loads((path / "config.json").read_text())["hidden_size"]
+    for e in exits:
+        u = e.gate_units
+        if e.adapter == "affine":
+            tensors[f"exit.{e.layer}.adapter.weight"] = np.eye(hidden) + 0.1 * rng.standard_normal((hidden, hidden))
+            tensors[f"exit.{e.layer}.adapter.bias"] = 0.1 * rng.standard_normal(hidden)
+        if u:
+            shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
+            tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}
+    save_exits(path, EarlyExit(exits=list(exits)), {n: t.astype(np.float32) for n, t in tensors.items()})
+    return path
+
+
+def bundle_at(out: Path, source: Path, at: Sequence[int] = (), **options: Any) -> Path:
+    """Build the checkpoint for the CPU; `at` declares exits, `options` are BuildOptions'."""
+    build(open_student(source, at), load_target("cpu"), out, BuildOptions(**options))
+    return out
+
+
+def open_bundle(out: Path, source: Path, at: Sequence[int] = (), **options: Any) -> Bundle:
+    """Build and open."""
+    return Bundle.open(bundle_at(out, source, at, **options), integrity="size")
+
+
+def calibrate(path: Path, thresholds: Sequence[Mapping[str, float] | None]) -> Bundle:
+    """Add a calibration that allows each exit `thresholds`, a policy that uses them, and open the bundle."""
+    opened = Bundle.open(path, integrity="size")
+    manifest, policy = opened.manifest, opened.files.policy
+    point = {"level": 1.0, "thresholds": list(thresholds), "risk": 0.0, "p_value": 0.01, "exit_rate": 0.5}
+    fields = {
+        "precision": manifest.precision, "kv": "catch_up", "pending_cap": manifest.pending_cap,
+        "method": "learn-then-test", "loss": "disagreement", "risk": 0.02, "error": 0.05, "documents": 9, "tokens": 99,
+        "data": "0" * 64, "gates": gates_digest(manifest.exits, policy.exits),
+        "path": [{**point, "mean_depth": 2.0}], "chosen": 0,
+    }  # fmt: skip
+    write_overlay(path, "overlays/calibration-test.json", fields)
+    exits = [e.model_copy(update={"confident": t}) for e, t in zip(policy.exits, thresholds, strict=True)]
+    write_overlay(path, c.POLICY, {"exits": [e.model_dump() for e in exits]})
+    return Bundle.open(path, integrity="size")
+
+
+def tokens(opened: Bundle, prompt: Sequence[int], count: int, how: Sampling | None = None, **session: Any) -> list[int]:
+    """The ids that a new session generates."""
+    return [t.id for t in opened.session(**session).generate(prompt, max_new_tokens=count, sampling=how)]
+
+
+def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
+    """The live rows of every cache tensor: lengths[k] rows [KV, rows, d] of each of step k's."""
+    return [
+        cache[0, :, :length].copy()
+        for step, length in zip(stairs.schedule, lengths, strict=True)
+        for name, cache in sorted(stairs._caches[step.cache].items())
+        if not name.endswith("_out")
+    ]
+
+
+def hugging_face(source: Path) -> Any:
+    """The checkpoint in transformers, float32; every tensor must be used (needs torch)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)  # a second thread would fight with ONNX Runtime's, and a tiny model needs none
+    model, notes = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    assert not any(notes[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), notes
+    return model.eval()
+
+
+def hugging_face_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """What transformers' own greedy generate continues the prompt with."""
+    import torch
+
+    ids = torch.tensor([list(prompt)])
+    with torch.inference_mode():
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0
+        )
+    return [int(t) for t in out[0, len(prompt) :]]
