@@ -1,0 +1,139 @@
+"""A model that reads its lines from trace letters, under the real session: the oracle of the cost simulation.
+
+Each row carries its position in column 0 and, once it is normalised, in column 1 who finished it: 0 the last layer,
+g + 1 exit g. The full model's token depends on the position alone, so that a rolled back text goes on as the letters
+say. Every pass is counted by graph and rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eecompile import contract as c
+from eecompile.bundle.manifest import Manifest
+from eecompile.runtime.heads import ExitAsker, ExitRule
+from eecompile.runtime.session import Limits, Session, Stats
+from eecompile.runtime.staircase import LoadedGraphs
+from eecompile.schema import GraphInfo
+
+HIDDEN, VOCAB, PROMPT = 2, 50, 1
+Buffers = Mapping[str, Any]
+
+
+def manifest_of(segments: list[int], schedule: list[int], cap: int) -> Manifest:
+    """A manifest of segments of these many layers, run in the order of `schedule`, with an exit between any two."""
+    depths = np.cumsum([segments[s] for s in schedule]).tolist()
+    exits = [{"layer": n, "adapter": "norm", "gates": ["learned", "max_prob"], "gate_units": 1} for n in depths[:-1]]
+
+    def graph(name: str, layers: int = 0) -> dict[str, Any]:
+        return {"path": f"segments/{name}.onnx", "inputs": [], "outputs": [], "layers": layers}
+
+    sizes = {"heads": 1, "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 512, "layers": depths[-1]}
+    fields = {
+        "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
+        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up"], "pending_cap": cap,
+        "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
+        "schedule": [
+            {"segment": s, "cache": k, "exit": k if k < len(exits) else None} for k, s in enumerate(schedule)
+        ],
+        "caches": [segments[s] for s in schedule],
+        "graphs": {
+            "embed": graph("embed"), "head": graph("head"),
+            "segments": [graph(f"segment_{i}", n) for i, n in enumerate(segments)],
+            "exits": [graph(f"exit_{i}") for i in range(len(exits))],
+        },
+        "provenance": {}, "files": {}, "digest": "0" * 64,
+    }  # fmt: skip
+    return Manifest.model_validate(fields)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A graph that is a function of its buffers; counts its passes by rows."""
+
+    name: str
+    info: GraphInfo
+    run: Callable[[Buffers], None]
+    passes: Counter[tuple[str, int]]
+
+    def bind(self, buffers: Buffers) -> Callable[[], None]:
+        """A pass over these buffers."""
+        source = buffers[c.TOKEN_IDS] if c.TOKEN_IDS in buffers else buffers[c.HIDDEN]
+        rows = source.size if c.TOKEN_IDS in buffers else source.size // HIDDEN
+
+        def call() -> None:
+            self.passes[self.name, rows] += 1
+            self.run(buffers)
+
+        return call
+
+
+@dataclass(frozen=True)
+class Played:
+    """A request that ran: its statistics, and its passes without the prompt's."""
+
+    stats: Stats
+    passes: dict[tuple[str, int], int]
+
+
+def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, cap: int) -> Played:
+    """Generate as many tokens as `letters` are about in a real session over the scripted model."""
+    passes: Counter[tuple[str, int]] = Counter()
+    graphs = _graphs(manifest, letters, passes)
+    rules = [
+        ExitRule.of(i, info.layer, {"learned": 0.5, "max_prob": 0.5}) if i in open_exits else None
+        for i, info in enumerate(manifest.exits)
+    ]
+    askers = [ExitAsker(engine, HIDDEN, 1, {}) for engine in graphs.exits]
+    session = Session(manifest, graphs, None, mode, [] if mode == "full" else rules, askers, Limits(cap=cap))
+    count = len(letters) // len(manifest.exits)
+    generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
+    next(generation)
+    passes.clear()
+    list(generation)
+    return Played(generation.stats, dict(passes))
+
+
+def _graphs(manifest: Manifest, letters: str, passes: Counter[tuple[str, int]]) -> LoadedGraphs:
+    exits, infos = len(manifest.exits), manifest.graphs
+
+    def letter(row: Any) -> str:
+        """What the exit that finished this row says there; the prompt's last row is about the first token."""
+        at = (int(row[0]) - PROMPT) * exits + int(row[1]) - 1
+        return letters[at]
+
+    def embed(b: Buffers) -> None:
+        b[c.HIDDEN_OUT][...] = 0
+
+    def segment(b: Buffers) -> None:
+        b[c.HIDDEN_OUT][..., 0] = b[c.POSITIONS]
+        b[c.HIDDEN_OUT][..., 1] = 0
+
+    def ask(number: int) -> Callable[[Buffers], None]:
+        def run(b: Buffers) -> None:
+            b[c.EXIT_HIDDEN][:, 0] = b[c.HIDDEN][:, 0]
+            b[c.EXIT_HIDDEN][:, 1] = number + 1
+            b[c.CONFIDENCE][:] = [0.1 if letter(row) == "." else 0.9 for row in b[c.EXIT_HIDDEN]]
+
+        return run
+
+    def head(b: Buffers) -> None:
+        for i, row in enumerate(b[c.HIDDEN]):
+            said = "" if row[1] == 0 else letter(row)
+            b[c.TOKEN][i] = (int(row[0]) * 7 + (said == "x")) % VOCAB
+            b[c.EXIT_FLAG][i] = said in ("a", "x")
+
+    def engine(name: str, info: GraphInfo, run: Callable[[Buffers], None]) -> Any:
+        return Engine(name, info, run, passes)
+
+    return LoadedGraphs(
+        engine("embed", infos.embed, embed),
+        [engine(f"segment_{i}", info, segment) for i, info in enumerate(infos.segments)],
+        [engine(f"exit_{i}", info, ask(i)) for i, info in enumerate(infos.exits)],
+        engine("head", infos.head, head),
+    )
