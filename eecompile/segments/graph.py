@@ -4,6 +4,7 @@ Written on onnx's protobuf helpers; it adds names, the opset, and external data 
 with standard operators only, which ONNX Runtime and TensorRT both parse.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ class GraphWriter:
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
         """A small initialiser kept in the graph file; equal ones are shared."""
         array = np.asarray(values, dtype)
-        name = f"const_{array.dtype.name}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()[:64]}"
+        content = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+        name = f"const_{array.dtype.name}_{'x'.join(map(str, array.shape))}_{content}"
         if name not in self._initializers:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
