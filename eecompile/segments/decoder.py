@@ -157,8 +157,8 @@ class DecoderWriter:
         return self.masks[window]
 
     def _activation(self, g: GraphWriter, x: str) -> str:
-        if self.spec.activation == "silu":
-            return g.op("Swish", x)
+        if self.spec.activation == "silu":  # Swish, in the form that ONNX Runtime fuses
+            return g.op("Mul", x, g.op("Sigmoid", x))
         if self.spec.activation == "relu":
             return g.op("Relu", x)
         approximate = "tanh" if self.spec.activation == "gelu_tanh" else "none"
