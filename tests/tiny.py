@@ -6,18 +6,21 @@ here needs torch, except what says so.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.write import write_overlay
+from eecompile.engines.ort import use_threads
 from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.staircase import Staircase
@@ -208,9 +211,17 @@ def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
     return [
         cache[0, :, :length].copy()
         for step, length in zip(stairs.schedule, lengths, strict=True)
-        for name, cache in sorted(stairs._caches[step.cache].items())
+        for name, cache in sorted(stairs.caches.tensors[step.cache].items())
         if not name.endswith("_out")
     ]
+
+
+def ort_session(path: Path) -> ort.InferenceSession:
+    """A plain session on the process-wide threads: ONNX Runtime allows no others once a bundle was opened."""
+    use_threads(len(os.sched_getaffinity(0)))
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    return ort.InferenceSession(path, options)
 
 
 def hugging_face(source: Path) -> Any:
@@ -234,3 +245,12 @@ def hugging_face_tokens(model: Any, prompt: Sequence[int], count: int) -> list[i
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0
         )
     return [int(t) for t in out[0, len(prompt) :]]
+
+
+def hugging_face_states(model: Any, ids: Sequence[int]) -> tuple[list[Float], Float]:
+    """transformers' hidden states [R, D] after 0, 1, ... layers, the last one normalised, and its logits [R, V]."""
+    import torch
+
+    with torch.inference_mode():
+        out = model(torch.tensor([list(ids)]), output_hidden_states=True)
+    return [states[0].numpy() for states in out.hidden_states], out.logits[0].numpy()

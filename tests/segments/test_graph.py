@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
+import tiny
 from onnx import TensorProto, numpy_helper
 
 from eecompile.segments.graph import OPSET, GraphWriter
@@ -34,7 +34,7 @@ def test_a_written_graph_is_valid_and_runs(tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
     x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
-    (y,) = ort.InferenceSession(tmp_path / "small.onnx").run(None, {"x": x})
+    (y,) = tiny.ort_session(tmp_path / "small.onnx").run(None, {"x": x})
     np.testing.assert_allclose(y, 2 * x @ MATRIX, rtol=1e-6)
 
 
@@ -55,13 +55,11 @@ def test_the_same_graph_is_the_same_bytes(tmp_path: Path) -> None:
 def test_constants_are_shared_when_equal_and_only_then(tmp_path: Path) -> None:
     g = GraphWriter("g", WeightBook(tmp_path))
     long = list(range(40))
-    names = [
-        g.constant(1), g.constant([1]), g.constant([[1]]), g.constant(1, np.float32), g.constant([0, 1]), g.constant(long),
-        g.constant([*long[:-1], 7]), g.constant([]),
-    ]  # fmt: skip
+    values = [1, [1], [[1]], [0, 1], long, [*long[:-1], 7], []]
+    names = [*(g.constant(value) for value in values), g.constant(1, np.float32)]
     assert len(set(names)) == len(names)
     assert g.constant([1]) == names[1]
-    assert g.constant(long) == names[5]
+    assert g.constant(long) == names[4]
 
 
 def test_an_output_takes_its_name_or_an_identity(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import tiny
 from hypothesis import given
@@ -108,7 +107,7 @@ def test_onnx_runtime_reads_back_the_same_matrix(tmp_path: Path, store: WeightSt
     g.output(g.op("DequantizeLinear", *parts, axis=0, block_size=c.BLOCK), "y", "float32", 64, 8)
     g.save(tmp_path / "g.onnx")
     book.close()
-    (y,) = ort.InferenceSession(tmp_path / "g.onnx").run(None, {})
+    (y,) = tiny.ort_session(tmp_path / "g.onnx").run(None, {})
     expected = np.concatenate([dequantised(TENSORS[n], precision) for n in NAMES])
     np.testing.assert_allclose(y, expected.T, rtol=1e-6)
 

@@ -82,10 +82,10 @@ def test_the_chain_equals_the_uncut_graph_to_the_bit(shelf: Any, precision: str)
     info = manifest.graphs.reference
     assert info is not None
     rows, model = len(IDS), manifest.model
-    shape = (1, model.kv_heads, model.context + manifest.slack, model.head_dim)
+    shape = (1, model.kv_heads, 64, model.head_dim)
     buffers: dict[str, Any] = {
         c.TOKEN_IDS: np.array([IDS]), c.POSITIONS: np.arange(rows)[None], c.WRITE_INDEX: np.zeros(1, np.int64),
-        c.LIVE_LENGTH: np.array([64]), c.THRESHOLDS: np.tile(np.array(c.NO_BOUND, np.float32), (rows, 1)),
+        c.THRESHOLDS: np.tile(np.array(c.NO_BOUND, np.float32), (rows, 1)),
         c.TOKEN: np.zeros(rows, np.int64), c.MAX_PROB: np.zeros(rows, np.float32),
         c.ENTROPY: np.zeros(rows, np.float32),
     }  # fmt: skip

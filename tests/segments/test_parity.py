@@ -1,0 +1,85 @@
+"""Full mode is the model: greedy tokens, hidden states and logits against transformers in float32."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from eecompile.runtime import Bundle
+from eecompile.runtime.heads import Head
+from eecompile.runtime.staircase import Staircase
+from eecompile.runtime.trace import Tracer
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+PROMPTS = [np.random.default_rng(seed).integers(0, tiny.VOCAB, n).tolist() for seed, n in enumerate((1, 30, 150))]
+EXITS = [1, 3]
+NEW = 16
+
+
+def assert_parity(opened: Bundle, model: Any) -> None:
+    """Tokens of every prompt; hidden states at each exit, finished rows and logits of the longest."""
+    for prompt in PROMPTS:
+        assert tiny.tokens(opened, prompt, NEW) == tiny.hugging_face_tokens(model, prompt, NEW)
+    states, expected = tiny.hugging_face_states(model, PROMPTS[-1])
+    boundaries = Tracer(opened, boundaries=True).trace(PROMPTS[-1]).boundaries
+    assert boundaries is not None
+    for rows, layer in zip(boundaries, [*EXITS, len(states) - 1], strict=True):
+        assert rows.shape == states[layer].shape
+        assert np.abs(rows - states[layer]).max() < 1e-4 * np.abs(states[layer]).max()
+    np.testing.assert_allclose(logits(opened, boundaries[-1]), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def logits(opened: Bundle, finished: Any) -> Any:
+    """The head's logits of finished rows."""
+    m = opened.manifest
+    head = Head(opened.graphs.head, m.model.hidden, m.model.vocab, len(finished), m.minimum_rows)
+    return head(finished, logits=True).logits
+
+
+@pytest.mark.parametrize("name", tiny.variants())
+def test_every_kind_of_model(shelf: Any, name: str) -> None:
+    settings = tiny.variants()[name]
+    assert_parity(shelf.bundle(settings, EXITS), tiny.hugging_face(shelf.checkpoint(settings)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3-biases"])
+def test_half_precision_checkpoints(shelf: Any, name: str, dtype: str) -> None:
+    settings = tiny.variants()[name]
+    model = tiny.hugging_face(shelf.checkpoint(settings, dtype=dtype))
+    assert_parity(shelf.bundle(settings, EXITS, dtype=dtype), model)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "mistral-window", "qwen2", "qwen3"])
+def test_a_float16_bundle_of_a_float16_checkpoint_loses_nothing(shelf: Any, name: str) -> None:
+    settings = tiny.variants()[name]
+    model = tiny.hugging_face(shelf.checkpoint(settings, dtype="float16"))
+    assert_parity(shelf.bundle(settings, EXITS, dtype="float16", precision="fp16"), model)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "llama-llama3", "llama-yarn", "mistral-window", "qwen2-window", "qwen3"]
+)
+def test_what_transformers_saves_in_shards(shelf: Any, tmp_path: Path, name: str) -> None:
+    """transformers writes its own spelling of the config, several shards, and drops a tied head."""
+    model = tiny.hugging_face(shelf.checkpoint(tiny.variants()[name]))
+    model.save_pretrained(tmp_path / "saved", max_shard_size="40KB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
+    assert_parity(tiny.open_bundle(tmp_path / "bundle", tmp_path / "saved", EXITS), model)
+
+
+def test_a_prompt_may_come_in_any_number_of_passes(shelf: Any) -> None:
+    """The first rows of a long prompt are what they are in a short one, and what transformers says."""
+    opened = shelf.bundle(tiny.config(), EXITS)
+    model = tiny.hugging_face(shelf.checkpoint(tiny.config()))
+    states, _ = tiny.hugging_face_states(model, PROMPTS[-1])
+    stairs = Staircase(opened.manifest, opened.graphs)
+    for start, stop in ((0, 7), (7, 8), (8, 100), (100, 101)):
+        stairs.append(PROMPTS[-1][start:stop])
+        rows = stairs.run_full()
+        assert np.abs(rows - states[-1][start:stop]).max() < 1e-4 * np.abs(states[-1]).max()
