@@ -216,9 +216,14 @@ def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
     ]
 
 
+def ort_threads() -> None:
+    """The thread pool that opening a bundle makes."""
+    use_threads(len(os.sched_getaffinity(0)))
+
+
 def ort_session(path: Path) -> ort.InferenceSession:
     """A plain session on the process-wide threads: ONNX Runtime allows no others once a bundle was opened."""
-    use_threads(len(os.sched_getaffinity(0)))
+    ort_threads()
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     return ort.InferenceSession(path, options)
