@@ -57,11 +57,13 @@ def gumbel_noise(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np
 
 
 def _candidates(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ids that top-k and then top-p leave, with their scores."""
+    """The ids that top-k and then top-p leave, with their scores; of equal scores the lower ids."""
     if how.top_k == 0 and how.top_p == 1:
         return np.arange(len(scores)), scores
-    ids = np.argpartition(scores, -how.top_k)[-how.top_k:] if 0 < how.top_k < len(scores) else np.arange(len(scores))
-    ids = ids[np.lexsort((ids, -scores[ids]))]  # by score, ties by id
+    ids = np.arange(len(scores))
+    if 0 < how.top_k < len(scores):
+        ids = np.flatnonzero(scores >= np.partition(scores, -how.top_k)[-how.top_k])
+    ids = ids[np.lexsort((ids, -scores[ids]))][: how.top_k or None]  # by score, ties by id
     kept = scores[ids]
     if how.top_p < 1:
         probability = np.exp(kept - kept[0])
