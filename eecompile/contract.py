@@ -1,7 +1,7 @@
 """Every name and limit that more than one stage, or the C++ runtime, must agree on.
 
 Shapes use these symbols: B slots in a pass, R rows (tokens) of a slot in a pass, N rows flattened, D hidden size,
-KV key/value heads, d head size, S context length, V vocabulary size.
+KV key/value heads, d head size, T cache length, S context length, V vocabulary size.
 """
 
 from typing import Final
@@ -22,7 +22,6 @@ HIDDEN: Final = "hidden"  # float32 [B, R, D] in embed and segments, [N, D] in e
 HIDDEN_OUT: Final = "hidden_out"  # as `hidden`; after the last segment it is normalised and ready for the head
 POSITIONS: Final = "positions"  # int64 [B, R]: position of each row in its sequence
 WRITE_INDEX: Final = "write_index"  # int64 [B]: cache index of each slot's first row
-LIVE_LENGTH: Final = "live_length"  # int64 [1]: cache rows [0, live_length) are attended to, masked by position
 EXIT_HIDDEN: Final = "exit_hidden"  # float32 [N, D]: an exit's normalised hidden state, ready for the head
 GATE_W1: Final = "gate_w1"  # float32 [D, U]
 GATE_B1: Final = "gate_b1"  # float32 [U]
@@ -39,7 +38,7 @@ LOGITS: Final = "logits"  # float32 [N, V]
 
 
 def cache_name(kind: str, layer: int) -> str:
-    """Name of a segment's cache input, float32 [B, KV, S + slack, d]; kind is "key" or "value"."""
+    """Name of a segment's cache input, float32 [B, KV, T, d]; kind is "key" or "value"."""
     return f"{kind}_cache_{layer}"
 
 
@@ -63,10 +62,10 @@ CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 QUANTISED: Final = ("int8", "int4")
 BLOCK: Final = 32  # weights that share one scale, along the input dimension
-CACHE_BUCKET: Final = 64  # live_length is rounded up to a multiple of this, so that shapes repeat
+CACHE_BUCKET: Final = 64  # cache lengths are multiples of this
 PREFILL_ROWS: Final = 128  # rows of a prefill pass
 PENDING_CAP: Final = 8  # tokens that may wait before a deeper segment
-SLACK: Final = 64  # cache rows past the context: padding and idle slots write there
+SLACK: Final = 64  # positions past the context: padding rows may have them
 
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024

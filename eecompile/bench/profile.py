@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -61,7 +61,7 @@ def measure_profile(bundle: Bundle, *, quick: bool, progress: Progress = lambda 
     chunks = {min(rows, manifest.prefill_rows, lengths[-1]) for rows in effort.prefill}
     prefill = [(rows, n) for n in lengths for rows in sorted(chunks) if manifest.pending_cap + 1 < rows <= n]
     began, done = perf_counter(), 0
-    walker = _Walker(bundle, lengths[-1])
+    walker = _Walker(bundle, lengths)
     walker.walk(prefill + decode)  # makes the bindings and fills every boundary
     walker.times.clear()
     while done < effort.least or (done < effort.most and perf_counter() - began < effort.seconds):
@@ -111,16 +111,18 @@ def decode_rows(cap: int) -> list[int]:
 class _Walker:
     """Full-depth steps over a staircase that is put into the state to be timed; `times` by (graph, rows, length)."""
 
-    def __init__(self, bundle: Bundle, longest: int) -> None:
+    def __init__(self, bundle: Bundle, lengths: Sequence[int]) -> None:
         manifest = bundle.manifest
         model, cap = manifest.model, manifest.pending_cap
         self.times: defaultdict[tuple[str, int, int], list[float]] = defaultdict(list)
-        self._stairs, self._askers = Staircase(manifest, bundle.graphs), bundle.askers()
+        self._stairs, self._askers = {n: Staircase(manifest, bundle.graphs) for n in lengths}, bundle.askers()
         self._head = Head(bundle.graphs.head, model.hidden, model.vocab, cap + 1, manifest.minimum_rows)
         self._cap, self._vocab = cap, model.vocab
-        for tensors in self._stairs._caches:
-            for cache in tensors.values():  # untouched memory is one page of zeros, faster to read than a real cache
-                cache[:, :, :longest] = 0.01
+        for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
+            stairs.caches.resize(length)
+            for tensors in stairs.caches.tensors:
+                for cache in tensors.values():  # untouched memory is one page of zeros, faster to read than a real one
+                    cache[:] = 0.01
 
     def walk(self, states: list[tuple[int, int]]) -> None:
         """One step for each (rows, length): the newest token of a decoding pass, or a prefill chunk, at full depth."""
@@ -132,7 +134,7 @@ class _Walker:
                 self._timed("head", rows, 0, self._head, finished)
 
     def _descend(self, rows: int, length: int, *, embedded: int, ask: bool) -> Rows:
-        stairs = self._stairs
+        stairs = self._stairs[length]
         stairs.length, stairs.filled = length - embedded, [length - rows] * len(stairs.schedule)
         stairs._waiting = [rows - embedded] + [0] * len(stairs.schedule)
         ids = [(length - i) * 7919 % self._vocab for i in range(embedded)]

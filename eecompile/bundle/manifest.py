@@ -89,7 +89,7 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: cache rows past `context` that padding may write to.
+    another kernel. `slack`: positions past `context` that padding may have.
     """
 
     format: Literal["eecompile-bundle"]

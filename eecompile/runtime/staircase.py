@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
+from eecompile.runtime.caches import Caches
 
 Rows = NDArray[np.float32]
 
@@ -31,7 +32,7 @@ class LoadedGraphs:
 class Staircase:
     """One sequence: its caches, its pending rows, and passes over them. Not thread-safe.
 
-    Costs per sequence: 2 x layers x KV x (S + slack) x d float32 of address space, of which what is used is resident.
+    Costs per sequence: 2 x layers x KV x d float32 for each token, and an eighth more.
     """
 
     def __init__(self, manifest: Manifest, graphs: LoadedGraphs) -> None:
@@ -49,8 +50,8 @@ class Staircase:
         self._out = np.zeros((rows, width), np.float32)
         self._ids = np.zeros(rows, np.int64)
         self._positions = np.zeros(rows, np.int64)
-        self._start, self._live = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        self._caches = [self._new_cache(manifest, layers) for layers in manifest.caches]
+        self._start = np.zeros(1, np.int64)
+        self.caches = Caches(manifest.caches, manifest.model.kv_heads, manifest.model.head_dim)
         self._bound: dict[tuple[int, int], OrtPass] = {}
         self._keep_bound = manifest.pending_cap + 2
 
@@ -60,9 +61,11 @@ class Staircase:
         return self.length - self.filled[-1]
 
     def reset(self) -> None:
-        """Forget the sequence. The caches keep old rows, which the next sequence overwrites before it sees them."""
+        """Forget the sequence and free its caches."""
         self.rewind(0)
         self.passes = self.layer_rows = 0
+        self.caches.resize(0)
+        self._bound = {}
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""
@@ -92,7 +95,8 @@ class Staircase:
         start = self.filled[k]
         self._positions[:padded] = np.arange(start, start + padded)
         self._start[0] = start
-        self._live[0] = -(-(start + padded) // c.CACHE_BUCKET) * c.CACHE_BUCKET
+        if self.caches.make_room(start + padded):
+            self._bound = {}
         self._segment(k, padded)()
         self.filled[k] = start + rows
         self._waiting[k] = 0
@@ -113,6 +117,8 @@ class Staircase:
 
     def prefill(self, tokens: list[int]) -> Rows:
         """Run tokens through every step, a pass's rows at a time; returns the last token's finished row [1, D]."""
+        if self.caches.make_room(self.length + max(len(tokens), self._minimum)):
+            self._bound = {}
         for start in range(0, len(tokens), self._most):
             self.append(tokens[start : start + self._most])
             rows = self.run_full()
@@ -132,8 +138,7 @@ class Staircase:
             c.HIDDEN_OUT: self._out[:rows].reshape(1, rows, -1),
             c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start,
-            c.LIVE_LENGTH: self._live,
-            **self._caches[step.cache],
+            **self.caches.tensors[step.cache],
         }))  # fmt: skip
 
     def _cached(self, k: int, rows: int, make: Callable[[], OrtPass]) -> OrtPass:
@@ -144,13 +149,3 @@ class Staircase:
             if rows <= self._keep_bound or rows == self._most:
                 self._bound[k, rows] = bound
         return bound
-
-    @staticmethod
-    def _new_cache(manifest: Manifest, layers: int) -> dict[str, NDArray[np.float32]]:
-        m = manifest.model
-        tensors = {}
-        for layer in range(layers):
-            for kind in ("key", "value"):
-                cache = np.zeros((1, m.kv_heads, m.context + manifest.slack, m.head_dim), np.float32)
-                tensors[c.cache_name(kind, layer)] = tensors[c.cache_out_name(kind, layer)] = cache
-        return tensors

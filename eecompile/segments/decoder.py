@@ -1,9 +1,10 @@
 """The graph of consecutive decoder layers, under the cache contract.
 
 A pass runs R rows of B slots. Each row's key and value are scattered into the slot's cache at `write_index`, in place;
-attention reads the first `live_length` cache rows, masked by position: a row sees what is at or before its own
-position and, in a windowed layer, inside the window. Cache index equals position, so padding rows (written after the
-real ones) are never seen by them and are overwritten by the next pass.
+attention reads the whole cache, masked by position: a row sees what is at or before its own position and, in a windowed
+layer, inside the window. Cache index equals position, so padding rows (written after the real ones) are never seen by
+them and are overwritten by the next pass. T, the cache's length, is the runtime's to choose: as long as the sequence
+where shapes may change, as long as the context where they may not.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,6 @@ class DecoderWriter:
         """Declare the inputs that every layer shares."""
         g.input(c.POSITIONS, "int64", "B", "R")
         g.input(c.WRITE_INDEX, "int64", "B")
-        g.input(c.LIVE_LENGTH, "int64", 1)
         self.masks.clear()
 
     def layer(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
@@ -110,7 +110,7 @@ class DecoderWriter:
         return g.op("Mul", normed, g.array(f"{q}+{k}", scales))
 
     def _attend(self, g: GraphWriter, q: str, keys: str, values: str, window: int | None) -> str:
-        """Attention of q [B, H, R, d] over the live cache [B, KV, live, d].
+        """Attention of q [B, H, R, d] over the cache [B, KV, T, d].
 
         The H / KV query heads that share a key head become rows of one product. That reads the keys once instead of
         H / KV times, and gives every product two rows or more: a one-row product goes through another kernel, whose
@@ -135,20 +135,20 @@ class DecoderWriter:
         return g.op("RotaryEmbedding", x, cos, sin, c.POSITIONS)
 
     def _cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
-        """Scatter the update [B, KV, R, d] into the cache and return its live part [B, KV, live, d]."""
+        """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place."""
         s = self.spec
-        shape = ("B", s.kv_heads, self.context + self.slack, s.head_dim)
+        shape = ("B", s.kv_heads, "T", s.head_dim)
         name, out = c.cache_name(kind, cache), c.cache_out_name(kind, cache)
         g.input(name, "float32", *shape)
         g.op("TensorScatter", name, update, c.WRITE_INDEX, named=out, axis=2)
         g.output(out, out, "float32", *shape)
-        return g.op("Slice", out, g.constant([0]), c.LIVE_LENGTH, g.constant([2]))
+        return out
 
     def _mask(self, g: GraphWriter, window: int | None) -> str:
-        """True where a row may look, bool [B, 1, R, live]; made once a graph for each window."""
+        """True where a row may look, bool [B, 1, R, T]; made once a graph for each window."""
         if window not in self.masks:
-            live = g.op("Squeeze", c.LIVE_LENGTH, g.constant([0]))
-            keys = g.op("Range", g.constant(0), live, g.constant(1))
+            length = g.op("Shape", c.cache_name("key", 0), start=2, end=3)
+            keys = g.op("Range", g.constant(0), g.op("Squeeze", length), g.constant(1))
             rows = g.op("Unsqueeze", c.POSITIONS, g.constant([1, 3]))
             seen = g.op("LessOrEqual", keys, rows)
             if window is not None:

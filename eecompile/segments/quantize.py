@@ -6,6 +6,7 @@ of a pass would make a row depend on its neighbours.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,16 +28,17 @@ def dense(store: WeightStore, names: Sequence[str], precision: str) -> Values:
     inputs, widths = _widths(store, names)
     out = np.empty((inputs, sum(widths)), dtype)
     for column, rows in _columns(store, names):
-        out[:, column : column + len(rows)] = rows.T
+        out[:, column : column + len(rows)] = _narrow(rows, dtype, names[0], store).T
     return Values.of(out)
 
 
 def table(store: WeightStore, name: str, precision: str) -> Values:
     """A matrix [rows, columns] in its own orientation: float32, or float16 in every smaller precision."""
     location = store.tensors[name]
-    out = np.empty(location.shape, np.float32 if precision == "fp32" else np.float16)
+    dtype = np.float32 if precision == "fp32" else np.float16
+    out = np.empty(location.shape, dtype)
     for start, rows in store.chunks(name):
-        out[start : start + len(rows)] = rows
+        out[start : start + len(rows)] = _narrow(rows, dtype, name, store)
     return Values.of(out)
 
 
@@ -56,6 +58,7 @@ def blockwise(store: WeightStore, names: Sequence[str], precision: str) -> tuple
     scales = np.empty((inputs // c.BLOCK, outputs), np.float32)
     whole = np.empty((inputs, outputs), np.int8)
     for column, rows in _columns(store, names):
+        _narrow(rows, np.float16, names[0], store)
         values, scale = quantize_rows(rows, precision)
         whole[:, column : column + len(rows)] = values.T
         scales[:, column : column + len(rows)] = scale.T
@@ -108,6 +111,21 @@ def _round(blocks: Float, scale: Float, low: int, high: int) -> NDArray[np.int8]
     with np.errstate(divide="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     return np.asarray(np.clip(np.rint(blocks * inverse[..., None]), low, high), np.int8)
+
+
+def _narrow(rows: Float, dtype: Any, name: str, store: WeightStore) -> NDArray[Any]:
+    """Rows in `dtype`; a smaller one than float32 has to hold every weight, which NaN and 70,000 do not fit."""
+    if dtype is np.float32:
+        return rows
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise UsageError(
+            f"{name} has weights that are not finite or too large for a smaller precision",
+            where=str(store.directory),
+            mend="build with --precision fp32, or mend the checkpoint",
+        )
+    return narrow
 
 
 def _widths(store: WeightStore, names: Sequence[str]) -> tuple[int, list[int]]:
