@@ -42,8 +42,8 @@ class TextCodec:
         try:
             template = _environment().from_string(self.chat_template)
             text = template.render(messages=list(messages), add_generation_prompt=True, **special)
-        except TemplateError as e:
-            raise UsageError(f"the chat template fails: {e}") from e
+        except Exception as e:  # a template is the checkpoint's own program and may raise anything
+            raise UsageError(f"the chat template fails: {e}", mend="give the prompt as plain text") from e
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def stream(self) -> Callable[[int], str]:
