@@ -142,6 +142,13 @@ def checkpoint(
     return path
 
 
+def byte_character(value: int) -> str:
+    """The character that stands for a byte in byte-level vocabularies (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return chr(value if value in plain else 256 + others.index(value))
+
+
 def add_tokenizer(path: Path, **settings: Any) -> Path:
     """Give a checkpoint a byte-level tokenizer: 256 bytes, two merges, three special tokens, and a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -11,7 +11,7 @@ from eecompile.errors import UsageError
 from eecompile.runtime.sampling import Sampling, gumbel_noise, sample
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, 1.5, 1.0, -3.0], np.float32)
-DRAWS = 20_000
+DRAWS = 8_000
 
 
 def softmax(scores: Any) -> Any:
