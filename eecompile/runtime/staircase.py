@@ -69,8 +69,8 @@ class Staircase:
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""
-        if length < self.length and any(f < min(length, self.length) for f in self.filled):
-            raise ValueError("tokens before the new end are still pending")
+        if not 0 <= length <= min(self.filled):
+            raise ValueError(f"length {length} is not one at which nothing is pending")
         self.length = length
         self.filled = [min(f, length) for f in self.filled]
         self._waiting = [0] * len(self._waiting)
