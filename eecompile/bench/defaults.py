@@ -15,11 +15,12 @@ from typing import Literal
 
 from eecompile import contract as c
 from eecompile.bench.cost import PassCosts, full_depth_seconds, simulate
-from eecompile.bench.profile import check_key, device_name
+from eecompile.bench.profile import device_name
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.manifest import Policy, Profile
+from eecompile.bundle.policy import read_for_change
 from eecompile.bundle.ranges import calibrated_thresholds, matching_calibrations
-from eecompile.bundle.read import BundleFiles, read_bundle
+from eecompile.bundle.read import BundleFiles
 from eecompile.bundle.write import write_overlay
 from eecompile.errors import UsageError
 from eecompile.schema import Thresholds
@@ -66,8 +67,7 @@ def apply_default_policy(bundle: Path, key: Path | None = None) -> Policy:
     key: PEM file of the private key of a signed bundle. Raises UsageError where there is no profile or the key is
     missing, IntegrityError where the bundle is not intact.
     """
-    check_key(bundle, key)
-    files = read_bundle(bundle, integrity="size", key=key)
+    files = read_for_change(bundle, key)
     if not files.profiles:
         mend = "measure it first: `eecompile profile BUNDLE`"
         raise UsageError("the bundle has no profile to choose by", where=str(bundle), mend=mend)

@@ -6,7 +6,6 @@ are as cold in the processor's caches as they are when decoding. Rounds go over 
 machine for a while slows all of them alike, and the median drops it.
 """
 
-import os
 import platform
 import re
 from collections import defaultdict
@@ -17,11 +16,9 @@ from statistics import median
 from time import perf_counter
 from typing import ParamSpec, TypeVar
 
-from eecompile import contract as c
 from eecompile.bundle.manifest import Profile
-from eecompile.bundle.read import read_bundle
+from eecompile.bundle.policy import read_for_change
 from eecompile.bundle.write import write_overlay
-from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Rows, Staircase
@@ -81,17 +78,10 @@ def write_profile(bundle: Path, profile: Mapping[str, object], key: Path | None 
     key: PEM file of the private key of a signed bundle. Raises UsageError where that is missing or the fields are
     refused, IntegrityError where the bundle is not intact.
     """
-    check_key(bundle, key)
-    target = re.sub(r"[^A-Za-z0-9_]+", "-", read_bundle(bundle, integrity="size").manifest.target)
+    files = read_for_change(bundle, key)
+    target = re.sub(r"[^A-Za-z0-9_]+", "-", files.manifest.target)
     name = f"overlays/profile-{target.strip('-')[:80] or 'device'}.json"
     return Profile.model_validate(write_overlay(bundle, name, profile, key=key))
-
-
-def check_key(bundle: Path, key: Path | None) -> None:
-    """Raise UsageError where the bundle is signed and there is no key: it would be refused with an unsigned overlay."""
-    if key is None and os.path.lexists(bundle / (c.MANIFEST + c.SIGNATURE_SUFFIX)):
-        mend = "give the private key it was signed with: --key FILE"
-        raise UsageError("the bundle is signed, so that a change has to be signed too", where=str(bundle), mend=mend)
 
 
 def device_name() -> str:

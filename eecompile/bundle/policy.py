@@ -55,7 +55,7 @@ def change_policy(
     Raises UsageError, with the permitted range, where the request is outside it; IntegrityError where the bundle is
     not intact or signed by another key.
     """
-    files = _read_for_change(bundle, key)
+    files = read_for_change(bundle, key)
     layers = [e.layer for e in files.manifest.exits]
     if unknown := sorted(set(thresholds) - set(layers)):
         raise UsageError(f"there is no exit after layer {unknown[0]}", where=str(bundle), mend=f"exits are at {layers}")
@@ -101,14 +101,18 @@ def adopt_calibration(
     kill between the steps leaves a bundle that reads as intact and never exits more boldly than calibrated.
     Raises as `write_overlay`.
     """
-    files = _read_for_change(bundle, key)
+    files = read_for_change(bundle, key)
     closed = [e.model_copy(update={"confident": None}) for e in files.policy.exits]
     write_overlay(files.path, c.POLICY, files.policy.model_copy(update={"exits": closed}), key=key)
     write_overlay(files.path, name, calibration, key=key)
     return Policy.model_validate(write_overlay(files.path, c.POLICY, policy, key=key))
 
 
-def _read_for_change(bundle: Path, key: Path | None) -> BundleFiles:
+def read_for_change(bundle: Path, key: Path | None) -> BundleFiles:
+    """Read a bundle that is about to be changed: a signed one needs its private key, an unsigned one takes none.
+
+    Raises UsageError where the key is missing or out of place, IntegrityError where the bundle is not intact.
+    """
     signed = os.path.lexists(bundle / (c.MANIFEST + c.SIGNATURE_SUFFIX))
     if signed and key is None:
         mend = "give the private key it was signed with: --key FILE"

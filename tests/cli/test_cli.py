@@ -134,7 +134,9 @@ def test_signing(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_policy_shows_and_sets(bundle: Path) -> None:
-    cli("policy", bundle, "set", "--mode", "draft", "--threshold", "1=never", "--threshold", "3=0.25", "--budget", "400")
+    cli(
+        "policy", bundle, "set", "--mode", "draft", "--threshold", "1=never", "--threshold", "3=0.25", "--budget", "400"
+    )
     policy = cli_json("policy", bundle, "show")
     assert [e["draft"] for e in policy["exits"]] == [None, {"max_prob": 0.25}]
     assert policy["budget"] == 400
