@@ -1,0 +1,56 @@
+"""A bench's result as tables for a terminal."""
+
+from typing import Any, TypeAlias
+
+from eecompile.bench.results import BenchResult
+
+Table: TypeAlias = tuple[str, list[str], list[list[Any]]]  # title, columns, rows
+
+
+def bench_tables(result: BenchResult) -> list[Table]:
+    """The modes; the uncut graph and peers if there are any; the time of each graph."""
+    return [table for table in (_modes(result), _others(result), _graphs(result)) if table[2]]
+
+
+def _modes(result: BenchResult) -> Table:
+    columns = [
+        "mode", "tokens/s", "speed-up", "ideal", "agreement", "same tokens", "mean depth", "layer-rows", "drafts right",
+        "overhead", "note",
+    ]  # fmt: skip
+    rows: list[list[Any]] = []
+    for mode, found in result.modes.items():
+        drafts = f"{found.drafted - found.rejected}/{found.drafted}" if found.drafted else "-"
+        rows.append([
+            mode, f"{found.tokens_per_second:.1f}", f"{found.speedup:.2f}x", f"{found.ideal_speedup:.2f}x",
+            f"{found.agreement:.2%}", f"{found.equal_tokens}/{found.tokens}", f"{found.mean_depth:.1f}",
+            f"{found.layer_rows:.1f}", drafts, f"{found.overhead:.1%}", found.note,
+        ])  # fmt: skip
+    rows += [[mode, *["-"] * (len(columns) - 2), f"refused: {why}"] for mode, why in result.refused.items()]
+    run = f"{result.prompts} prompts x {result.max_new_tokens} tokens, {result.rounds} rounds"
+    title = f"{result.precision}, {result.machine.threads} threads, {run}, peak {result.peak_memory_mb:,.0f} MB"
+    return title, columns, rows
+
+
+def _others(result: BenchResult) -> Table:
+    rows: list[list[Any]] = []
+    if result.uncut is not None:
+        full = result.modes["full"]
+        same = f"{result.uncut.equal_tokens}/{full.tokens} tokens"
+        ratio = full.tokens_per_second / result.uncut.tokens_per_second
+        rate = f"{result.uncut.tokens_per_second:.1f}"
+        rows.append(
+            ["uncut", rate, f"{ratio:.2f}x", same, result.precision, f"chain / uncut = {1 / ratio:.3f} in time"]
+        )
+    for name, peer in result.peers.items():
+        same = f"{peer.equal_prompts}/{result.prompts} prompts"
+        rate = f"{peer.tokens_per_second:.1f}"
+        rows.append(
+            [name, rate, f"{peer.speed_ratio:.2f}x", same, peer.precision, f"{peer.version} {peer.note}".strip()]
+        )
+    rows += [[name, "-", "-", "-", "-", f"skipped: {why}"] for name, why in result.skipped.items()]
+    return "in the same rounds", ["what", "tokens/s", "full over it", "same", "precision", "note"], rows
+
+
+def _graphs(result: BenchResult) -> Table:
+    rows = [[t.graph, t.rows, f"{1000 * t.seconds:.3f}", t.passes] for t in result.graphs]
+    return "a token's pass of each graph", ["graph", "rows", "median ms", "passes"], rows

@@ -1,0 +1,78 @@
+"""A bundle whose engine passes note how long they took; the bundle itself, and what runs it, stay as they are."""
+
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import NamedTuple
+
+from eecompile.engines.ort import Buffers, OrtEngine, OrtPass
+from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.staircase import LoadedGraphs
+from eecompile.schema import GraphInfo
+
+
+class PassRecord(NamedTuple):
+    """One pass: the graph's name as in a profile ("segment_0"), its rows with padding, seconds inside the engine."""
+
+    graph: str
+    rows: int
+    seconds: float
+
+
+@dataclass
+class PassLog:
+    """The passes of one run, in order. A record costs well under a microsecond."""
+
+    passes: list[PassRecord] = field(default_factory=list)
+
+    def take(self) -> list[PassRecord]:
+        """The passes since the last call, and forget them."""
+        taken, self.passes = self.passes, []
+        return taken
+
+
+class TimedPass(OrtPass):
+    """A bound pass that notes its time."""
+
+    __slots__ = ("_graph", "_inner", "_log", "_rows")
+
+    def __init__(self, inner: OrtPass, graph: str, rows: int, log: PassLog) -> None:
+        self._inner, self._graph, self._rows, self._log = inner, graph, rows, log
+
+    def __call__(self) -> None:
+        began = perf_counter()
+        self._inner()
+        self._log.passes.append(PassRecord(self._graph, self._rows, perf_counter() - began))
+
+
+class TimedEngine(OrtEngine):
+    """A loaded graph whose passes note their times. It shares the engine's memory."""
+
+    def __init__(self, engine: OrtEngine, graph: str, log: PassLog) -> None:
+        self.info, self.session = engine.info, engine.session
+        self._engine, self._graph, self._log = engine, graph, log
+
+    def bind(self, buffers: Buffers) -> OrtPass:
+        """As OrtEngine.bind."""
+        return TimedPass(self._engine.bind(buffers), self._graph, _rows(self.info, buffers), self._log)
+
+
+def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
+    """`bundle` with every pass of its sessions noted in `log`. One log belongs to one thread at a time."""
+    graphs = bundle.graphs
+
+    def timed(engine: OrtEngine, name: str) -> OrtEngine:
+        return TimedEngine(engine, name, log)
+
+    loaded = LoadedGraphs(
+        timed(graphs.embed, "embed"),
+        [timed(engine, f"segment_{i}") for i, engine in enumerate(graphs.segments)],
+        [timed(engine, f"exit_{i}") for i, engine in enumerate(graphs.exits)],
+        timed(graphs.head, "head"),
+    )
+    return replace(bundle, graphs=loaded)
+
+
+def _rows(info: GraphInfo, buffers: Buffers) -> int:
+    """Rows of a pass: R of the first input [B, R] or [B, R, D], N of [N, D]."""
+    first = info.inputs[0]
+    return int(buffers[first.name].shape[1 if first.shape[0] == "B" else 0])
