@@ -1,0 +1,107 @@
+"""The exit graphs, recomputed in float64: norm, adapter and learned gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.bundle.gates import decode_gate
+from eecompile.runtime import Bundle
+from eecompile.student.exits import ExitSpec
+from eecompile.student.student import Student
+from eecompile.verify.compare import Comparator
+from eecompile.verify.parity import Walks
+from eecompile.verify.report import Check, Figure, at_most
+from eecompile.verify.stored import graph_tensors, read_tensor
+from eecompile.verify.tolerances import CONFIDENCE, EXITS
+
+Float = NDArray[np.float32]
+Double = NDArray[np.float64]
+Adapter = tuple[Float, Float]
+
+
+@dataclass(frozen=True)
+class ExitMath:
+    """An exit's weights: RMS norm [D] and its epsilon, affine adapter [D, D] and [D] or None, learned gate by part or
+    None. `source` says where norm and adapter were read."""
+
+    norm: Float
+    eps: float
+    adapter: Adapter | None
+    gate: Mapping[str, Float] | None
+    source: str
+
+    def __call__(self, hidden: Float) -> tuple[Double, Double]:
+        """hidden [N, D] -> (exit_hidden [N, D], confidence [N]; ones without a learned gate), in float64."""
+        x = hidden.astype(np.float64)
+        normed = x / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + self.eps) * self.norm
+        adapted = normed if self.adapter is None else normed @ self.adapter[0] + self.adapter[1]
+        if self.gate is None:
+            return adapted, np.ones(len(x))
+        inner = np.tanh(normed @ self.gate["w1"].astype(np.float64) + self.gate["b1"])
+        return adapted, 1 / (1 + np.exp(-(inner @ self.gate["w2"] + self.gate["b2"])[:, 0]))
+
+
+def exit_math(bundle: Bundle, student: Student | None) -> list[ExitMath]:
+    """Each exit's weights: norm and adapter from the checkpoint where it has them, otherwise as stored in the bundle;
+    the gate from the bundle's policy, which may have replaced the checkpoint's."""
+    return [_math(bundle, i, student) for i in range(len(bundle.manifest.exits))]
+
+
+def check_exits(maths: Sequence[ExitMath], layers: Sequence[int], walks: Sequence[Walks], compare: Comparator) -> list[
+    Check
+]:  # fmt: skip
+    """One check an exit: its graph's outputs for the engines' own rows at its boundary."""
+    return [_check(math, i, layer, walks, compare) for i, (math, layer) in enumerate(zip(maths, layers, strict=True))]
+
+
+def _check(math: ExitMath, exit_: int, layer: int, walks: Sequence[Walks], compare: Comparator) -> Check:
+    rows = [w.prefill.exits[exit_] for w in walks]
+    hidden, confidence = math(np.concatenate([w.prefill.hidden[layer] for w in walks]))
+    measured = compare(np.concatenate([r.hidden for r in rows]), hidden.astype(np.float32), EXITS)
+    off = float(np.abs(np.concatenate([r.confidence for r in rows]) - confidence).max())
+    figures: dict[str, Figure] = {
+        "rows": len(hidden),
+        **{s: figure for s, (figure, _) in measured.items()},
+        "confidence": off,
+    }
+    tolerance: dict[str, str] = {**{s: at_most(bound) for s, bound in EXITS.items()}, "confidence": at_most(CONFIDENCE)}
+    passed = all(holds for _, holds in measured.values()) and off <= CONFIDENCE
+    return Check(f"exit_{layer}", passed, figures, tolerance, f"the exit graph, with weights from {math.source}")
+
+
+def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
+    info, chosen = bundle.manifest.exits[exit_], bundle.files.policy.exits[exit_]
+    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)._asdict()
+    norm, eps, adapter = _stored(bundle, exit_)
+    if student is None:
+        return ExitMath(norm, eps, adapter, gate, "the bundle")
+    norm, eps, source = student.store.read(student.spec.names.norm), student.spec.norm_eps, "the checkpoint"
+    fitted = next((e for e in student.exits.schema.exits if e.layer == info.layer), None)
+    if info.adapter == "affine" and fitted is not None and fitted.adapter == "affine":
+        adapter = _fitted(student, fitted)
+    elif info.adapter == "affine":
+        source = "the checkpoint, the adapter from the bundle"
+    return ExitMath(norm, eps, adapter, gate, source)
+
+
+def _fitted(student: Student, exit_: ExitSpec) -> Adapter:
+    weight, bias = (student.exits.tensor(exit_.layer, part) for part in ("adapter.weight", "adapter.bias"))
+    return weight, bias
+
+
+def _stored(bundle: Bundle, exit_: int) -> tuple[Float, float, Adapter | None]:
+    """Norm, epsilon and adapter as the exit's graph has them."""
+    info, layer = bundle.manifest.graphs.exits[exit_], bundle.manifest.exits[exit_].layer
+    model, tensors = graph_tensors(bundle.files.path, info)
+    folder = (bundle.files.path / info.path).parent
+    norm = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
+    eps = next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+
+    def read(name: str) -> Float:
+        return read_tensor(tensors[name], folder).astype(np.float32)
+
+    affine = bundle.manifest.exits[exit_].adapter == "affine"
+    adapter = (read(f"exit.{layer}.weight"), read(f"exit.{layer}.bias")) if affine else None
+    return read(norm.input[1]), eps, adapter

@@ -1,0 +1,84 @@
+"""Parity at every boundary: the engines' rows against a reference's, and against their own in other passes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eecompile.verify.compare import Comparator, Float
+from eecompile.verify.criteria import criteria_of
+from eecompile.verify.report import Check, Figure, at_least, at_most
+from eecompile.verify.rows import EngineRows, ModelRows, Walker, boundaries
+from eecompile.verify.tolerances import CLEAR_MARGIN, LEAST_CLEAR, PASSES, Tolerance
+
+Pairs = Sequence[tuple[ModelRows, ModelRows]]
+
+
+@dataclass(frozen=True)
+class Walks:
+    """The engines' rows of one sequence: as a prefill, and as a decode with one-row passes and pending rows."""
+
+    ids: list[int]
+    prefill: EngineRows
+    decode: EngineRows
+
+
+def walk_both(walker: Walker, ids: Sequence[int]) -> Walks:
+    """Run `ids` (at most the context) both ways."""
+    sequence = list(ids)
+    prefill = walker.walk(sequence, walker.prefill_widths(len(sequence)))
+    return Walks(sequence, prefill, walker.walk(sequence, walker.decode_widths(len(sequence)), exits=False))
+
+
+def check_passes(walks: Sequence[Walks], compare: Comparator) -> tuple[Check, float]:
+    """That a row does not depend on the pass it is computed in. Returns the check and the rounding noise of the logits:
+    the largest difference of a logit between the two walks."""
+    pairs = [(w.decode, w.prefill) for w in walks]
+    stacked = _stacked(pairs)
+    worst, passed = 0.0, True
+    for actual, expected in stacked.values():
+        figure, holds = compare(actual, expected, PASSES)["largest"]
+        worst, passed = float(np.maximum(worst, figure)), passed and holds
+    actual, expected = stacked["logits"]
+    noise = float(np.abs(actual - expected).max())
+    rows = len(stacked["finished"][0])
+    figures: dict[str, Figure] = {"rows": rows, "largest": worst, "logit_noise": noise}
+    detail = "every boundary, in prefill passes and in decode passes of other widths"
+    return Check("passes", passed, figures, {"largest": at_most(PASSES["largest"])}, detail), noise
+
+
+def check_parity(label: str, walks: Sequence[Walks], expected: Sequence[ModelRows], compare: Comparator,
+                 tolerance: Tolerance) -> list[Check]:  # fmt: skip
+    """One check a boundary: both walks of every sequence against the reference's rows."""
+    pairs = [(rows, truth) for w, truth in zip(walks, expected, strict=True) for rows in (w.prefill, w.decode)]
+    return [
+        _check(f"{label} {name}", actual, wanted, compare, tolerance, logits=name == "logits")
+        for name, (actual, wanted) in _stacked(pairs).items()
+    ]
+
+
+def _check(name: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
+           logits: bool) -> Check:  # fmt: skip
+    measured = compare(actual, expected, tolerance.bounds)
+    figures: dict[str, Figure] = {"rows": len(actual), **{s: figure for s, (figure, _) in measured.items()}}
+    bounds = {str(s): at_most(bound) for s, bound in tolerance.bounds.items()}
+    passed = all(holds for _, holds in measured.values())
+    if logits:
+        agreed = actual.argmax(axis=1) == expected.argmax(axis=1)
+        clear = criteria_of(expected)["margin"] > CLEAR_MARGIN
+        figures |= {"top1": float(agreed.mean()), "clear_rows": int(clear.sum())}
+        if clear.sum() >= LEAST_CLEAR:
+            figures["clear_top1"] = float(agreed[clear].mean())
+            bounds["clear_top1"] = at_least(tolerance.clear_top1)
+            passed = passed and figures["clear_top1"] >= tolerance.clear_top1
+    return Check(name, passed, figures, bounds, "" if np.isfinite(actual).all() else "the engines' rows are not finite")
+
+
+def _stacked(pairs: Pairs) -> Mapping[str, tuple[Float, Float]]:
+    """Rows of all pairs by boundary, as (actual, expected); of the last rows where the expected are fewer."""
+    named = [(dict(boundaries(actual)), dict(boundaries(expected))) for actual, expected in pairs]
+    stacked = {}
+    for name in named[0][1]:
+        actual = np.concatenate([a[name][-len(e[name]) :] for a, e in named])
+        stacked[name] = (actual, np.concatenate([e[name] for _, e in named]))
+    return stacked

@@ -1,0 +1,100 @@
+"""What the engines are held against: Hugging Face in float32, the numpy model, or the rows recorded at build."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eecompile.bundle.manifest import Manifest
+from eecompile.errors import IntegrityError
+from eecompile.student.model import DecoderSpec
+from eecompile.student.reference import ReferenceModel
+from eecompile.student.store import WeightStore
+from eecompile.verify.rows import LOGIT_ROWS, ModelRows
+
+RECORDED = "reference"  # folder in the bundle
+RECORDED_LOGITS = 4  # the build records the logits of this many last rows
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A second opinion: `name` for the report, and the rows of any token ids."""
+
+    name: str
+    run: Callable[[Sequence[int]], ModelRows]
+
+
+def checkpoint_reference(path: Path, spec: DecoderSpec, store: WeightStore, at: Sequence[int]) -> Reference:
+    """Hugging Face in float32 where torch and transformers are installed; otherwise the numpy model on these weights.
+
+    path: a checkpoint in Hugging Face form. at: the layers whose output is wanted.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as e:
+        run = numpy_reference("", spec, store, at).run
+        return Reference(f"numpy float32 on the checkpoint ({e.name} is not installed)", run)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(path), dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
+    ).eval()
+    name = f"hugging face float32 (transformers {transformers.__version__}, torch {torch.__version__})"
+    return Reference(name, lambda ids: _hugging_face_rows(model, ids, at))
+
+
+def numpy_reference(name: str, spec: DecoderSpec, store: WeightStore, at: Sequence[int]) -> Reference:
+    """The numpy model of student/reference.py on the weights in `store`."""
+    model = ReferenceModel(spec, store)
+
+    def run(ids: Sequence[int]) -> ModelRows:
+        hidden, finished, logits = model.run(ids, at)
+        return ModelRows(hidden, finished, logits[-LOGIT_ROWS:])
+
+    return Reference(name, run)
+
+
+def read_recorded(root: Path, manifest: Manifest) -> tuple[list[int], ModelRows]:
+    """The token ids and rows that the numpy model gave at build. Raises IntegrityError where they do not fit."""
+    model = manifest.model
+    ids = _array(root, "token_ids", np.int64, (-1,))
+    if (
+        not len(ids)
+        or ids.min() < 0
+        or ids.max() >= model.vocab
+        or len(ids) > min(model.context, manifest.prefill_rows)
+    ):
+        raise IntegrityError("no token ids of this model", where=_where("token_ids"), mend="build the bundle again")
+    rows = (len(ids), model.hidden)
+    hidden = {e.layer: _array(root, f"hidden_{e.layer}", np.float32, rows) for e in manifest.exits}
+    finished = _array(root, "finished", np.float32, rows)
+    logits = _array(root, "logits", np.float32, (min(RECORDED_LOGITS, len(ids)), model.vocab))
+    return ids.tolist(), ModelRows(hidden, finished, logits)
+
+
+def _hugging_face_rows(model: Any, ids: Sequence[int], at: Sequence[int]) -> ModelRows:
+    import torch
+
+    with torch.no_grad():
+        out = model(torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False, logits_to_keep=LOGIT_ROWS)
+    states = out.hidden_states  # after 0, 1, .. layers; the last one is normalised
+    hidden = {n: states[n][0].numpy() for n in at}
+    return ModelRows(hidden, states[-1][0].numpy(), out.logits[0].numpy())
+
+
+def _array(root: Path, name: str, dtype: type, shape: tuple[int, ...]) -> Any:
+    """One recorded array; memory-mapped first, since numpy would believe any shape that a header claims."""
+    try:
+        array = np.load(root / RECORDED / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as e:
+        raise IntegrityError(f"not readable: {e}", where=_where(name), mend="build the bundle again") from e
+    wanted = tuple(a if w == -1 else w for a, w in zip(array.shape, shape, strict=False))
+    if array.dtype != dtype or array.ndim != len(shape) or array.shape != wanted:
+        what = f"{array.dtype.name} {list(array.shape)} does not fit the manifest"
+        raise IntegrityError(what, where=_where(name), mend="build the bundle again")
+    return np.array(array)
+
+
+def _where(name: str) -> str:
+    return f"{RECORDED}/{name}.npy"

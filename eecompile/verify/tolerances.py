@@ -1,0 +1,78 @@
+"""How far engines may be from a reference, per precision, and why.
+
+Measured on SmolLM2-135M-Instruct with exits after 6, 12, 18 and 24 of 30 layers, over text and arbitrary ids, ONNX
+Runtime 1.31 on x86-64; in brackets the worst that was seen. The bounds leave a factor of 2 to 10 for other models.
+`largest` and `mean` are those of compare.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from eecompile.verify.compare import Statistic
+
+CLEAR_MARGIN = 0.3  # a row is clear where the reference prefers its first token by this much probability
+LEAST_CLEAR = 10  # rows; of fewer, the share that agrees says nothing
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of the errors at each boundary, and the least share of clear rows whose arg-max agrees."""
+
+    bounds: Mapping[Statistic, float]
+    clear_top1: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """How far from a threshold a reference's value may be where the engine decides otherwise: in probability (max_prob,
+    margin, learned) and in nats (entropy)."""
+
+    probability: float
+    nats: float
+
+    def of(self, criterion: str) -> float:
+        """The band of one criterion."""
+        return self.nats if criterion == "entropy" else self.probability
+
+
+# Against a float32 model on the checkpoint's weights.
+# fp32: only the order of summation differs [largest 3.3e-5, mean 1.2e-6].
+# fp16: weights are rounded to 11 bits and computed with in float32 [1.3e-2, 6.4e-4].
+# int8: weights in blocks of 32 and, in ONNX Runtime's kernel, activations in 8 bits; single rows with outlying
+#       activations are far off, so only the mean is judged [3.0e-2; every clear row agreed].
+# int4: 4-bit weights, the bulk of the error [0.36, on text alone 0.49; 65% of clear rows agreed]. Unrelated rows
+#       would be at 1.1.
+PARITY: Mapping[str, Tolerance] = {
+    "fp32": Tolerance({"largest": 1e-4, "mean": 1e-5}, 0.99),
+    "fp16": Tolerance({"largest": 5e-2, "mean": 1e-2}, 0.99),
+    "int8": Tolerance({"mean": 0.2}, 0.9),
+    "int4": Tolerance({"mean": 0.8}, 0.4),
+}
+
+# Against a float32 model on the bundle's own weights, dequantised: what is left is the kernels' arithmetic.
+# fp16: as fp32 [1.2e-5, 1.3e-6]. int8 and int4: the 8-bit activations [mean 2.7e-2 and 3.5e-2; 100% and 96% agreed].
+ARITHMETIC: Mapping[str, Tolerance] = {
+    "fp16": Tolerance({"largest": 1e-4, "mean": 1e-5}, 0.99),
+    "int8": Tolerance({"mean": 0.1}, 0.9),
+    "int4": Tolerance({"mean": 0.1}, 0.85),
+}
+
+# A decision that differs. fp32: [1.4e-5, 2.0e-5]; fp16: [8.5e-3, 8.5e-3]; int8 and int4 against the own weights
+# [0.06 at the quartiles; against the checkpoint int8 moves single rows by 0.32 and 0.38 nats, int4 by 0.9 and 3.8].
+BANDS: Mapping[str, Band] = {
+    "fp32": Band(1e-4, 2e-4),
+    "fp16": Band(3e-2, 5e-2),
+    "int8": Band(0.35, 0.7),
+    "int4": Band(0.35, 0.7),
+}
+
+# The same row in passes of different widths: the graphs are built so that it is the same to the last bit [0]. Exact
+# mode rests on it, so that no more than reordered sums is let through, in any precision.
+PASSES: Mapping[Statistic, float] = {"largest": 1e-5}
+
+# Exit graphs compute in float32 in every precision, here against float64 [8e-7, 1e-7].
+EXITS: Mapping[Statistic, float] = {"largest": 1e-5, "mean": 1e-6}
+CONFIDENCE = 1e-5
+
+# The decision node against float64 on the same logits: a sum of V float32 terms loses that much [2.1e-5, 2.0e-5].
+NODE = Band(1e-4, 1e-3)

@@ -1,0 +1,200 @@
+"""`verify`: does this bundle compute its model, and do its modes keep their promises?
+
+In order: hashes; the weights against the checkpoint's; passes of different widths against each other; every boundary
+against a reference; the exit graphs and the decision node; exit decisions; exact mode against full mode.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eecompile import contract as c
+from eecompile.runtime import Bundle
+from eecompile.student.model import DecoderSpec
+from eecompile.student.student import Student, open_student
+from eecompile.verify.commands import polygraphy_commands
+from eecompile.verify.compare import Comparator, find_comparator
+from eecompile.verify.criteria import Values, criteria_of
+from eecompile.verify.decisions import check_flips, check_node, checkpoint_logits, engine_values, node_rows
+from eecompile.verify.exact import check_exact
+from eecompile.verify.exits import check_exits, exit_math
+from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
+from eecompile.verify.prompts import PARITY_EXTRA, Prompt, prompt_ids
+from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
+from eecompile.verify.report import Check, VerifyReport
+from eecompile.verify.rows import Float, ModelRows, Walker
+from eecompile.verify.stored import StoredWeights, check_weights, stored_weights
+from eecompile.verify.tolerances import ARITHMETIC, BANDS, PARITY, Band
+
+Progress = Callable[[str], None]
+DEFAULT_TOKENS = 32
+ARITHMETIC_ROWS = 64  # the numpy model dequantises every weight again: one short sequence shows its arithmetic
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A bundle that is being verified, and what its engines made of the prompts."""
+
+    bundle: Bundle
+    walker: Walker
+    compare: Comparator
+    walks: list[Walks]
+    progress: Progress
+
+    @property
+    def precision(self) -> str:
+        return self.bundle.manifest.precision
+
+    @property
+    def layers(self) -> list[int]:
+        return [e.layer for e in self.bundle.manifest.exits]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What exit decisions are judged by: rows at the exits for the first tokens of some walks, and a head for them.
+
+    band None: the decisions that differ are counted only.
+    """
+
+    label: str
+    walks: list[Walks]
+    rows: list[ModelRows]
+    logits: Callable[[Float], Float]
+    band: Band | None
+
+
+def verify_bundle(
+    path: Path, *, checkpoint: Path | None = None, prompts: Path | Sequence[Prompt] | None = None,
+    tokens: int = DEFAULT_TOKENS, progress: Progress = lambda stage: None,
+) -> VerifyReport:  # fmt: skip
+    """Check the bundle at `path` against its model.
+
+    checkpoint: the Hugging Face directory it was built from. With torch and transformers the engines are held against
+    Hugging Face in float32, without them against the numpy model on the same weights; without a checkpoint only against
+    the rows recorded at build. prompts: texts, token ids or a file of them (None: built-in ones). tokens: to generate
+    for each prompt.
+    A check that does not hold is in the report; raises IntegrityError where the bundle is not intact, UsageError for a
+    checkpoint or prompts that cannot be used.
+    """
+    progress("hashes")
+    bundle = Bundle.open(path)
+    ids = prompt_ids(bundle, prompts, tokens)
+    full = bundle.session(mode="full")
+    for prompt in ids:
+        full.generate(prompt, max_new_tokens=tokens)  # refuses a prompt that does not fit before anything runs
+    student = None if checkpoint is None else open_student(checkpoint)
+    subject, walker = _walked(bundle, ids, progress)
+    passes, noise = check_passes(subject.walks, subject.compare)
+    checks, references = [_hashes(bundle), passes], ["recorded at build"]
+    if student is not None:
+        checks.append(same := _same_model(bundle, student.spec))
+        student = student if same.passed else None
+    checks += _recorded(subject, student)
+    if student is not None:
+        found, names = _against_checkpoint(subject, student)
+        checks, references = checks + found, references + names
+    said = [engine_values([w.prefill.exits[i] for w in subject.walks]) for i in range(len(subject.layers))]
+    checks.append(check_node(walker, node_rows(subject.walks, walker.rows)))
+    checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)
+    return VerifyReport(
+        bundle.manifest.digest, subject.precision, tuple(references), subject.compare.name, tuple(checks),
+        polygraphy_commands(bundle),
+    )  # fmt: skip
+
+
+def _walked(bundle: Bundle, ids: Sequence[list[int]], progress: Progress) -> tuple[_Subject, Walker]:
+    walker = Walker(bundle)
+    most = 2 * walker.rows + PARITY_EXTRA
+    walks = []
+    for number, prompt in enumerate(ids, 1):
+        progress(f"engines, prompt {number} of {len(ids)}")
+        walks.append(walk_both(walker, prompt[:most]))
+    return _Subject(bundle, walker, find_comparator(), walks, progress), walker
+
+
+def _hashes(bundle: Bundle) -> Check:
+    """Opening the bundle checked them; one that is not intact never comes this far."""
+    files = bundle.manifest.files
+    figures = {"files": len(files), "bytes": sum(info.bytes for info in files.values())}
+    return Check("hashes", True, figures, note="every core file has the manifest's size and SHA-256")
+
+
+def _recorded(s: _Subject, student: Student | None) -> list[Check]:
+    """The rows recorded at build: a reference that is always at hand."""
+    s.progress("recorded reference")
+    ids, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
+    walks = [walk_both(s.walker, ids)]
+    checks = check_parity("recorded", walks, [rows], s.compare, PARITY[s.precision])
+    checks += check_exits(exit_math(s.bundle, student), s.layers, [*walks, *s.walks], s.compare)
+    if student is None:
+        band = BANDS[s.precision] if s.precision != "int4" else None
+        checks += _decisions(s, _Evidence("recorded", walks, [rows], s.walker.logits, band), None)
+    return checks
+
+
+def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], list[str]]:
+    """Everything that needs the checkpoint: the checks and the names of the references."""
+    s.progress("weights")
+    stored, spec = stored_weights(s.bundle.files.path, s.bundle.manifest, student.spec)
+    tied = {spec.names.head: student.spec.head_weight}
+    weights = check_weights(stored, list(spec.shapes()), student.store, tied, s.precision)
+    s.progress("checkpoint")
+    reference = checkpoint_reference(student.path, student.spec, student.store, s.layers)
+    truth = _run(s, reference, s.walks)
+    checks = [weights, *check_parity("checkpoint", s.walks, truth, s.compare, PARITY[s.precision])]
+    quantised = s.precision in c.QUANTISED
+    head = checkpoint_logits(student.store, student.spec.head_weight)
+    band = None if quantised else BANDS[s.precision]
+    checks += _decisions(s, _Evidence("checkpoint", s.walks, truth, head, band), student)
+    if s.precision not in ARITHMETIC or not weights.passed:
+        return checks, [reference.name]
+    own, name = _against_own_weights(s, student, stored, spec)
+    return checks + own, [reference.name, name]
+
+
+def _against_own_weights(
+    s: _Subject, student: Student, stored: StoredWeights, spec: DecoderSpec
+) -> tuple[list[Check], str]:
+    """The engines against the numpy model on the weights that the bundle stores: without the error of quantisation."""
+    reference = numpy_reference("numpy float32 on the bundle's own weights", spec, stored, s.layers)
+    longest = max(s.walks, key=lambda w: len(w.ids))
+    walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
+    truth = _run(s, reference, walks)
+    checks = check_parity("own weights", walks, truth, s.compare, ARITHMETIC[s.precision])
+    if s.precision in c.QUANTISED:
+        head = checkpoint_logits(stored, spec.head_weight)
+        checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.precision]), student)
+    return checks, reference.name
+
+
+def _run(s: _Subject, reference: Reference, walks: Sequence[Walks]) -> list[ModelRows]:
+    rows = []
+    for number, walk in enumerate(walks, 1):
+        s.progress(f"{reference.name}, prompt {number} of {len(walks)}")
+        rows.append(reference.run(walk.ids))
+    return rows
+
+
+def _decisions(s: _Subject, evidence: _Evidence, student: Student | None) -> list[Check]:
+    """One check an exit: its decisions against those that the evidence makes."""
+    checks = []
+    policies = s.bundle.files.policy.exits
+    for i, math in enumerate(exit_math(s.bundle, student)):
+        info = s.bundle.manifest.exits[i]
+        hidden, confidence = math(np.concatenate([rows.hidden[info.layer] for rows in evidence.rows]))
+        expected: Values = {"learned": confidence, **criteria_of(evidence.logits(hidden.astype(np.float32)))}
+        actual = engine_values([w.prefill.exits[i] for w in evidence.walks])
+        checks.append(check_flips(evidence.label, info, policies[i], actual, expected, evidence.band))
+    return checks
+
+
+def _same_model(bundle: Bundle, spec: DecoderSpec) -> Check:
+    """That the checkpoint is of the manifest's family and sizes."""
+    names = ("family", "layers", "hidden", "heads", "kv_heads", "head_dim", "vocab")
+    other = [f"{n} {getattr(spec, n)}, not {getattr(bundle.manifest.model, n)}" for n in names
+             if getattr(spec, n) != getattr(bundle.manifest.model, n)]  # fmt: skip
+    detail = f"the checkpoint is of another model: {'; '.join(other)}" if other else "of the manifest's sizes"
+    return Check("checkpoint", not other, {"different": len(other)}, {"different": "<= 0"}, detail)
