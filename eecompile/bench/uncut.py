@@ -1,7 +1,7 @@
 """The uncut model, decoded greedily: one graph from token to decision, driven by the rules of the staircase.
 
-It reads the bundle's own weight files and pads, chunks and grows its caches as a session does, so that what differs from
-full mode is the cut alone: the passes, the copies at the boundaries and the loop over segments.
+It reads the bundle's own weight files and pads, chunks and grows its caches as a session does, so that what differs
+from full mode is the cut alone: the passes, the copies at the boundaries and the loop over segments.
 """
 
 from collections.abc import Sequence
