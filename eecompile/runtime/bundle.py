@@ -87,13 +87,13 @@ class Bundle:
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""
         policy = self.files.policy
-        depth = max(policy.minimum_depth, minimum_depth or 0)
-        if depth > self.manifest.model.layers:
-            raise UsageError(f"minimum depth {depth} is more than the model's {self.manifest.model.layers} layers")
+        depth, layers = minimum_depth or 0, self.manifest.model.layers
+        if not 0 <= depth <= layers:
+            raise UsageError(f"minimum depth {depth} is not from 0 to the model's {layers} layers")
         if budget is not None and budget < 1:
             raise UsageError(f"budget {budget} is not a positive number of layer-rows")
         budgets = [b for b in (policy.budget, budget) if b is not None]
-        return depth, min(budgets, default=None)
+        return max(policy.minimum_depth, depth), min(budgets, default=None)
 
     def _rules(self, mode: str, overrides: Mapping[int, Thresholds | None], depth: int) -> list[ExitRule | None]:
         exits = self._overridden(mode, overrides)
@@ -112,8 +112,9 @@ class Bundle:
         for layer, thresholds in overrides.items():
             if layer not in infos:
                 raise UsageError(f"there is no exit at layer {layer}", mend=f"exits: {sorted(infos)}")
-            reason = thresholds and thresholds_fault(thresholds, infos[layer], self.manifest.model.vocab)
-            if reason:
+            if thresholds is None:
+                continue
+            if reason := thresholds_fault(thresholds, infos[layer], self.manifest.model.vocab):
                 raise UsageError(f"exit {layer}: {reason}")
         return [
             e.model_copy(update={field: overrides[e.layer]}) if e.layer in overrides else e
