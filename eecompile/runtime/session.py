@@ -86,6 +86,7 @@ class Session:
         self.manifest, self.mode, self.text = manifest, mode, text
         self._rules, self._askers, self._limits = rules, askers, limits
         self._stairs = Staircase(manifest, graphs)
+        self._current: Decoder | None = None
         self._head = Head(graphs.head, model.hidden, model.vocab, manifest.pending_cap + 1, manifest.minimum_rows)
 
     def generate(
@@ -126,6 +127,7 @@ class Session:
     def _run(
         self, decoder: Decoder, ids: list[int], most: int, ends: set[int], text: Callable[[int], str], stats: Stats
     ) -> Iterator[Token]:
+        self._current = decoder
         began = time.perf_counter()
         certain = [decoder.start(ids)]
         stats.prefill_seconds = time.perf_counter() - began
@@ -142,6 +144,11 @@ class Session:
             if self._spent(stats):
                 stats.stop_reason = "budget"
                 return
+            if self._current is not decoder:
+                raise UsageError(
+                    "another request was started in this session",
+                    mend="finish a request before the next, or make a session for each",
+                )
             began = time.perf_counter()
             certain = self._advance(decoder, ends, most - stats.tokens)
             stats.decode_seconds += time.perf_counter() - began
@@ -164,7 +171,7 @@ class Session:
         """Whether the next tokens, priced at full depth for as many as may be pending, could pass the budget."""
         if self._limits.budget is None:
             return False
-        reserve = (self._limits.cap + 1 if self.mode == "exact" else 1) * self.manifest.model.layers
+        reserve = (1 if self.mode == "full" else self._limits.cap + 1) * self.manifest.model.layers
         return stats.layer_rows + reserve > self._limits.budget
 
     def _encode(self, prompt: str) -> list[int]:
