@@ -65,6 +65,8 @@ class Staircase:
         self.rewind(0)
         self.passes = self.layer_rows = 0
         self.caches.resize(0)
+        for rows in self._boundary:
+            rows.fill(0)  # padding is read from here: what a failed sequence left may not be finite
         self._bound = {}
 
     def rewind(self, length: int) -> None:
