@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from eecompile.runtime import Bundle
+from eecompile.student.exits import ExitSpec
 
 hypothesis.settings.register_profile(
     "eecompile",
@@ -38,18 +39,24 @@ class Shelf:
         self._root = root
         self._opened: dict[str, Bundle] = {}
 
-    def checkpoint(self, settings: tiny.Config | None = None, **options: Any) -> Path:
-        """The checkpoint of `settings`; options as tiny.checkpoint's."""
-        key = json.dumps([settings, options], sort_keys=True)
+    def checkpoint(
+        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (), **options: Any
+    ) -> Path:  # fmt: skip
+        """The checkpoint of `settings` with early-exit heads `exits`; options as tiny.checkpoint's."""
+        key = json.dumps([settings, [e.model_dump() for e in exits], options], sort_keys=True)
         path = self._root / f"checkpoint-{tiny.digest(key)}"
-        return path if path.exists() else tiny.checkpoint(path, settings, **options)
+        if not path.exists():
+            tiny.checkpoint(path, settings, **options)
+            if exits:
+                tiny.add_exits(path, exits)
+        return path
 
     def bundle(
-        self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, precision: str = "fp32",
-        context: int | None = None, **options: Any,
+        self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
+        precision: str = "fp32", context: int | None = None, **options: Any,
     ) -> Bundle:  # fmt: skip
-        """The open bundle of that checkpoint with exits `at`."""
-        source = self.checkpoint(settings, **options)
+        """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
+        source = self.checkpoint(settings, exits, **options)
         key = json.dumps([source.name, list(at), precision, context])
         if key not in self._opened:
             out = self._root / f"bundle-{tiny.digest(key)}"
