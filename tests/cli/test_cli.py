@@ -158,7 +158,8 @@ def test_verify_passes_and_fails(bundle: Path) -> None:
 
 def test_bench_and_report(bundle: Path, tmp_path: Path) -> None:
     said = cli_json("bench", bundle, "--max-new-tokens", "6", "--rounds", "1")
-    assert {"full", "confident", "exact"} <= said["modes"].keys()
+    assert said["modes"].keys() == {"full", "exact"}
+    assert "calibrat" in said["refused"]["confident"]
     assert said["modes"]["full"]["tokens_per_second"] > 0
     cli("report", bundle, "--max-new-tokens", "4", "--rounds", "1")
     assert "<html" in (bundle / "report.html").read_text()[:500]
