@@ -82,13 +82,18 @@ def render_report(files: BundleFiles, bench: BenchResult | None) -> str:
 def _masthead(files: BundleFiles, name: str, bench: BenchResult | None) -> str:
     m = files.manifest
     chips = [
-        m.model.family, f"{m.model.parameters / 1e6:,.1f} M parameters", f"{m.model.layers} layers", exits_at(m),
+        m.model.family, f"{_rounded(m.model.parameters)} parameters", f"{m.model.layers} layers", exits_at(m),
         m.precision, f"target {m.target}",
     ]  # fmt: skip
     row = tag("ul", "".join(tag("li", escape(chip)) for chip in chips), class_="chips")
     said = tag("p", escape(_verdict(bench)), class_="verdict")
     cards = "" if bench is None else headline(bench)
     return tag("header", tag("p", "eecompile report", class_="brand") + tag("h1", escape(name)) + row + said + cards)
+
+
+def _rounded(number: int) -> str:
+    unit, size = next((pair for pair in (("B", 1e9), ("M", 1e6), ("k", 1e3)) if number >= pair[1]), ("", 1.0))
+    return f"{number / size:.3g} {unit}".strip()
 
 
 def _verdict(bench: BenchResult | None) -> str:

@@ -166,7 +166,7 @@ def exits_at(manifest: Manifest) -> str:
 
 def _mode_card(mode: str, found: ModeResult) -> str:
     same = f"{found.equal_tokens:,} of {found.tokens:,} tokens are full depth's"
-    words = same if mode == "exact" else f"{found.agreement:.1%} agreement with the full model, token for token"
+    words = same if mode == "exact" else f"{found.agreement:.1%} agreement with the full model on its own continuation"
     number = f"{found.speedup:.2f}×"
     return _card(mode if found.speedup >= 1 else f"{mode} slow", number, f"{mode} over full depth", found.note or words)
 
