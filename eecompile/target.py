@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from eecompile.errors import UsageError
 from eecompile.schema import Name, Precision, Strict, Text
@@ -39,6 +40,12 @@ class Target(Strict):
     flops: dict[Precision, float] = Field(default_factory=dict)
     sources: list[Text] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _default_is_one_of_them(self) -> Self:
+        if self.precision not in self.precisions:
+            raise ValueError(f"the default precision {self.precision} is not among the precisions")
+        return self
+
 
 @cache
 def target_names() -> tuple[str, ...]:
@@ -49,11 +56,11 @@ def target_names() -> tuple[str, ...]:
 def load_target(name: str) -> Target:
     """The target called `name`, or described by the TOML file at that path; raises UsageError listing the names."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.exists():
+    if not path.is_file() or (name not in target_names() and not name.endswith(".toml")):
         raise UsageError(
             f"there is no target {name!r}", mend=f"targets: {', '.join(target_names())}, or a path to a .toml file"
         )
     try:
         return Target.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as e:
+    except (OSError, ValueError) as e:
         raise UsageError(f"not a valid target: {e}", where=str(path)) from e
