@@ -1,0 +1,76 @@
+"""Targets: those that come with eecompile are valid, files are found by name or path, and faults name the file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eecompile.errors import UsageError
+from eecompile.target import FOLDER, Target, load_target, target_names, tomllib
+
+CPU = tomllib.loads((FOLDER / "cpu.toml").read_text())
+
+
+def written(path: Path, changes: dict[str, Any]) -> str:
+    """cpu.toml with changes (None removes), as the name of a file."""
+    fields = {k: v for k, v in {**CPU, **changes}.items() if v is not None}
+    lines = [
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in fields.items()
+    ]
+    path.write_text("\n".join(lines).replace("'", '"'))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_target_is_valid_and_sourced(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.precision in target.precisions
+    assert target.description
+    assert target.sources
+
+
+def test_cpu_is_there_and_takes_everything() -> None:
+    assert "cpu" in target_names()
+    target = load_target("cpu")
+    assert target.precisions == ["fp32", "fp16", "int8", "int4"]
+    assert target.backend == "onnxruntime"
+
+
+def test_a_target_of_ones_own(tmp_path: Path) -> None:
+    path = written(tmp_path / "mine.toml", {"name": "mine", "context": 99})
+    assert load_target(path) == Target.model_validate({**CPU, "name": "mine", "context": 99})
+
+
+@pytest.mark.parametrize("name", ["jetson-nano-9000", "", "../targets/cpu", "nowhere.toml", "/", "cpu\x00"])
+def test_a_name_that_is_none_lists_the_names(name: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no target(.|\n)*targets: .*cpu.*path to a \.toml file"):
+        load_target(name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": None}, {"surprise": 1}, {"precisions": []}, {"precisions": ["fp8"]}, {"precision": "fp8"},
+        {"context": 0}, {"pending": 0}, {"pending": 64}, {"opset": 12}, {"bandwidth": -1.0}, {"batch": "one"},
+        {"precisions": ["fp16"], "precision": "fp32"},
+    ],
+)  # fmt: skip
+def test_fields_out_of_range(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = written(tmp_path / "bad.toml", changes)
+    with pytest.raises(UsageError, match="not a valid target") as caught:
+        load_target(path)
+    assert caught.value.where == path
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff", b"[[["])
+def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(UsageError, match="not a valid target"):
+        load_target(str(tmp_path / "bad.toml"))
+
+
+def test_a_directory_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(UsageError, match="there is no target"):
+        load_target(str(tmp_path / "folder.toml"))
