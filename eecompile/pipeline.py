@@ -1,6 +1,6 @@
 """`build`: from checkpoint to bundle, the stages in order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from eecompile import __version__
 from eecompile import contract as c
+from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.gates import encode_gate
-from eecompile.bundle.manifest import Manifest, Policy
+from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter, check_replaceable
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
@@ -42,10 +43,10 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
     if precision not in target.precisions:
         raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
     most = min(student.spec.max_positions, target.context)
-    context = options.context or min(most, DEFAULT_CONTEXT)
+    context = min(most, DEFAULT_CONTEXT) if options.context is None else options.context
     if not 1 <= context <= most:
         raise UsageError(f"context {context} is not from 1 to {most}", mend="--context takes at most the model's own")
-    cap = options.pending_cap or min(c.PENDING_CAP, target.pending)
+    cap = min(c.PENDING_CAP, target.pending) if options.pending_cap is None else options.pending_cap
     if not 1 <= cap <= target.pending:
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     exits = [e.layer for e in student.exits.schema.exits]
@@ -70,7 +71,7 @@ def build(
         )
         _copy_tokenizer(student, writer.path)
         progress("reference")
-        _record_reference(student, writer.path / "reference")
+        _record_reference(student, writer.path / "reference", chosen["context"])
         progress("bundle")
         fields = _manifest_fields(student, target, graphs, chosen, slack)
         return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
@@ -97,7 +98,7 @@ def _manifest_fields(
         "minimum_rows": 2 if chosen["precision"] in c.QUANTISED else 1,
         "slack": slack,
         "slots": 1,
-        "exits": [e.model_dump(include={"layer", "adapter", "gates", "gate_units"}) for e in exits],
+        "exits": [e.model_dump() for e in _exit_infos(student)],
         "schedule": [
             {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
         ],
@@ -113,35 +114,38 @@ def _manifest_fields(
 
 
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The student's exits as a policy, and those of its calibrations that hold for this build."""
-    exits, overlays = student.exits.schema.exits, {}
-    matching = [
-        found for found in student.exits.schema.calibrations
-        if (found.precision, found.pending_cap) == (chosen["precision"], chosen["pending_cap"])
-        and found.chosen is not None
-    ]  # fmt: skip
-    for found in matching[:1]:
+    """The student's exits as a policy, and that of its calibrations that holds for this build."""
+    policy = [
+        ExitPolicy(layer=e.layer, confident=None, draft=e.draft, gate=_gate(student, e))
+        for e in student.exits.schema.exits
+    ]
+    overlays: dict[str, dict[str, Any]] = {}
+    for found in _matching(student, chosen, gates_digest(_exit_infos(student), policy))[:1]:
         overlays[f"overlays/calibration-{found.precision}-{found.kv}-{found.pending_cap}.json"] = found.model_dump()
-    confident = _chosen_thresholds(matching[:1], len(exits))
-    overlays[c.POLICY] = {
-        "exits": [
-            {"layer": e.layer, "confident": confident[i], "draft": e.draft, "gate": _gate(student, e)}
-            for i, e in enumerate(exits)
-        ]
-    }
+        thresholds = found.path[found.chosen or 0].thresholds
+        policy = [e.model_copy(update={"confident": t}) for e, t in zip(policy, thresholds, strict=True)]
+    overlays[c.POLICY] = {"exits": [e.model_dump() for e in policy]}
     return overlays
 
 
-def _chosen_thresholds(calibrations: Sequence[CalibrationResult], exits: int) -> list[Any]:
-    for found in calibrations:
-        if found.chosen is not None:
-            return list(found.path[found.chosen].thresholds)
-    return [None] * exits
+def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[CalibrationResult]:
+    """The student's calibrations for this precision and pending cap that were measured with these gates."""
+    wanted = (chosen["precision"], chosen["pending_cap"], gates)
+    return [
+        found
+        for found in student.exits.schema.calibrations
+        if (found.precision, found.pending_cap, found.gates) == wanted and found.chosen is not None
+    ]
 
 
-def _gate(student: Student, exit_: ExitSpec) -> dict[str, Any] | None:
+def _exit_infos(student: Student) -> list[ExitInfo]:
+    fields = {"layer", "adapter", "gates", "gate_units"}
+    return [ExitInfo.model_validate(e.model_dump(include=fields)) for e in student.exits.schema.exits]
+
+
+def _gate(student: Student, exit_: ExitSpec) -> GateWeights | None:
     gate = student.exits.gate(exit_)
-    return None if gate is None else encode_gate(**gate).model_dump()
+    return None if gate is None else encode_gate(**gate)
 
 
 def _copy_tokenizer(student: Student, root: Path) -> None:
@@ -150,10 +154,10 @@ def _copy_tokenizer(student: Student, root: Path) -> None:
         (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
 
 
-def _record_reference(student: Student, folder: Path) -> None:
+def _record_reference(student: Student, folder: Path, context: int) -> None:
     """A short prompt and what the float32 model makes of it: ids, hidden state at each exit, finished rows, logits."""
     spec = student.spec
-    count = min(REFERENCE_TOKENS, spec.max_positions, spec.vocab)
+    count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
     at = [e.layer for e in student.exits.schema.exits]
     boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)

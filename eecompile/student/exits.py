@@ -53,6 +53,15 @@ class EarlyExit(Strict):
     calibrations: Annotated[list[CalibrationResult], Field(max_length=256)] = Field(default_factory=list)
     provenance: dict[Name, Text | int | float | bool | None] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _calibrations_are_of_these_exits(self) -> Self:
+        for found in self.calibrations:
+            if found.chosen is not None and found.chosen >= len(found.path):
+                raise ValueError(f"a calibration chooses point {found.chosen} of {len(found.path)}")
+            if any(len(point.thresholds) != len(self.exits) for point in found.path):
+                raise ValueError("a calibration is of another number of exits")
+        return self
+
 
 @dataclass(frozen=True)
 class StudentExits:
