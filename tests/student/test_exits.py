@@ -112,6 +112,19 @@ def test_what_the_schema_does_not_allow(student: Path, exit_: int | None, change
     assert caught.value.where.endswith("early_exit.json")
 
 
+@pytest.mark.parametrize(("chosen", "exits"), [(1, 2), (0, 1), (0, 3)])
+def test_a_calibration_of_other_exits(student: Path, chosen: int, exits: int) -> None:
+    point = {"level": 0.0, "risk": 0.0, "p_value": 0.0, "exit_rate": 0.0, "mean_depth": 4.0}
+    found = {
+        "precision": "fp32", "kv": "catch_up", "pending_cap": 8, "method": "learn-then-test", "loss": "disagreement",
+        "risk": 0.02, "error": 0.05, "documents": 9, "tokens": 99, "data": "0" * 64, "gates": "0" * 64,
+        "path": [{**point, "thresholds": [None] * exits}], "chosen": chosen,
+    }  # fmt: skip
+    edit(student, {"calibrations": [found]})
+    with pytest.raises(UsageError, match="a calibration"):
+        open_student(student)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000])
 def test_what_is_no_json(student: Path, text: str) -> None:
     (student / "early_exit.json").write_bytes(text.encode("latin-1"))
