@@ -1,0 +1,169 @@
+"""`calibrate`: how boldly a bundle's exits may fire, with a guarantee over documents.
+
+The path documents order thresholds from safe to bold (points.py), the test documents decide how far along the path the
+loss provably stays under the risk (ltt.py). Everything is traced teacher-forced, once, on the bundle as it is: its own
+precision, exits and gate weights.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.bundle.digest import gates_digest
+from eecompile.bundle.policy import adopt_calibration
+from eecompile.bundle.read import BundleFiles, read_bundle
+from eecompile.calibrate.documents import SHARES, Documents, load_documents
+from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus, union_losses
+from eecompile.calibrate.points import Price, threshold_path
+from eecompile.calibrate.tables import Progress, TokenTable, trace_tables
+from eecompile.errors import UsageError
+from eecompile.runtime.bundle import Bundle
+from eecompile.schema import CalibrationResult, RiskPoint, Thresholds
+
+RISK: Final = 0.05
+ERROR: Final = 0.05
+TRACED_DOCUMENTS: Final = 200
+_TRACE_LETTERS: Final = 1 << 20
+_LOSS: Final = "share of a document's tokens where any exit fires and disagrees with the full model"
+Choice = Sequence[Thresholds | None]
+
+
+def calibrate(
+    bundle: Bundle,
+    documents: Documents,
+    *,
+    risk: float = RISK,
+    error: float = ERROR,
+    progress: Progress = lambda stage: None,
+) -> CalibrationResult:
+    """Calibrate the exits of `bundle` on the path and test splits of `documents`.
+
+    With probability 1 - `error` over the test documents, an expected document of their kind has a loss of at most
+    `risk` at the chosen thresholds: for every policy at or safer than those. Nothing is written.
+    Raises UsageError where there are no exits or too few documents for the risk, NumericError for non-finite logits.
+    """
+    manifest, policy = bundle.manifest, bundle.files.policy
+    if not manifest.exits:
+        raise UsageError(
+            "the bundle has no exits to calibrate", where=str(bundle.files.path), mend="build it with --exits"
+        )
+    found = documents.counts(bundle.text, vocab=manifest.model.vocab, context=manifest.model.context)
+    check_enough(documents, found["path"], found["test"], risk, error)
+    tables = trace_tables(bundle, documents, ("path", "test"), progress)
+    drafts = [e.draft for e in policy.exits]
+    return calibrate_tables(bundle, documents.sha256, tables["path"], tables["test"], drafts, risk=risk, error=error)
+
+
+def calibrate_file(
+    bundle: Bundle,
+    data: Path,
+    *,
+    risk: float = RISK,
+    error: float = ERROR,
+    progress: Progress = lambda stage: None,
+) -> CalibrationResult:
+    """As `calibrate`, with the documents at `data` (`load_documents`). Raises as both."""
+    return calibrate(bundle, load_documents(data), risk=risk, error=error, progress=progress)
+
+
+def check_enough(documents: Documents, path: int, test: int, risk: float, error: float) -> None:
+    """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong."""
+    check_levels(risk, error)
+    needed = documents_needed(risk, error)
+    if test < needed or not path:
+        what = f"{test} of {documents.count} documents are for testing, and a risk of {risk:g} at an error of {error:g}"
+        total = int(np.ceil(max(needed, 10) / SHARES["test"]))
+        mend = f"give about {total} documents or more, all different and not short, or allow more risk"
+        raise UsageError(f"{what} needs at least {needed}", where=str(documents.path), mend=mend)
+
+
+def calibrate_tables(
+    bundle: Bundle, data: str, path: TokenTable, test: TokenTable, drafts: Choice, *, risk: float, error: float
+) -> CalibrationResult:
+    """As `calibrate`, from traced documents. data: their SHA-256. drafts: the thresholds that `draft_traces` are at."""
+    manifest = bundle.manifest
+    candidates = threshold_path(path, Price.of(manifest))
+    points = [_point(test, level, thresholds, risk) for level, thresholds in candidates]
+    chosen = fixed_sequence([point.p_value for point in points], error)
+    return CalibrationResult(
+        precision=manifest.precision,
+        kv="catch_up",
+        pending_cap=manifest.pending_cap,
+        method="learn-then-test",
+        loss=_LOSS,
+        risk=risk,
+        error=error,
+        documents=test.count,
+        tokens=len(test.documents),
+        data=data,
+        gates=gates_digest(manifest.exits, bundle.files.policy.exits),
+        path=points,
+        chosen=chosen,
+        traces=[] if chosen is None else letters(test, points[chosen].thresholds),
+        draft_traces=letters(test, drafts),
+    )
+
+
+def apply_calibration(bundle: Path, result: CalibrationResult, key: Path | None = None) -> None:
+    """Write `result` into the bundle at `bundle`, with a policy whose confident exits are at the chosen thresholds.
+
+    Where nothing was chosen the exits are closed. Drafts, gates, minimum depth and budget stay. key: the private key
+    of a signed bundle. Raises UsageError where the result is another build's, and as `adopt_calibration`.
+    """
+    files = read_bundle(bundle, integrity="size")
+    _check_belongs(files, result)
+    thresholds: Choice = [None] * len(files.policy.exits)
+    reason = f"no threshold was shown to keep a risk of {result.risk:g}"
+    if result.chosen is not None:
+        thresholds, reason = result.path[result.chosen].thresholds, "no threshold was safe enough"
+    exits = [
+        e.model_copy(update={"confident": t, "reason": "" if t else reason})
+        for e, t in zip(files.policy.exits, thresholds, strict=True)
+    ]
+    name = f"overlays/calibration-{result.precision}-{result.kv}-{result.pending_cap}.json"
+    adopt_calibration(bundle, name, result, files.policy.model_copy(update={"exits": exits}), key=key)
+
+
+def letters(table: TokenTable, thresholds: Choice) -> list[str]:
+    """What the exits say at `thresholds` of the first 200 documents, in the letters of CalibrationResult."""
+    said = np.full((len(table.documents), len(table.exits)), ord("."), np.uint8)
+    for g, (exit_, chosen) in enumerate(zip(table.exits, thresholds, strict=True)):
+        fires = exit_.fires(chosen)
+        said[exit_.passes_cheap(chosen), g] = ord("h")
+        said[fires & exit_.agrees, g] = ord("a")
+        said[fires & ~exit_.agrees, g] = ord("x")
+    most = _TRACE_LETTERS // max(1, len(table.exits))
+    starts = table.starts[: TRACED_DOCUMENTS + 1]
+    return [said[a:b][:most].tobytes().decode() for a, b in itertools.pairwise(starts)]
+
+
+def _point(table: TokenTable, level: float, thresholds: Choice, risk: float) -> RiskPoint:
+    fires = np.stack([e.fires(t) for e, t in zip(table.exits, thresholds, strict=True)], axis=1)
+    wrong = fires & ~np.stack([e.agrees for e in table.exits], axis=1)
+    loss = float(union_losses(wrong, table.documents, table.count).mean())
+    return RiskPoint(
+        level=level,
+        thresholds=list(thresholds),
+        risk=loss,
+        p_value=hoeffding_bentkus(loss, table.count, risk),
+        exit_rate=float(fires.any(axis=1).mean()),
+        mean_depth=float(_depths(table, fires).mean()),
+    )
+
+
+def _depths(table: TokenTable, fires: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Layers that run before each token is emitted [T]: those of the first exit that fires, or all."""
+    layers = np.array([e.layer for e in table.exits])
+    return np.where(fires.any(axis=1), layers[fires.argmax(axis=1)], table.layers)
+
+
+def _check_belongs(files: BundleFiles, result: CalibrationResult) -> None:
+    manifest = files.manifest
+    own = (manifest.precision, manifest.pending_cap, gates_digest(manifest.exits, files.policy.exits))
+    if own != (result.precision, result.pending_cap, result.gates) or result.kv not in manifest.kv_rules:
+        mend = "calibrate this bundle itself: `eecompile calibrate BUNDLE --data FILE`"
+        raise UsageError("the calibration is of another build or of other gates", where=str(files.path), mend=mend)

@@ -1,0 +1,193 @@
+"""`exits`: a checkpoint becomes a student: exits fitted, gates trained, thresholds calibrated, all without torch."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from eecompile import contract as c
+from eecompile.bundle import disk
+from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_enough
+from eecompile.calibrate.documents import MAX_TOKENS, Documents, load_documents
+from eecompile.calibrate.fit import RIDGE, FittedExit, check_enough_to_fit, fit_adapters
+from eecompile.calibrate.gate import UNITS, auc
+from eecompile.calibrate.points import Price, thresholds_along
+from eecompile.calibrate.tables import Float, Progress, TokenTable, trace_tables
+from eecompile.errors import UsageError
+from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.text import TextCodec
+from eecompile.schema import CalibrationResult, Criterion, Thresholds
+from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
+from eecompile.student.student import Student, open_student
+
+BuildBundle = Callable[[Student, Path], object]
+
+SOURCE: Final = "eecompile exits"
+GATES: Final[tuple[Criterion, ...]] = ("learned", "max_prob")
+DRAFT_PRECISION: Final = 0.8  # a wrong draft costs time, never correctness
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+
+
+def fit_exits(
+    checkpoint: Path, at: Sequence[int], documents: Path, out: Path, *, risk: float = RISK, error: float = ERROR,
+    gates: Sequence[Criterion] = GATES, build_bundle: BuildBundle, max_tokens: int = MAX_TOKENS,
+    limit: int | None = None, seed: int = 0, progress: Progress = lambda stage: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write at `out` the checkpoint with fitted and calibrated exits after the layers `at`; return a summary.
+
+    documents: as `load_documents` takes them, cut off at `max_tokens`, at most `limit` of them. build_bundle: writes
+    the float32 bundle of a student at a path; called for the plain exits, which are fitted on, and for the fitted
+    ones, which are calibrated. Weights are hard-linked where the file system can. What stood at `out`, an older
+    student of this kind, is replaced only once all is done.
+    Raises UsageError for documents that are too few, exits that cannot be, and an `out` that holds something else.
+    """
+    layers = sorted(set(at))
+    if not layers:
+        raise UsageError("no exits are asked for", mend="name the layers after which to exit: --at 18,22,26")
+    student = open_student(checkpoint, layers)
+    specs = [_spec(layer, gates) for layer in layers]
+    data = load_documents(documents, max_tokens=max_tokens, limit=limit)
+    _check_output(checkpoint, out)
+    _check_documents(student, data, risk, error)
+    final = Path(os.path.realpath(out))
+    with disk.disk_faults(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final)
+        work = final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            work.mkdir()
+            summary = _fit_into(
+                work, student, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
+            )
+            _check_output(checkpoint, final)
+            disk.replace_directory(work / "student", final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _fit_into(
+    work: Path, student: Student, specs: list[ExitSpec], data: Documents, build_bundle: BuildBundle, *,
+    risk: float, error: float, seed: int, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the student at work/student, with bundles beside it meanwhile."""
+    progress("build the plain exits")
+    build_bundle(student, work / "plain")
+    bundle = Bundle.open(work / "plain", integrity="size")
+    learned = any("learned" in spec.gates for spec in specs)
+    fitted = fit_adapters(bundle, data, gates=learned, seed=seed, scratch=work, progress=progress)
+    del bundle
+    shutil.rmtree(work / "plain")
+
+    copy_checkpoint(student.path, work / "student")
+    tensors = {name: tensor for exit_ in fitted for name, tensor in _tensors(exit_).items()}
+    save_exits(work / "student", EarlyExit(exits=specs), tensors)
+    progress("build the fitted exits")
+    build_bundle(open_student(work / "student"), work / "fitted")
+    bundle = Bundle.open(work / "fitted", integrity="size")
+    tables = trace_tables(bundle, data, ("path", "test"), progress)
+    path, price = tables["path"], Price.of(bundle.manifest)
+    drafts = [thresholds_along(exit_, [1 - DRAFT_PRECISION], price)[0] for exit_ in path.exits]
+    result = calibrate_tables(bundle, data.sha256, path, tables["test"], drafts, risk=risk, error=error)
+    specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
+    summary = _summary(fitted, path, drafts, result)
+    provenance = _provenance(summary, data, len(path.documents), seed)
+    save_exits(work / "student", EarlyExit(exits=specs, calibrations=[result], provenance=provenance), tensors)
+    return summary
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Make the directory `target` with the files of the checkpoint: weights by hard link, or copied where that fails.
+
+    Exits it had, pickled weights and folders are left out; the files of `source` are never written to.
+    """
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if not file.is_file() or file.name in (c.EARLY_EXIT, c.EARLY_EXIT_WEIGHTS) or file.suffix in _PICKLES:
+            continue
+        if file.suffix == ".safetensors":
+            try:
+                os.link(os.path.realpath(file), target / file.name)
+                continue
+            except OSError:  # another file system, or one without links
+                pass
+        shutil.copyfile(file, target / file.name)
+
+
+def _spec(layer: int, gates: Sequence[Criterion]) -> ExitSpec:
+    if unknown := sorted(set(gates) - set(c.CRITERIA)):
+        raise UsageError(f"there is no gate {unknown[0]!r}", mend=f"gates: {', '.join(c.CRITERIA)}")
+    if not gates or len(set(gates)) != len(gates) or len(gates) > 4:
+        raise UsageError("an exit has one to four different gates", mend=f"gates: {', '.join(c.CRITERIA)}")
+    units = UNITS if "learned" in gates else 0
+    return ExitSpec(layer=layer, adapter="affine", gates=list(gates), gate_units=units)
+
+
+def _tensors(fitted: FittedExit) -> dict[str, Float]:
+    parts = {"adapter.weight": fitted.weight, "adapter.bias": fitted.bias}
+    parts |= {f"gate.{part}": tensor for part, tensor in (fitted.gate or {}).items()}
+    return {f"exit.{fitted.layer}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _check_documents(student: Student, data: Documents, risk: float, error: float) -> None:
+    codec = TextCodec(student.path) if student.tokenizer_files else None
+    found = data.counts(codec, vocab=student.spec.vocab, context=student.spec.max_positions)
+    check_enough(data, found["path"], found["test"], risk, error)
+    check_enough_to_fit(data, found["fit"])
+
+
+def _check_output(checkpoint: Path, out: Path) -> None:
+    """Raise UsageError unless `out` is free, empty, or a student that `fit_exits` wrote, and not the checkpoint."""
+    mend = "choose another output"
+    if os.path.realpath(checkpoint) == os.path.realpath(out):
+        raise UsageError("the output is the checkpoint itself, which is never changed", where=str(out), mend=mend)
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        source = json.loads((out / c.EARLY_EXIT).read_text(encoding="utf-8"))["provenance"]["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        source = None
+    if source != SOURCE:
+        raise UsageError("the output holds something other than fitted exits", where=str(out), mend=mend)
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Remove what killed runs for the same output left; they can be as large as two bundles."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.tmp-([0-9]{{1,10}})-[0-9a-f]{{8}}")
+    for entry in list(os.scandir(final.parent)):
+        found = pattern.fullmatch(entry.name)
+        if found and entry.is_dir(follow_symlinks=False) and not disk.is_alive(int(found[1])):
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _summary(
+    fitted: Sequence[FittedExit], path: TokenTable, drafts: Sequence[Thresholds | None], result: CalibrationResult
+) -> dict[str, Any]:
+    chosen = None if result.chosen is None else result.path[result.chosen]
+    exits = []
+    for g, (fit, table) in enumerate(zip(fitted, path.exits, strict=True)):
+        gate = auc(table.values["learned"], table.agrees) if "learned" in table.values else None
+        exits.append({
+            "layer": fit.layer, "plain_agreement": round(fit.plain_agreement, 4),
+            "agreement": round(float(table.agrees.mean()), 4), "gate_auc": None if gate is None else round(gate, 4),
+            "confident": None if chosen is None else chosen.thresholds[g], "draft": drafts[g],
+        })  # fmt: skip
+    point = None if chosen is None else chosen.model_dump(exclude={"thresholds"})
+    counts = {"test_documents": result.documents, "test_tokens": result.tokens}
+    return {"exits": exits, "risk": result.risk, "error": result.error, **counts, "chosen": point}
+
+
+def _provenance(summary: dict[str, Any], data: Documents, path_tokens: int, seed: int) -> dict[str, Any]:
+    """Flat, as early_exit.json has it: where the exits came from, and how good they were on the path documents."""
+    facts = {
+        "source": SOURCE, "data": data.sha256, "documents": data.count, "max_tokens": data.max_tokens,
+        "path_tokens": path_tokens, "test_documents": summary["test_documents"],
+        "test_tokens": summary["test_tokens"], "seed": seed, "ridge": RIDGE, "draft_precision": DRAFT_PRECISION,
+    }  # fmt: skip
+    for exit_ in summary["exits"]:
+        facts |= {f"exit.{exit_['layer']}.{k}": exit_[k] for k in ("plain_agreement", "agreement", "gate_auc")}
+    return facts

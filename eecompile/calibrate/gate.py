@@ -1,0 +1,147 @@
+"""The cheap learned gate: sigmoid(tanh(n W1 + b1) W2 + b2), trained in numpy to predict whether an exit agrees.
+
+As CALM's confidence classifier (Schuster et al. 2022): the backbone frozen, the target whether the exit's token is the
+full model's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float: TypeAlias = NDArray[np.float32]
+Bool: TypeAlias = NDArray[np.bool_]
+
+UNITS: Final = 32
+EPOCHS: Final = 40
+PATIENCE: Final = 3  # epochs without a better validation loss
+BATCH: Final = 256
+RATE: Final = 1e-3
+_CHUNK: Final = 4096
+
+
+def train_gate(
+    rows: NDArray[np.float16], agrees: Bool, held_out: Bool, *, units: int = UNITS, seed: int = 0
+) -> dict[str, Float]:
+    """Gate weights by part: w1 [D, U], b1 [U], w2 [U, 1], b2 [1], which read the rows as they are.
+
+    rows: normalised hidden states [N, D], possibly on disk. agrees: [N], the target. held_out: [N], rows that only
+    decide when to stop. Adam (Kingma & Ba 2015) on the logistic loss; deterministic for a seed.
+    """
+    random = np.random.default_rng(seed)
+    used, judged = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    data = _Data(rows, agrees, *_spread(rows, used))
+    weights = _initial(rows.shape[1], units, random)
+    adam = _Adam(weights)
+    best, least, waited = _copied(weights), _loss(weights, data, judged), 0
+    for _ in range(EPOCHS):
+        order = random.permutation(used)
+        for start in range(0, len(order), BATCH):
+            adam.step(_gradients(weights, *data.batch(np.sort(order[start : start + BATCH]))))
+        loss = _loss(weights, data, judged)
+        best, least, waited = (_copied(weights), loss, 0) if loss < least else (best, least, waited + 1)
+        if waited == PATIENCE:
+            break
+    return _folded(best, data.mean, data.scale)
+
+
+def gate_scores(weights: dict[str, Float], rows: NDArray[np.floating]) -> Float:
+    """The gate's logit for each row [N]; its confidence is the sigmoid of it."""
+    inner = np.tanh(rows.astype(np.float32) @ weights["w1"] + weights["b1"])
+    return np.asarray((inner @ weights["w2"] + weights["b2"])[:, 0], np.float32)
+
+
+def auc(scores: NDArray[np.floating], positive: Bool) -> float | None:
+    """Area under the ROC curve: how often a positive scores above a negative, ties by half; None without both."""
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The rows on disk with their targets, and what standardises them."""
+
+    rows: NDArray[np.float16]
+    agrees: Bool
+    mean: Float
+    scale: Float
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Float, Bool]:
+        """Standardised rows [n, D] of these numbers, and their targets [n]."""
+        return ((self.rows[rows] - self.mean) / self.scale).astype(np.float32), self.agrees[rows]
+
+
+class _Adam:
+    """Adam over a dictionary of arrays, which it changes in place."""
+
+    def __init__(self, weights: dict[str, Float]) -> None:
+        self._weights, self._steps = weights, 0
+        self._first = {name: np.zeros_like(w) for name, w in weights.items()}
+        self._second = {name: np.zeros_like(w) for name, w in weights.items()}
+
+    def step(self, gradients: dict[str, Float]) -> None:
+        self._steps += 1
+        for name, gradient in gradients.items():
+            first, second = self._first[name], self._second[name]
+            first += np.float32(0.1) * (gradient - first)
+            second += np.float32(0.001) * (gradient * gradient - second)
+            mean, spread = first / (1 - 0.9**self._steps), second / (1 - 0.999**self._steps)
+            self._weights[name] -= (RATE * mean / (np.sqrt(spread) + 1e-8)).astype(np.float32)
+
+
+def _initial(size: int, units: int, random: np.random.Generator) -> dict[str, Float]:
+    def normal(*shape: int) -> Float:
+        return np.asarray(random.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
+
+    return {
+        "w1": normal(size, units), "b1": np.zeros(units, np.float32),
+        "w2": normal(units, 1), "b2": np.zeros(1, np.float32),
+    }  # fmt: skip
+
+
+def _gradients(weights: dict[str, Float], x: Float, agrees: Bool) -> dict[str, Float]:
+    inner = np.tanh(x @ weights["w1"] + weights["b1"])
+    score = inner @ weights["w2"] + weights["b2"]
+    outer = ((0.5 * (1 + np.tanh(0.5 * score)) - agrees[:, None]) / len(x)).astype(np.float32)
+    back = (outer @ weights["w2"].T) * (1 - inner * inner)
+    return {"w1": x.T @ back, "b1": back.sum(axis=0), "w2": inner.T @ outer, "b2": outer.sum(axis=0)}
+
+
+def _loss(weights: dict[str, Float], data: _Data, judged: NDArray[np.int64]) -> float:
+    total = 0.0
+    for chunk in _chunks(judged):
+        x, agrees = data.batch(chunk)
+        score = gate_scores(weights, x).astype(np.float64)
+        total += float((np.logaddexp(0, score) - score * agrees).sum())
+    return total / max(1, len(judged))
+
+
+def _spread(rows: NDArray[np.float16], used: NDArray[np.int64]) -> tuple[Float, Float]:
+    """Mean and scale of each dimension [D]. The scale of one that hardly moves is held above float16's rounding."""
+    total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    for chunk in _chunks(used):
+        x = rows[chunk].astype(np.float64)
+        total, squares = total + x.sum(axis=0), squares + (x * x).sum(axis=0)
+    mean, power = total / len(used), squares / len(used)
+    scale = np.sqrt(np.maximum(power - mean**2, 0)) + 1e-3 * np.sqrt(power) + 1e-6
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _folded(weights: dict[str, Float], mean: Float, scale: Float) -> dict[str, Float]:
+    """The same gate on rows that are not standardised first."""
+    w1 = weights["w1"] / scale[:, None]
+    return {**weights, "w1": w1, "b1": weights["b1"] - mean @ w1}
+
+
+def _copied(weights: dict[str, Float]) -> dict[str, Float]:
+    return {name: w.copy() for name, w in weights.items()}
+
+
+def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
