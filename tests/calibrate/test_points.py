@@ -70,8 +70,8 @@ def test_tables_fire_as_the_runtime_does(gates: tuple[Criterion, ...]) -> None:
         assert (table.fires(thresholds) == (cheap & said)).all()
 
 
-@given(st.integers(0, 5), *[st.floats(0, 1, width=32)] * 6)
-def test_safer_thresholds_only_take_fires_away(seed: int, *levels: float) -> None:
+@given(st.integers(0, 5), st.tuples(*[st.floats(0, 1, width=32)] * 6))
+def test_safer_thresholds_only_take_fires_away(seed: int, levels: tuple[float, ...]) -> None:
     """With the union, this is why a loss that was tested holds for every safer policy."""
     table = exit_table(4, ("learned", "margin", "entropy"), 200, seed)
     bold = {"learned": min(levels[:2]), "margin": min(levels[2:4]), "entropy": 4.6 * max(levels[4:])}
