@@ -26,15 +26,18 @@ from eecompile.target import Target, load_target
 Progress = Callable[[str], None]
 DEFAULT_CONTEXT = 2048
 REFERENCE_TOKENS = 24
+MOST_MINIMUM_ROWS = 16
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """precision None: the target's own. context None: the model's, at most 2048."""
+    """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
+    an engine that computes a lone row by another kernel (`verify` tells)."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
+    minimum_rows: int = 1
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -49,8 +52,11 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
     cap = min(c.PENDING_CAP, target.pending) if options.pending_cap is None else options.pending_cap
     if not 1 <= cap <= target.pending:
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
+    if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
+        raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
     exits = [e.layer for e in student.exits.schema.exits]
-    return {"precision": precision, "context": context, "pending_cap": cap, "exits": exits}
+    sizes = {"context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    return {"precision": precision, **sizes, "exits": exits}
 
 
 def build(
@@ -95,7 +101,7 @@ def _manifest_fields(
         "kv_rules": list(c.KV_RULES),
         "pending_cap": chosen["pending_cap"],
         "prefill_rows": c.PREFILL_ROWS,
-        "minimum_rows": 2 if chosen["precision"] in c.QUANTISED else 1,
+        "minimum_rows": chosen["minimum_rows"],
         "slack": slack,
         "slots": 1,
         "exits": [e.model_dump() for e in _exit_infos(student)],

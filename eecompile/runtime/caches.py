@@ -1,8 +1,8 @@
 """The K/V caches of one sequence: zero-initialised, updated in place, no longer than they need to be.
 
 Attention costs by the length of the buffer it is given, and a slice of a longer buffer would be a copy in every layer
-of every pass. So the buffers themselves grow with the sequence, by CACHE_BUCKET rows or an eighth of what is there;
-growing copies, on average, no more than eight rows a token. Lengths that are multiples of the bucket also keep the
+of every pass. So the buffers themselves grow with the sequence, by GROWTH rows or an eighth of what is there; growing
+copies, on average, no more than eight rows a token. Lengths that are multiples of the bucket also keep the
 vector lanes of a row's softmax the same, so that a row's bits do not depend on how long its cache happens to be.
 """
 
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+
+GROWTH = 32  # rows at least, so that bindings, which are made anew, last for as many tokens
 
 
 class Caches:
@@ -30,7 +32,7 @@ class Caches:
         """Have room for `rows` rows; returns whether the tensors were replaced, so that bindings are stale."""
         if rows <= self.rows:
             return False
-        self.resize(max(rows, self.rows + self.rows // 8))
+        self.resize(max(rows, self.rows + max(self.rows // 8, GROWTH)))
         return True
 
     def resize(self, rows: int) -> None:

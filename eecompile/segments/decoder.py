@@ -22,6 +22,7 @@ from eecompile.student.model import DecoderSpec
 from eecompile.student.rope import rope_tables
 from eecompile.student.store import WeightStore
 
+MASKED = -1e30  # finite, and exp() of any score less this is zero
 SHARED_FILE = "shared.weights"  # rope tables: every segment refers to the same ones
 
 
@@ -145,7 +146,8 @@ class DecoderWriter:
         return out
 
     def _mask(self, g: GraphWriter, window: int | None) -> str:
-        """True where a row may look, bool [B, 1, R, T]; made once a graph for each window."""
+        """0 where a row may look and a large negative number elsewhere, float32 [B, 1, R, T]; made once a graph for
+        each window. Attention would make the same of a bool mask in every layer."""
         if window not in self.masks:
             length = g.op("Shape", c.cache_name("key", 0), start=2, end=3)
             keys = g.op("Range", g.constant(0), g.op("Squeeze", length), g.constant(1))
@@ -153,7 +155,7 @@ class DecoderWriter:
             seen = g.op("LessOrEqual", keys, rows)
             if window is not None:
                 seen = g.op("And", seen, g.op("Greater", keys, g.op("Sub", rows, g.constant(window))))
-            self.masks[window] = seen
+            self.masks[window] = g.op("Where", seen, g.constant(0.0, np.float32), g.constant(MASKED, np.float32))
         return self.masks[window]
 
     def _activation(self, g: GraphWriter, x: str) -> str:
