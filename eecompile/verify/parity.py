@@ -43,21 +43,21 @@ def check_passes(walks: Sequence[Walks], compare: Comparator) -> tuple[Check, fl
     noise = float(np.abs(actual - expected).max())
     rows = len(stacked["finished"][0])
     figures: dict[str, Figure] = {"rows": rows, "largest": worst, "logit_noise": noise}
-    detail = "every boundary, in prefill passes and in decode passes of other widths"
-    return Check("passes", passed, figures, {"largest": at_most(PASSES["largest"])}, detail), noise
+    note = f"every boundary, in prefill passes and in decode passes of other widths; compared by {compare.name}"
+    return Check("passes", passed, figures, {"largest": at_most(PASSES["largest"])}, note), noise
 
 
-def check_parity(label: str, walks: Sequence[Walks], expected: Sequence[ModelRows], compare: Comparator,
-                 tolerance: Tolerance) -> list[Check]:  # fmt: skip
-    """One check a boundary: both walks of every sequence against the reference's rows."""
+def check_parity(label: str, reference: str, walks: Sequence[Walks], expected: Sequence[ModelRows],
+                 compare: Comparator, tolerance: Tolerance) -> list[Check]:  # fmt: skip
+    """One check a boundary: both walks of every sequence against the rows of `reference`."""
     pairs = [(rows, truth) for w, truth in zip(walks, expected, strict=True) for rows in (w.prefill, w.decode)]
     return [
-        _check(f"{label} {name}", actual, wanted, compare, tolerance, logits=name == "logits")
+        _check(f"{label} {name}", reference, actual, wanted, compare, tolerance, logits=name == "logits")
         for name, (actual, wanted) in _stacked(pairs).items()
     ]
 
 
-def _check(name: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
+def _check(name: str, reference: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
            logits: bool) -> Check:  # fmt: skip
     measured = compare(actual, expected, tolerance.bounds)
     figures: dict[str, Figure] = {"rows": len(actual), **{s: figure for s, (figure, _) in measured.items()}}
@@ -71,7 +71,8 @@ def _check(name: str, actual: Float, expected: Float, compare: Comparator, toler
             figures["clear_top1"] = float(agreed[clear].mean())
             bounds["clear_top1"] = at_least(tolerance.clear_top1)
             passed = passed and figures["clear_top1"] >= tolerance.clear_top1
-    return Check(name, passed, figures, bounds, "" if np.isfinite(actual).all() else "the engines' rows are not finite")
+    spoiled = "" if np.isfinite(actual).all() else "; the engines' rows are not finite"
+    return Check(name, passed, figures, bounds, f"against {reference}{spoiled}")
 
 
 def _stacked(pairs: Pairs) -> Mapping[str, tuple[Float, Float]]:

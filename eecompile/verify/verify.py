@@ -30,6 +30,7 @@ from eecompile.verify.tolerances import ARITHMETIC, BANDS, PARITY, Band
 
 Progress = Callable[[str], None]
 DEFAULT_TOKENS = 32
+RECORDED_NAME = "numpy float32 recorded at build"
 ARITHMETIC_ROWS = 64  # the numpy model dequantises every weight again: one short sequence shows its arithmetic
 
 
@@ -88,7 +89,7 @@ def verify_bundle(
     student = None if checkpoint is None else open_student(checkpoint)
     subject, walker = _walked(bundle, ids, progress)
     passes, noise = check_passes(subject.walks, subject.compare)
-    checks, references = [_hashes(bundle), passes], ["recorded at build"]
+    checks, references = [_hashes(bundle), passes], [RECORDED_NAME]
     if student is not None:
         checks.append(same := _same_model(bundle, student.spec))
         student = student if same.passed else None
@@ -127,7 +128,7 @@ def _recorded(s: _Subject, student: Student | None) -> list[Check]:
     s.progress("recorded reference")
     ids, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
     walks = [walk_both(s.walker, ids)]
-    checks = check_parity("recorded", walks, [rows], s.compare, PARITY[s.precision])
+    checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.precision])
     checks += check_exits(exit_math(s.bundle, student), s.layers, [*walks, *s.walks], s.compare)
     if student is None:
         band = BANDS[s.precision] if s.precision != "int4" else None
@@ -144,7 +145,7 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
     s.progress("checkpoint")
     reference = checkpoint_reference(student.path, student.spec, student.store, s.layers)
     truth = _run(s, reference, s.walks)
-    checks = [weights, *check_parity("checkpoint", s.walks, truth, s.compare, PARITY[s.precision])]
+    checks = [weights, *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision])]
     quantised = s.precision in c.QUANTISED
     head = checkpoint_logits(student.store, student.spec.head_weight)
     band = None if quantised else BANDS[s.precision]
@@ -163,7 +164,7 @@ def _against_own_weights(
     longest = max(s.walks, key=lambda w: len(w.ids))
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
     truth = _run(s, reference, walks)
-    checks = check_parity("own weights", walks, truth, s.compare, ARITHMETIC[s.precision])
+    checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.precision])
     if s.precision in c.QUANTISED:
         head = checkpoint_logits(stored, spec.head_weight)
         checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.precision]), student)

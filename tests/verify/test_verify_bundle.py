@@ -93,7 +93,7 @@ def test_without_torch_the_numpy_model_reads_the_checkpoint(pristine: Path, sour
 def test_without_a_checkpoint_the_recorded_rows_are_the_reference(precision: str, source: Path, tmp_path: Path) -> None:
     report = verify_bundle(tiny.bundle_at(tmp_path / "b", source, precision=precision), tokens=4)
     assert not failed(report)
-    assert report.references == ("recorded at build",)
+    assert report.references == ("numpy float32 recorded at build",)
     assert not any(check.name.startswith(("checkpoint", "weights")) for check in report.checks)
     judged = named(report, "recorded decisions exit_3").tolerance
     assert bool(judged) == (precision != "int4")
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_size_fails_and_the_rest_goes_on(bundle: Path, t
     report = verify_bundle(bundle, checkpoint=other, tokens=4)
     assert failed(report) == {"checkpoint"}
     assert "hidden 64, not 32" in named(report, "checkpoint").detail
-    assert report.references == ("recorded at build",)
+    assert report.references == ("numpy float32 recorded at build",)
 
 
 def test_a_wrong_epsilon_fails(source: Path, tmp_path: Path) -> None:
