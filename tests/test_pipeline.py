@@ -81,7 +81,7 @@ def test_the_manifest_says_what_was_built(tmp_path: Path, student: Student) -> N
     opened = Bundle.open(tmp_path / "bundle")
     assert opened.manifest == manifest
     assert (manifest.precision, manifest.model.context, manifest.pending_cap) == ("int8", 100, 5)
-    assert (manifest.target, manifest.minimum_rows, manifest.tokenizer) == ("cpu", 2, True)
+    assert (manifest.target, manifest.minimum_rows, manifest.tokenizer) == ("cpu", 1, True)
     assert [(e.layer, e.adapter, e.gates, e.gate_units) for e in manifest.exits] == [
         (1, "affine", ["learned", "max_prob"], 3), (3, "norm", ["margin"], 0),
     ]  # fmt: skip

@@ -208,9 +208,12 @@ def calibrate(path: Path, thresholds: Sequence[Mapping[str, float] | None]) -> B
     return Bundle.open(path, integrity="size")
 
 
-def tokens(opened: Bundle, prompt: Sequence[int], count: int, how: Sampling | None = None, **session: Any) -> list[int]:
+def tokens(
+    opened: Bundle, prompt: Sequence[int], count: int, how: Sampling | None = None, *,
+    stop: Sequence[int] | None = None, **session: Any,
+) -> list[int]:  # fmt: skip
     """The ids that a new session generates."""
-    return [t.id for t in opened.session(**session).generate(prompt, max_new_tokens=count, sampling=how)]
+    return [t.id for t in opened.session(**session).generate(prompt, max_new_tokens=count, sampling=how, stop=stop)]
 
 
 def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:

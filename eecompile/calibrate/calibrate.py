@@ -64,10 +64,11 @@ def calibrate_file(
     *,
     risk: float = RISK,
     error: float = ERROR,
+    limit: int | None = None,
     progress: Progress = lambda stage: None,
 ) -> CalibrationResult:
-    """As `calibrate`, with the documents at `data` (`load_documents`). Raises as both."""
-    return calibrate(bundle, load_documents(data), risk=risk, error=error, progress=progress)
+    """As `calibrate`, with at most `limit` of the documents at `data` (`load_documents`). Raises as both."""
+    return calibrate(bundle, load_documents(data, limit=limit), risk=risk, error=error, progress=progress)
 
 
 def check_enough(documents: Documents, path: int, test: int, risk: float, error: float) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,13 +11,14 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from eecompile.errors import EECompileError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130
+LOG_SECONDS = 10.0  # between progress lines where stderr is not a terminal
 
 # a pipe has no width of its own
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -45,7 +47,10 @@ def user_faults(command: Command) -> Command:
 
 @contextmanager
 def stages(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr that moves on each call with the name of the stage that begins."""
+    """A bar on stderr that moves on each call with the name of the stage that begins; in a log, a line now and then."""
+    if not err.is_terminal:
+        yield _logged(title)
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(title, total=total)
@@ -56,13 +61,16 @@ def stages(title: str, total: int | None = None) -> Iterator[Callable[[str], Non
         yield begin
 
 
-@contextmanager
-def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr for work that knows (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _logged(title: str) -> Callable[[str], None]:
+    last = 0.0
+
+    def begin(stage: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            err.print(f"{title}: {_escape(stage)}")
+
+    return begin
 
 
 def print_json(value: Any) -> None:

@@ -63,9 +63,12 @@ def build(
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The student's directory.")
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
+@click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
 @JSON
 @user_faults
-def exits(ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, as_json: bool) -> None:
+def exits(
+    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None, as_json: bool
+) -> None:  # fmt: skip
     """Fit exits on CKPT in closed form and calibrate them: a student that early-exits, its backbone untouched."""
     from eecompile import pipeline
     from eecompile.calibrate.exits import fit_exits
@@ -73,7 +76,7 @@ def exits(ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: floa
     with checkpoint_directory(ckpt) as directory, stages("exits") as begin:
         summary = fit_exits(
             directory, ids_from_text(at, "--at"), fit, output,
-            risk=risk, error=error, build_bundle=pipeline.build_plain, progress=begin,
+            risk=risk, error=error, limit=limit, build_bundle=pipeline.build_plain, progress=begin,
         )  # fmt: skip
     _show(summary, as_json)
 
@@ -83,10 +86,13 @@ def exits(ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: floa
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Text: .jsonl, .txt or a directory.")
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
+@click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
 @KEY
 @JSON
 @user_faults
-def calibrate(bundle: Path, data: Path, risk: float, error: float, key: Path | None, as_json: bool) -> None:
+def calibrate(
+    bundle: Path, data: Path, risk: float, error: float, limit: int | None, key: Path | None, as_json: bool
+) -> None:  # fmt: skip
     """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
     from eecompile.bench.defaults import apply_default_policy
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
@@ -94,7 +100,7 @@ def calibrate(bundle: Path, data: Path, risk: float, error: float, key: Path | N
 
     opened = Bundle.open(bundle)
     with stages("calibrate") as begin:
-        result = calibrate_file(opened, data, risk=risk, error=error, progress=begin)
+        result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, progress=begin)
     apply_calibration(bundle, result, key=key)
     if opened.files.profiles:
         apply_default_policy(bundle, key=key)

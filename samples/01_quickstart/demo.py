@@ -38,7 +38,7 @@ def histogram(exit_layers: dict[str, int]) -> None:
 def main() -> None:
     """The whole job; a student that was fitted before is used again."""
     if not (STUDENT / "early_exit.json").exists():
-        eecompile("exits", MODEL, "--at", EXITS, "--fit", TEXT, "--risk", 0.1, "-o", STUDENT)
+        eecompile("exits", MODEL, "--at", EXITS, "--fit", TEXT, "--risk", 0.1, "--limit", 240, "-o", STUDENT)
     eecompile("build", STUDENT, "--target", "cpu", "-o", BUNDLE)
     for mode in ("full", "confident", "exact"):
         eecompile("run", BUNDLE, QUESTION, "--mode", mode, "--max-new-tokens", TOKENS)
