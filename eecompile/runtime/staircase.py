@@ -5,7 +5,6 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +40,7 @@ class Staircase:
         self.length = 0  # tokens embedded
         self.passes = 0
         self.layer_rows = 0
-        self._graphs, self._model = graphs, manifest.model
+        self._graphs = graphs
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
         width, steps = manifest.model.hidden, len(self.schedule)
@@ -52,7 +51,9 @@ class Staircase:
         self._positions = np.zeros(rows, np.int64)
         self._start = np.zeros(1, np.int64)
         self.caches = Caches(manifest.caches, manifest.model.kv_heads, manifest.model.head_dim)
-        self._bound: dict[tuple[int, int], OrtPass] = {}
+        self._bound: dict[tuple[int, int, bool], OrtPass] = {}
+        self._placed = (-1, 0)
+        self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
 
     @property
@@ -65,6 +66,7 @@ class Staircase:
         self.rewind(0)
         self.passes = self.layer_rows = 0
         self.caches.resize(0)
+        self._placed = (-1, 0)
         for rows in self._boundary:
             rows.fill(0)  # padding is read from here: what a failed sequence left may not be finite
         self._bound = {}
@@ -79,12 +81,9 @@ class Staircase:
 
     def append(self, tokens: list[int]) -> None:
         """Embed tokens (at most a pass's rows) into the first boundary."""
-        n, first = len(tokens), self._waiting[0]
-        self._ids[:n] = tokens
-        self._embed(n)()
-        self._boundary[0][first : first + n] = self._out[:n]
-        self._waiting[0] = first + n
-        self.length += n
+        self._ids[: len(tokens)] = tokens
+        self._pass_into(0, len(tokens), len(tokens))
+        self.length += len(tokens)
 
     def run_step(self, k: int) -> Rows:
         """Run step k on everything that waits before it. Returns its output rows [R, D], newest last.
@@ -92,23 +91,35 @@ class Staircase:
         The rows join the next boundary; after the last step they are finished: normalised and ready for the head.
         They are a view that the next pass of this step overwrites.
         """
-        rows = self._waiting[k]
+        rows, start = self._waiting[k], self.filled[k]
         padded = max(rows, self._minimum)
-        start = self.filled[k]
-        self._positions[:padded] = np.arange(start, start + padded)
-        self._start[0] = start
-        if self.caches.make_room(start + padded):
-            self._bound = {}
-        self._segment(k, padded)()
-        self.filled[k] = start + rows
+        self._place(start, padded)
         self._waiting[k] = 0
-        first = self._waiting[k + 1]
-        self._boundary[k + 1][first : first + rows] = self._out[:rows]
-        if k + 1 < len(self.schedule):
-            self._waiting[k + 1] = first + rows
+        out = self._pass_into(k + 1, rows, padded)
+        self.filled[k] = start + rows
         self.passes += 1
-        self.layer_rows += rows * self._graphs.segments[self.schedule[k].segment].info.layers
-        return self._boundary[k + 1][first : first + rows]
+        self.layer_rows += rows * self._layers[k]
+        return out
+
+    def _place(self, start: int, rows: int) -> None:
+        """Set the positions of the next pass and have room for them; steps of one token mostly share both."""
+        if self._placed == (start, rows):
+            return
+        self._positions[:rows] = range(start, start + rows)
+        self._start[0] = start
+        self._placed = (start, rows)
+        if self.caches.make_room(start + rows):
+            self._bound = {}
+
+    def _pass_into(self, k: int, rows: int, padded: int) -> Rows:
+        """Run what fills boundary k; returns the new rows there. Into an empty boundary the graph writes by itself."""
+        first, boundary = self._waiting[k], self._boundary[k]
+        self._pass(k, padded, boundary if first == 0 else self._out, first == 0)()
+        if first:
+            boundary[first : first + rows] = self._out[:rows]
+        if k < len(self.schedule):
+            self._waiting[k] = first + rows
+        return boundary[first : first + rows]
 
     def run_full(self) -> Rows:
         """Run every step on what is pending; returns the finished rows [R, D] of all tokens that were not deep yet."""
@@ -126,28 +137,26 @@ class Staircase:
             rows = self.run_full()
         return rows[-1:]
 
-    def _embed(self, rows: int) -> OrtPass:
-        make = self._graphs.embed.bind
-        return self._cached(-1, rows, lambda: make({
-            c.TOKEN_IDS: self._ids[:rows].reshape(1, rows),
-            c.HIDDEN_OUT: self._out[:rows].reshape(1, rows, -1),
-        }))  # fmt: skip
+    def _pass(self, k: int, rows: int, out: Rows, direct: bool) -> OrtPass:
+        """The pass that fills boundary k from rows of the one before it, or from token ids, bound to write to `out`.
 
-    def _segment(self, k: int, rows: int) -> OrtPass:
-        step = self.schedule[k]
-        return self._cached(k, rows, lambda: self._graphs.segments[step.segment].bind({
-            c.HIDDEN: self._boundary[k][:rows].reshape(1, rows, -1),
-            c.HIDDEN_OUT: self._out[:rows].reshape(1, rows, -1),
+        Bindings of decode passes are kept; those of prefill chunks of odd sizes are made anew.
+        """
+        bound = self._bound.get((k, rows, direct))
+        if bound is None:
+            bound = self._bind(k, rows, out[:rows].reshape(1, rows, -1))
+            if rows <= self._keep_bound or rows == self._most:
+                self._bound[k, rows, direct] = bound
+        return bound
+
+    def _bind(self, k: int, rows: int, out: Rows) -> OrtPass:
+        if k == 0:
+            return self._graphs.embed.bind({c.TOKEN_IDS: self._ids[:rows].reshape(1, rows), c.HIDDEN_OUT: out})
+        step = self.schedule[k - 1]
+        return self._graphs.segments[step.segment].bind({
+            c.HIDDEN: self._boundary[k - 1][:rows].reshape(1, rows, -1),
+            c.HIDDEN_OUT: out,
             c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start,
             **self.caches.tensors[step.cache],
-        }))  # fmt: skip
-
-    def _cached(self, k: int, rows: int, make: Callable[[], OrtPass]) -> OrtPass:
-        """Bindings of decode passes are kept; those of prefill chunks of odd sizes are made anew."""
-        bound = self._bound.get((k, rows))
-        if bound is None:
-            bound = make()
-            if rows <= self._keep_bound or rows == self._most:
-                self._bound[k, rows] = bound
-        return bound
+        })  # fmt: skip

@@ -203,6 +203,11 @@ def test_caches_grow_with_the_sequence_and_are_freed(shelf: Any) -> None:
     assert all(rows % c.CACHE_BUCKET == 0 for rows in sizes)
     stairs.reset()
     assert stairs.caches.rows == 0
+    for length in (1, 70, 129):
+        stairs.prefill([5] * length)
+        assert stairs.caches.rows >= length
+        assert stairs.caches.rows % c.CACHE_BUCKET == 0
+        stairs.reset()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
