@@ -6,6 +6,7 @@ exact      an exit only drafts; the next full-depth pass carries the full model'
            the first that differs rolls back everything after it: the output is mode full's, token for token
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +127,7 @@ class Decoder:
 
     def _decide(self, rows: NDArray[np.float32]) -> Decisions:
         decided = self._head(rows, logits=not self._sampling.greedy)
-        if not np.isfinite(decided.max_prob).all():
+        if not all(map(math.isfinite, decided.max_prob.tolist())):
             raise NumericError(
                 "the model's logits are not finite",
                 where=f"position {self.stairs.length}",

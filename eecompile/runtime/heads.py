@@ -62,6 +62,7 @@ class Head:
         rows = max(rows, minimum)
         self._hidden = np.zeros((rows, hidden), np.float32)
         self._thresholds = np.tile(np.array(c.NO_BOUND, np.float32), (rows, 1))
+        self._bounded = False
         self._logits: Float | None = None
         self._bound: dict[tuple[int, bool], tuple[OrtPass, Decisions]] = {}
 
@@ -69,7 +70,11 @@ class Head:
         """Decide rows [N, D] (normalised) against bounds [3] or [N, 3] (default: none); logits [N, V] on request."""
         n = len(rows)
         self._hidden[:n] = rows
-        self._thresholds[:n] = c.NO_BOUND if bounds is None else bounds
+        if bounds is not None or self._bounded:
+            self._thresholds[:] = c.NO_BOUND
+            self._bounded = bounds is not None
+        if bounds is not None:
+            self._thresholds[:n] = bounds
         run, decisions = self._binding(n, logits)
         run()
         return decisions

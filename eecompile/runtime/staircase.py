@@ -105,7 +105,8 @@ class Staircase:
         """Set the positions of the next pass and have room for them; steps of one token mostly share both."""
         if self._placed == (start, rows):
             return
-        self._positions[:rows] = range(start, start + rows)
+        for row in range(rows):  # mostly one or two: cheaper than waking numpy's machinery with cold caches
+            self._positions[row] = start + row
         self._start[0] = start
         self._placed = (start, rows)
         if self.caches.make_room(start + rows):
