@@ -77,11 +77,11 @@ def test_another_process_builds_the_same_bytes(tmp_path: Path, source: Path) -> 
 
 
 def test_the_manifest_says_what_was_built(tmp_path: Path, student: Student) -> None:
-    manifest = build(student, CPU, tmp_path / "bundle", BuildOptions(precision="int8", context=100, pending_cap=5))
+    manifest = build(student, CPU, tmp_path / "bundle", BuildOptions("int8", 100, 5, minimum_rows=2))
     opened = Bundle.open(tmp_path / "bundle")
     assert opened.manifest == manifest
     assert (manifest.precision, manifest.model.context, manifest.pending_cap) == ("int8", 100, 5)
-    assert (manifest.target, manifest.minimum_rows, manifest.tokenizer) == ("cpu", 1, True)
+    assert (manifest.target, manifest.minimum_rows, manifest.tokenizer) == ("cpu", 2, True)
     assert [(e.layer, e.adapter, e.gates, e.gate_units) for e in manifest.exits] == [
         (1, "affine", ["learned", "max_prob"], 3), (3, "norm", ["margin"], 0),
     ]  # fmt: skip
@@ -161,6 +161,8 @@ def test_a_calibration_for_another_build_stays_behind(tmp_path: Path, changes: d
         ({"context": 257}, "context 257 is not from 1 to 256"),
         ({"pending_cap": 0}, "pending cap 0 is not from 1 to 8"),
         ({"pending_cap": 9}, "pending cap 9"),
+        ({"minimum_rows": 0}, "minimum rows 0 is not from 1 to 16"),
+        ({"minimum_rows": 17}, "minimum rows 17"),
     ],
 )
 def test_options_out_of_range(tmp_path: Path, student: Student, options: dict[str, Any], message: str) -> None:
@@ -172,7 +174,7 @@ def test_options_out_of_range(tmp_path: Path, student: Student, options: dict[st
 
 def test_a_plan_writes_nothing(student: Student) -> None:
     assert plan(student, CPU, BuildOptions()) == {
-        "precision": "fp32", "context": 256, "pending_cap": 8, "exits": [1, 3],
+        "precision": "fp32", "context": 256, "pending_cap": 8, "minimum_rows": 1, "exits": [1, 3],
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ SHAPES = {  # head sharing and head size decide which kernels run
     ),
     "wide": tiny.config("qwen3", head_dim=64, num_attention_heads=3, num_key_value_heads=1),
 }
+BUILDS = [*((precision, 1) for precision in c.PRECISIONS), ("fp32", 3), ("int8", 2)]  # the last two pad short passes
 TOKENS = st.integers(0, tiny.VOCAB - 1)
 MOVES = st.one_of(
     st.tuples(st.just("stop"), st.integers(0, STEPS - 1), TOKENS),  # run a token through this many steps and one more
@@ -93,7 +94,7 @@ def assert_is_a_full_pass(walk: Walk, opened: Bundle) -> None:
             np.testing.assert_array_equal(row, expected)
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize(("precision", "padded"), BUILDS)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     prompt=st.lists(TOKENS, min_size=1, max_size=70),
@@ -101,9 +102,9 @@ def assert_is_a_full_pass(walk: Walk, opened: Bundle) -> None:
 )
 @settings(max_examples=25)
 def test_any_walk_is_a_full_pass(
-    shelf: Any, precision: str, shape: str, prompt: list[int], moves: list[tuple[str, int, int]]
+    shelf: Any, precision: str, padded: int, shape: str, prompt: list[int], moves: list[tuple[str, int, int]]
 ) -> None:
-    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision)
+    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision, minimum_rows=padded)
     walk = Walk(opened, prompt)
     for kind, number, token in moves:
         getattr(walk, kind)(number, token)
@@ -112,16 +113,18 @@ def test_any_walk_is_a_full_pass(
     assert_is_a_full_pass(walk, opened)
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize(("precision", "padded"), BUILDS)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     seed=st.integers(0, 1 << 30),
     widths=st.lists(st.sampled_from([1, 1, 1, 2, 3, 5, 8, 9, 31, 64, 128]), min_size=1, max_size=14),
 )
 @settings(max_examples=15)
-def test_bits_do_not_depend_on_the_pass(shelf: Any, precision: str, shape: str, seed: int, widths: list[int]) -> None:
+def test_bits_do_not_depend_on_the_pass(
+    shelf: Any, precision: str, padded: int, shape: str, seed: int, widths: list[int]
+) -> None:
     """Logits of a sequence are the same computed in any chunks and by the row."""
-    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision, context=160)
+    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision, context=160, minimum_rows=padded)
     widths = [w for i, w in enumerate(widths) if sum(widths[: i + 1]) <= 160] or [1]
     ids = np.random.default_rng(seed).integers(0, tiny.VOCAB, sum(widths)).tolist()
     found = []
@@ -210,11 +213,11 @@ def test_caches_grow_with_the_sequence_and_are_freed(shelf: Any) -> None:
         stairs.reset()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("padded", [1, 2])
 @pytest.mark.parametrize("value", [0.0, np.nan])
-def test_a_sequence_leaves_nothing_behind(shelf: Any, precision: str, value: float) -> None:
+def test_a_sequence_leaves_nothing_behind(shelf: Any, padded: int, value: float) -> None:
     """After a reset the next sequence is computed as by a new staircase, even if the last one came to nothing."""
-    opened = shelf.bundle(at=EXITS, precision=precision)
+    opened = shelf.bundle(at=EXITS, minimum_rows=padded)
     used, fresh = staircase(opened), staircase(opened)
     used.prefill(list(range(100)))
     used.append([3])
