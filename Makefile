@@ -19,8 +19,11 @@ check: $(VENV)/dev.stamp ## style and types
 
 inputs: build/inputs/.done ## the real model and texts, fetched and converted once
 
-bench: $(VENV)/peers.stamp inputs ## the figures of BENCHMARKS.md (about 20 minutes, on a quiet machine)
-	$(BIN)/python tools/benchmarks.py
+bench: $(VENV)/peers.stamp demo ## the figures of BENCHMARKS.md, on a quiet machine
+	$(BIN)/eecompile build build/demo/student --precision fp32 --no-profile -o build/bench/fp32
+	$(BIN)/eecompile build build/demo/student --precision int4 --no-profile -o build/bench/int4
+	$(BIN)/eecompile bench build/bench/fp32 --against genai,transformers --checkpoint build/inputs/smollm2
+	$(BIN)/eecompile bench build/bench/int4 --against genai,llama.cpp --checkpoint build/inputs/smollm2
 
 memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
 	$(BIN)/python -m pytest -m slow
