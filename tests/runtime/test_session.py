@@ -207,6 +207,7 @@ def test_the_context_can_be_filled_to_the_last_token(opened: Bundle, mode: str, 
     session = opened.session(**options(mode))
     generation = session.generate(prompt)
     assert len([*generation]) == CONTEXT - size + 1
+    assert session._stairs.length <= CONTEXT
     assert generation.stats.stop_reason == "length"
     with pytest.raises(ContextFull, match=rf"do not fit the context of {CONTEXT}(.|\n)*--context {CONTEXT + 2}"):
         session.generate(prompt, max_new_tokens=CONTEXT - size + 2)
