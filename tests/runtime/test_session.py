@@ -207,10 +207,21 @@ def test_the_context_can_be_filled_to_the_last_token(opened: Bundle, mode: str, 
     session = opened.session(**options(mode))
     generation = session.generate(prompt)
     assert len([*generation]) == CONTEXT - size + 1
-    assert session._stairs.length <= CONTEXT
     assert generation.stats.stop_reason == "length"
     with pytest.raises(ContextFull, match=rf"do not fit the context of {CONTEXT}(.|\n)*--context {CONTEXT + 2}"):
         session.generate(prompt, max_new_tokens=CONTEXT - size + 2)
+
+
+def test_no_more_is_drafted_than_is_wanted(shelf: Any) -> None:
+    """With layers that add next to nothing every draft is right, and only the request itself ends the drafting."""
+    opened = shelf.bundle(at=[1], gain=0.001)
+    session = opened.session(mode="exact", thresholds={1: {"max_prob": 0.0}})
+    for count in range(2, 20):
+        generation = session.generate(PROMPT, max_new_tokens=count)
+        assert len([*generation]) == count
+        assert session._stairs.length == len(PROMPT) + count - 1
+        assert generation.stats.rejected == 0
+        assert generation.stats.drafted >= (count - 1) * 8 // 9
 
 
 def test_a_prompt_longer_than_the_context(opened: Bundle) -> None:
@@ -263,7 +274,8 @@ def test_a_request_may_be_stricter_than_the_policy_and_not_laxer(shelf: Any, tmp
     write_overlay(path, "overlays/policy.json", {"exits": exits, "minimum_depth": 2, "budget": 100})
     opened = Bundle.open(path, integrity="size")
     for minimum in (None, 0, 1):
-        session = opened.session(mode="exact", thresholds=BOLD, minimum_depth=minimum, budget=4000)
+        always = {1: {"max_prob": 0.0}, 3: {"max_prob": 0.0}}
+        session = opened.session(mode="exact", thresholds=always, minimum_depth=minimum, budget=4000)
         generation = session.generate(PROMPT, max_new_tokens=60)
         assert {token.exit_layer for token in generation} <= {3, 4}
         assert generation.stats.layer_rows <= 100
