@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from eecompile import contract as c
 from eecompile.bundle.gates import decode_gate
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
@@ -16,8 +17,6 @@ from eecompile.runtime.session import Limits, Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
 from eecompile.schema import GraphInfo, Thresholds
-
-MODES = ("full", "confident", "exact")
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Bundle:
         calibration allows, drafts of exact mode may be anything.
         Raises Uncalibrated, UsageError.
         """
-        if mode not in MODES:
-            raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(MODES)}")
+        if mode not in c.MODES:
+            raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(c.MODES)}")
         cap = self.manifest.pending_cap if pending_cap is None else pending_cap
         if not 1 <= cap <= self.manifest.pending_cap:
             raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")

@@ -64,13 +64,13 @@ class Decoder:
         self.last = self._choose(self._decide(row), 0, self.stairs.length)
         return Emitted(self.last, self._layers)
 
-    def step(self, *, may_exit: bool = True) -> list[Emitted]:
+    def step(self) -> list[Emitted]:
         """Embed the last token and walk down. Returns the tokens that became certain: one; in exact mode any number."""
         self.stairs.append([self.last])
         for k, step in enumerate(self.stairs.schedule):
             rows = self.stairs.run_step(k)
             rule = None if step.exit is None else self._rules[step.exit]
-            if rule is None or not may_exit or self.stairs.pending > self._cap:
+            if rule is None or self.stairs.pending > self._cap:
                 continue
             token = self._ask(rule, rows[-1:])
             if token is not None:
