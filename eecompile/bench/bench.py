@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime
 
 from eecompile import __version__
+from eecompile import contract as c
 from eecompile.bench.agreement import agreements
 from eecompile.bench.peers import PEERS, PeerSetup
 from eecompile.bench.peers.process import PeerProcess
@@ -20,7 +21,7 @@ from eecompile.bench.runs import Contender, Ids, ModeContender, PeerFailed, Roun
 from eecompile.bench.summary import Runs, decoded, equal_tokens, graph_times, mode_result, speed
 from eecompile.bench.tables import bench_tables
 from eecompile.errors import Uncalibrated, UsageError
-from eecompile.runtime.bundle import MODES, Bundle
+from eecompile.runtime.bundle import Bundle
 
 __all__ = ["bench_tables", "peak_memory_mb", "run_bench"]
 
@@ -92,7 +93,7 @@ def _modes(bundle: Bundle) -> tuple[dict[str, Contender], dict[str, str]]:
     """The modes that the bundle runs, and why it refuses the others."""
     contenders: dict[str, Contender] = {}
     refused = {}
-    for mode in MODES:
+    for mode in c.MODES:
         try:
             contenders[mode] = ModeContender(bundle, mode)
         except Uncalibrated as e:
@@ -131,7 +132,7 @@ def _result(
     bundle: Bundle, found: Rounds, agreed: dict[str, tuple[int, int]], prompts: Sequence[Ids], memory: float,
     refused: dict[str, str], skipped: dict[str, str], peers: dict[str, PeerProcess], max_new_tokens: int,
 ) -> BenchResult:  # fmt: skip
-    ours = {mode: found.runs[mode] for mode in MODES if mode in found.runs}
+    ours = {mode: found.runs[mode] for mode in c.MODES if mode in found.runs}
     full, times = ours["full"], graph_times(ours)
     uncut = found.runs.get(UNCUT)
     return BenchResult(
