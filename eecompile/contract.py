@@ -55,7 +55,7 @@ NO_BOUND: Final = (-1.0, -1.0, float("inf"))  # thresholds that every finite row
 NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
-MODES: Final = ("full", "confident", "exact")
+MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
 KV_RULES: Final = ("catch_up",)
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
 CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
