@@ -108,8 +108,8 @@ def _dequantise_error(blocks: Float, scale: Float) -> Float:
 
 
 def _round(blocks: Float, scale: Float, low: int, high: int) -> NDArray[np.int8]:
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    usable = np.abs(scale) >= np.finfo(np.float32).tiny  # one over a smaller scale is infinite; such a block is zero
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=usable)
     return np.asarray(np.clip(np.rint(blocks * inverse[..., None]), low, high), np.int8)
 
 
