@@ -15,13 +15,14 @@ from eecompile.bench.agreement import agreements
 from eecompile.bench.peers import PEERS, PeerSetup
 from eecompile.bench.peers.process import PeerProcess
 from eecompile.bench.profile import device_name
-from eecompile.bench.prompts import Prompt, prompt_ids
+from eecompile.bench.prompts import prompt_ids
 from eecompile.bench.results import BenchResult, Machine, PeerResult, UncutResult
 from eecompile.bench.runs import Contender, Ids, ModeContender, PeerFailed, Rounds, UncutContender, alternate
 from eecompile.bench.summary import Runs, decoded, equal_tokens, graph_times, mode_result, speed
 from eecompile.bench.tables import bench_tables
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.prompts import Prompt
 
 __all__ = ["bench_tables", "peak_memory_mb", "run_bench"]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.runtime import Bundle
+from eecompile.runtime.prompts import Prompt
 from eecompile.student.model import DecoderSpec
 from eecompile.student.student import Student, open_student
 from eecompile.verify.commands import polygraphy_commands
@@ -21,7 +22,7 @@ from eecompile.verify.decisions import check_flips, check_node, checkpoint_logit
 from eecompile.verify.exact import check_exact
 from eecompile.verify.exits import check_exits, exit_math
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
-from eecompile.verify.prompts import PARITY_EXTRA, Prompt, prompt_ids
+from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Float, ModelRows, Walker

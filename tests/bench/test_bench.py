@@ -12,7 +12,7 @@ from measured import EXITS, mode, open_exits, result, with_drafts
 from eecompile.bench import bench as bench_module
 from eecompile.bench.agreement import agreements, confident_rules, policy_tokens
 from eecompile.bench.bench import bench_tables, peak_memory_mb, run_bench
-from eecompile.bench.prompts import BUILT_IN, prompt_ids, read_prompts
+from eecompile.bench.prompts import BUILT_IN, prompt_ids
 from eecompile.bench.results import BenchResult, GraphTime
 from eecompile.bench.runs import PeerFailed, Run, alternate
 from eecompile.bench.summary import graph_times, mode_result, speed
@@ -249,25 +249,6 @@ def test_a_budget_that_ends_every_request_at_once(exiting: Bundle) -> None:
     spent = Bundle(frugal, exiting.graphs, exiting.text, exiting.threads)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="budget"):
         run_bench(spent, PROMPTS[:1], max_new_tokens=4, rounds=1)
-
-
-def test_prompts_from_files(tmp_path: Path) -> None:
-    lines = tmp_path / "p.txt"
-    lines.write_text("one\n\n  two  \n")
-    assert read_prompts(lines) == ["one", "  two  "]
-    records = tmp_path / "p.jsonl"
-    records.write_text('{"prompt": "a", "text": "b"}\n{"text": "c"}\n{"prompt_ids": [1, 2]}\n')
-    assert read_prompts(records) == ["a", "c", [1, 2]]
-
-
-@pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"prompt_ids": [true]}', '{"prompt_ids": ["1"]}', '{"prompt": 3}'])
-def test_bad_prompt_lines_name_file_and_line(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text(f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(UsageError) as caught:
-        read_prompts(path)
-    assert caught.value.where.endswith("p.jsonl:2")
-    assert caught.value.mend
 
 
 def test_prompts_that_cannot_be_used(exiting: Bundle, tmp_path: Path) -> None:

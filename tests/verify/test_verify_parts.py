@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from eecompile import contract as c
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.bundle.write import write_overlay
-from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
 from eecompile.runtime.decode import Decoder, Emitted
 from eecompile.verify.compare import Comparator, find_comparator, measure_with_numpy, measure_with_polygraphy
 from eecompile.verify.criteria import criteria_of, fires
 from eecompile.verify.decisions import check_flips
 from eecompile.verify.exact import check_exact
-from eecompile.verify.prompts import prompt_ids, read_prompts
+from eecompile.verify.prompts import prompt_ids
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Walker
 from eecompile.verify.tolerances import Band
@@ -187,25 +186,6 @@ def test_a_budget_may_end_exact_mode_sooner(bundle: Path) -> None:
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------
-
-
-def test_prompt_files(tmp_path: Path) -> None:
-    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    text.write_text("one\n\n two \n")
-    assert read_prompts(text) == ["one", " two "]
-    lines.write_text('{"text": "a", "label": 3}\n{"prompt": "b"}\n\n{"prompt_ids": [1, 2]}\n')
-    assert read_prompts(lines) == ["a", "b", [1, 2]]
-
-
-@pytest.mark.parametrize("line", ["", "{}", "no", "[1]", '{"prompt_ids": ["x"]}', '{"text": 3}', "{" * 5000])
-def test_prompt_files_that_hold_none(line: str, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(f"\n{line}\n")
-    with pytest.raises(UsageError) as caught:
-        read_prompts(file)
-    assert caught.value.where.startswith(str(file))
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_prompts(tmp_path / "absent.txt")
 
 
 @pytest.mark.parametrize(("context", "tokens", "budget"), [(256, 32, None), (64, 60, None), (8, 7, None), (256, 4, 40)])
