@@ -72,6 +72,7 @@ def build(
             precision=chosen["precision"],
             context=chosen["context"],
             slack=slack,
+            fused=target.backend == "onnxruntime",
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)

@@ -70,6 +70,8 @@ def variants() -> dict[str, Config]:
     new = {"rope_theta": None}  # the newer spelling keeps theta among the rope parameters
     return {
         "llama": config(),
+        "llama-fused": config(head_dim=16, attention_bias=True),
+        "llama-fused-every-head-its-keys": config(head_dim=16, num_key_value_heads=4),
         "llama-every-head-its-keys": config(num_key_value_heads=4),
         "llama-one-key-head": config(num_key_value_heads=1),
         "llama-tied": config(tie_word_embeddings=True, head_dim=None),

@@ -19,7 +19,7 @@ from eecompile.bundle.paths import name_fault
 from eecompile.bundle.strict import fault, read_regular
 from eecompile.schema import GraphInfo, TensorInfo
 
-DOMAINS = ("", "ai.onnx", c.DECISION_DOMAIN)
+DOMAINS = ("", "ai.onnx", "com.microsoft", c.DECISION_DOMAIN)
 MAX_DIMENSION = 1 << 32
 _DTYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}
 _DTYPES |= {"int64": onnx.TensorProto.INT64, "bool": onnx.TensorProto.BOOL}

@@ -29,7 +29,11 @@ class Caches:
         self._layers, self._kv_heads, self._head_dim = layers, kv_heads, head_dim
 
     def make_room(self, rows: int) -> bool:
-        """Have room for `rows` rows; returns whether the tensors were replaced, so that bindings are stale."""
+        """Have room for `rows` rows and the one of padding that fused attention writes behind them.
+
+        Returns whether the tensors were replaced, so that bindings are stale.
+        """
+        rows += 1
         if rows <= self.rows:
             return False
         self.resize(max(rows, self.rows + max(self.rows // 8, GROWTH)))

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.segments.fused import GroupQuery, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.quantize import blockwise, dense
 from eecompile.student.model import DecoderSpec
@@ -28,20 +29,33 @@ SHARED_FILE = "shared.weights"  # rope tables: every segment refers to the same 
 
 @dataclass
 class DecoderWriter:
-    """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it."""
+    """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
+
+    fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot.
+    """
 
     spec: DecoderSpec
     store: WeightStore
     precision: str
     context: int
     slack: int
+    fused: bool = False
     masks: dict[int | None, str] = field(default_factory=dict)
+    group_query: GroupQuery | None = None
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
         g.input(c.POSITIONS, "int64", "B", "R")
         g.input(c.WRITE_INDEX, "int64", "B")
         self.masks.clear()
+        self.group_query = None
+        if self.fused and can_fuse(self.spec.head_dim, qk_norm=self.spec.qk_norm):
+            self.group_query = GroupQuery.of(g)
+
+    def finish(self, g: GraphWriter) -> None:
+        """Call where a segment ends, all of it written."""
+        if self.fused:
+            g.apply(fuse_skip_norms)
 
     def layer(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
         """One decoder layer on x [B, R, D]; `cache` numbers its cache tensors in this graph."""
@@ -82,9 +96,26 @@ class DecoderWriter:
         return g.op("Cast", weight, to=onnx.TensorProto.FLOAT) if self.precision == "fp16" else weight
 
     def _attention(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
-        """Queries, keys and values keep together as long as they can: fewer, larger nodes for a one-row pass."""
         s, names = self.spec, self.spec.names
         projected = self.linear(g, x, [n.format(i=layer) for n in (names.q, names.k, names.v)], s.qkv_bias)
+        mix = self._mix if self.group_query is None else self._mix_fused
+        return self.linear(g, mix(g, projected, layer, cache), [names.o.format(i=layer)], s.o_bias)
+
+    def _mix_fused(self, g: GraphWriter, projected: str, layer: int, cache: int) -> str:
+        """As `_mix`, in one operator."""
+        s = self.spec
+        assert self.group_query is not None
+        return self.group_query.attend(
+            g, projected, cache, self._tables(g), heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim,
+            scale=s.head_dim**-0.5, window=s.windows[layer],
+        )  # fmt: skip
+
+    def _mix(self, g: GraphWriter, projected: str, layer: int, cache: int) -> str:
+        """projected [B, R, (H + 2 KV) d] -> what each head gathers, [B, R, H d].
+
+        Queries, keys and values keep together as long as they can: fewer, larger nodes for a one-row pass.
+        """
+        s = self.spec
         heads = g.op("Reshape", projected, g.constant([0, 0, s.heads + 2 * s.kv_heads, s.head_dim]))
         heads = g.op("Transpose", heads, perm=[0, 2, 1, 3])
         qk, v = g.ops("Split", 2, heads, g.constant([s.heads + s.kv_heads, s.kv_heads]), axis=1)
@@ -94,8 +125,7 @@ class DecoderWriter:
         keys, values = self._cached(g, "key", k, cache), self._cached(g, "value", v, cache)
         mixed = self._attend(g, q, keys, values, s.windows[layer])
         rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
-        flat = g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
-        return self.linear(g, flat, [names.o.format(i=layer)], s.o_bias)
+        return g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
 
     def _norm_heads(self, g: GraphWriter, qk: str, layer: int) -> str:
         """RMS normalisation of each head of qk [B, H + KV, R, d], with one scale for queries and one for keys."""
@@ -130,10 +160,13 @@ class DecoderWriter:
         return g.op("Reshape", mixed, g.constant([0, s.heads, -1, s.head_dim]))
 
     def _rotate(self, g: GraphWriter, x: str) -> str:
+        return g.op("RotaryEmbedding", x, *self._tables(g), c.POSITIONS)
+
+    def _tables(self, g: GraphWriter) -> tuple[str, str]:
+        """Cosines and sines [S + slack, d / 2], shared by all segments."""
         tables = once(lambda: rope_tables(self.spec.rope, self.spec.head_dim, self.context + self.slack))
         cos = g.array("rope.cos", lambda: tables()[0], SHARED_FILE)
-        sin = g.array("rope.sin", lambda: tables()[1], SHARED_FILE)
-        return g.op("RotaryEmbedding", x, cos, sin, c.POSITIONS)
+        return cos, g.array("rope.sin", lambda: tables()[1], SHARED_FILE)
 
     def _cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
         """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place."""
