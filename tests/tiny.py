@@ -84,7 +84,8 @@ FAMILY: dict[str, Config] = {  # what a family's config has otherwise; epsilons 
     },
     "olmo3": {"sliding_window": 20},
     "phi": {"layer_norm_eps": 1e-2, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5},
-    "phi3": {"num_key_value_heads": None},
+    "phi3": {"num_key_value_heads": None, "pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0},
     "stablelm": {"layer_norm_eps": 1e-2, "partial_rotary_factor": 0.25, "use_qkv_bias": True},
     "starcoder2": {"norm_epsilon": 1e-2, "hidden_act": "gelu_pytorch_tanh", "sliding_window": 20},
 }  # fmt: skip
@@ -112,7 +113,7 @@ def other_variants() -> dict[str, Config]:
         "full_attention": {"rope_type": "linear", "rope_theta": 2000.0, "factor": 2.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
     }
-    longrope = {"type": "su", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 5.0, 9.0, 20.0]}
+    longrope = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 5.0, 9.0, 20.0]}
     stretched = {"max_position_embeddings": 8192, "original_max_position_embeddings": 2048}
     return {
         "gpt2": gpt2(),
