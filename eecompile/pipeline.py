@@ -64,6 +64,7 @@ def build(
 ) -> Manifest:
     """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
     chosen = plan(student, target, options)
+    student = student.at_context(chosen["context"])
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
         graphs = write_segments(

@@ -11,13 +11,24 @@ one slot. In a bundle for batches attention is made of standard operators.
 
 from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
 from eecompile import contract as c
 from eecompile.segments.graph import RUNTIME_DOMAIN, GraphWriter
+from eecompile.student.model import DecoderSpec
 
 _INT32 = onnx.TensorProto.INT32
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Tables of cosines and sines [S, d / 2]."""
+
+    cos: str
+    sin: str
+    interleaved: bool
 
 
 @dataclass(frozen=True)
@@ -36,33 +47,39 @@ class GroupQuery:
         return cls(g.op("Cast", last, to=_INT32), g.op("Cast", total, to=_INT32))
 
     def attend(
-        self, g: GraphWriter, projected: str, cache: int, tables: tuple[str, str], *,
-        heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None, softcap: float = 0.0,
+        self, g: GraphWriter, projected: str, cache: int, rotary: Rotary | None, *,
+        heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None, softcap: float,
     ) -> str:  # fmt: skip
         """projected [1, R, (H + 2 KV) d], queries, keys, values side by side -> [1, R, H d].
 
-        cache: number of the caches [B, KV, T, d], B = 1, updated in place. tables: rotary cosines and sines [S, d / 2].
-        window: tokens that a row sees, itself included; None is all of them.
+        cache: number of the caches [B, KV, T, d], B = 1, updated in place. window: tokens that a row sees, itself
+        included; None is all of them. softcap: bound of the scores, 0 for none.
         """
         shape = ("B", kv_heads, "T", head_dim)
         caches = [c.cache_name(kind, cache) for kind in ("key", "value")]
         outputs = [c.cache_out_name(kind, cache) for kind in ("key", "value")]
         for name in caches:
             g.input(name, "float32", *shape)
+        turned: dict[str, Any] = {"do_rotary": 0}
+        tables = []
+        if rotary is not None:
+            tables, turned = [rotary.cos, rotary.sin], {"do_rotary": 1, "rotary_interleaved": int(rotary.interleaved)}
         padded = g.op("Pad", projected, g.constant([0, 0, 0, 0, 1, 0]))
         mixed = g.ops(
             "GroupQueryAttention", 3, padded, "", "", *caches, self.ends, self.total, *tables,
             named=(f"mixed_{cache}", *outputs), domain=RUNTIME_DOMAIN, num_heads=heads, kv_num_heads=kv_heads,
-            do_rotary=1, scale=scale, local_window_size=-1 if window is None else window, softcap=softcap,
+            scale=scale, local_window_size=-1 if window is None else window, softcap=softcap, **turned,
         )[0]  # fmt: skip
         for name in outputs:
             g.output(name, name, "float32", *shape)
         return g.op("Slice", mixed, g.constant([0]), g.constant([-1]), g.constant([1]))
 
 
-def can_fuse(head_dim: int, *, qk_norm: bool) -> bool:
-    """Whether the operator can compute this attention: it rotates whole multiples of 16 and normalises nothing."""
-    return head_dim % 16 == 0 and not qk_norm
+def can_fuse(spec: DecoderSpec) -> bool:
+    """Whether the operator can compute this model's attention: heads of multiples of 16, rotated whole or not at all,
+    and queries and keys as they were projected."""
+    whole = all(rope is None or rope.rotated(spec.head_dim) == spec.head_dim for rope in spec.ropes)
+    return spec.head_dim % 16 == 0 and spec.qk_norm is None and whole
 
 
 def fuse_skip_norms(nodes: list[onnx.NodeProto], constants: Container[str]) -> tuple[list[onnx.NodeProto], bool]:

@@ -1,5 +1,7 @@
 """The graphs around the layers: token embedding, exit (adapter and learned gate), and the head that all exits share."""
 
+import numpy as np
+
 from eecompile import contract as c
 from eecompile.segments.decision import exit_decision
 from eecompile.segments.decoder import DecoderWriter
@@ -15,7 +17,8 @@ def write_embed(g: GraphWriter, d: DecoderWriter) -> str:
     g.input(c.TOKEN_IDS, "int64", "B", "R")
     name = d.spec.names.embed
     rows = g.op("Gather", _table(g, d, name, EMBED_FILE), c.TOKEN_IDS, axis=0)
-    return rows if d.precision == "fp32" else g.op("Cast", rows, to=1)
+    rows = rows if d.precision == "fp32" else g.op("Cast", rows, to=1)
+    return _scaled(g, rows, d.spec.embed_scale)
 
 
 def write_exit(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: ExitSpec) -> None:
@@ -49,11 +52,11 @@ def head_logits(g: GraphWriter, d: DecoderWriter, hidden: str) -> str:
     """hidden [N, D] -> [N, V]. A tied dense head multiplies by the embedding table itself, stored once."""
     name = d.spec.head_weight
     if d.precision in c.QUANTISED:
-        return g.op("MatMul", hidden, d.matrix(g, [name], "head.weights"))
+        return _finish_logits(g, d, g.op("MatMul", hidden, d.matrix(g, [name], "head.weights")))
     weight = _table(g, d, name, EMBED_FILE if d.spec.tied else "head.weights")
     if d.precision == "fp16":
         weight = g.op("Cast", weight, to=1)
-    return g.op("Gemm", hidden, weight, transB=1)
+    return _finish_logits(g, d, g.op("Gemm", hidden, weight, transB=1))
 
 
 def decide(g: GraphWriter, logits: str, vocab: int) -> None:
@@ -64,6 +67,18 @@ def decide(g: GraphWriter, logits: str, vocab: int) -> None:
     for value in (max_prob, margin, entropy):
         g.output(value, value, "float32", "N")
     g.output(flag, c.EXIT_FLAG, "bool", "N")
+
+
+def _finish_logits(g: GraphWriter, d: DecoderWriter, logits: str) -> str:
+    """What some families do to the product: a scale, a bias, a bound c * tanh(x / c)."""
+    logits, bias, most = _scaled(g, logits, d.spec.logit_scale), d.spec.names.head_bias, d.spec.logit_softcap
+    if bias is not None:
+        logits = g.op("Add", logits, g.array(bias, lambda: d.store.read(bias), "head.weights"))
+    return logits if most is None else _scaled(g, g.op("Tanh", _scaled(g, logits, 1 / most)), most)
+
+
+def _scaled(g: GraphWriter, x: str, scale: float) -> str:
+    return x if scale == 1 else g.op("Mul", x, g.constant(scale, np.float32))
 
 
 def _table(g: GraphWriter, d: DecoderWriter, name: str, file: str) -> str:

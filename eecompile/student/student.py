@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class Student:
     store: WeightStore
     exits: StudentExits
 
+    def at_context(self, context: int) -> "Student":
+        """The student as a build for `context` positions has it."""
+        return replace(self, spec=self.spec.at_context(context))
+
     @property
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer's files that are there; empty where the checkpoint runs on ids alone."""
@@ -45,8 +49,9 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     """
     config = read_config(path)
     spec = spec_from_config(config)
-    store = WeightStore.open(path)
-    store.require(spec.shapes())
+    store = WeightStore.open(path).with_prefix(spec.prefix, spec.names.embed)
+    store.require(spec.tensors())
+    store = store.with_views(spec.views())
     exits = declared_exits(at) if at else load_exits(path)
     check_exits(exits, spec.layers, spec.hidden)
     student = Student(path, spec, store, exits)

@@ -5,7 +5,7 @@ the numpy model, that the engines compute what these weights say (which leaves q
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class StoredWeight:
 class StoredWeights(WeightStore):
     """A bundle's weights as a checkpoint for the numpy model. A tied head that is quantised has values of its own."""
 
-    parts: Mapping[str, StoredWeight]
+    parts: Mapping[str, StoredWeight] = field(default_factory=dict)
 
     def read(self, name: str) -> Float:
         """The tensor called `name` in the checkpoint, float32."""
@@ -93,7 +93,7 @@ def stored_weights(root: Path, manifest: Manifest, spec: DecoderSpec) -> tuple[S
     parts |= head
     shapes = spec.shapes()
     locations = {n: TensorLocation(root, "F32", shapes[n], 0, 0) for n in parts if n in shapes}
-    return StoredWeights(root, locations, parts), spec
+    return StoredWeights(root, locations, parts=parts), spec
 
 
 def graph_tensors(root: Path, info: GraphInfo) -> tuple[onnx.ModelProto, Tensors]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from eecompile import contract as c
 from eecompile.runtime.staircase import Staircase
 from eecompile.segments.fused import can_fuse, fuse_skip_norms
+from eecompile.student.families import spec_from_config
 
 TOKENS = np.random.default_rng(0).integers(0, tiny.VOCAB, 90).tolist()
 MODELS = {
@@ -36,10 +37,17 @@ def test_which_graphs_are_fused(shelf: Any, settings: tiny.Config, fused: bool) 
     assert "SkipSimplifiedLayerNormalization" in found
 
 
-def test_what_cannot_be_fused() -> None:
-    assert can_fuse(64, qk_norm=False)
-    assert not can_fuse(64, qk_norm=True)
-    assert not can_fuse(24, qk_norm=False)
+@pytest.mark.parametrize(
+    ("settings", "fusible"),
+    [
+        (tiny.config(head_dim=16), True),
+        (tiny.config(head_dim=24), False),
+        (tiny.config("qwen3", head_dim=16), False),
+        (tiny.config("phi", head_dim=None, hidden_size=128, partial_rotary_factor=0.5), False),
+    ],
+)
+def test_what_can_be_fused(settings: tiny.Config, fusible: bool) -> None:
+    assert can_fuse(spec_from_config(settings)) is fusible
 
 
 @pytest.mark.parametrize("precision", c.PRECISIONS)
