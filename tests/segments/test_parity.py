@@ -8,7 +8,6 @@ import pytest
 import tiny
 
 from eecompile.runtime import Bundle
-from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
 
@@ -18,6 +17,18 @@ pytest.importorskip("transformers")
 
 PROMPTS = [np.random.default_rng(seed).integers(0, tiny.VOCAB, n).tolist() for seed, n in enumerate((1, 30, 150))]
 EXITS = [1, 3]
+SAVED = [
+    "llama-tied",
+    "llama-llama3",
+    "llama-yarn",
+    "mistral-window",
+    "qwen2-window",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "phi",
+]
+SAVED += ["phi3-longrope", "gemma3", "olmo3", "cohere2", "smollm3-window", "stablelm"]
 NEW = 16
 
 
@@ -31,14 +42,7 @@ def assert_parity(opened: Bundle, model: Any) -> None:
     for rows, layer in zip(boundaries, [*EXITS, len(states) - 1], strict=True):
         assert rows.shape == states[layer].shape
         assert np.abs(rows - states[layer]).max() < 1e-4 * np.abs(states[layer]).max()
-    np.testing.assert_allclose(logits(opened, boundaries[-1]), expected, atol=1e-4 * np.abs(expected).max())
-
-
-def logits(opened: Bundle, finished: Any) -> Any:
-    """The head's logits of finished rows."""
-    m = opened.manifest
-    head = Head(opened.graphs.head, m.model.hidden, m.model.vocab, len(finished), m.minimum_rows)
-    return head(finished, logits=True).logits
+    np.testing.assert_allclose(tiny.head_logits(opened, boundaries[-1]), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", tiny.variants())
@@ -62,9 +66,7 @@ def test_a_float16_bundle_of_a_float16_checkpoint_loses_nothing(shelf: Any, name
     assert_parity(shelf.bundle(settings, EXITS, dtype="float16", precision="fp16"), model)
 
 
-@pytest.mark.parametrize(
-    "name", ["llama-tied", "llama-llama3", "llama-yarn", "mistral-window", "qwen2-window", "qwen3"]
-)
+@pytest.mark.parametrize("name", SAVED)
 def test_what_transformers_saves_in_shards(shelf: Any, tmp_path: Path, name: str) -> None:
     """transformers writes its own spelling of the config, several shards, and drops a tied head."""
     model = tiny.hugging_face(shelf.checkpoint(tiny.variants()[name]))
