@@ -269,7 +269,7 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
 def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
     """Give a checkpoint exits with random gates, and affine adapters near the identity."""
     rng, tensors = np.random.default_rng(seed), {}
-    hidden = json.loads((path / "config.json").read_text())["hidden_size"]
+    hidden = spec_from_config(json.loads((path / "config.json").read_text())).hidden
     for e in exits:
         u = e.gate_units
         if e.adapter == "affine":

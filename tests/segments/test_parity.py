@@ -10,6 +10,7 @@ import tiny
 from eecompile.runtime import Bundle
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
+from eecompile.verify import verify_bundle
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -73,6 +74,43 @@ def test_what_transformers_saves_in_shards(shelf: Any, tmp_path: Path, name: str
     model.save_pretrained(tmp_path / "saved", max_shard_size="40KB")
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
     assert_parity(tiny.open_bundle(tmp_path / "bundle", tmp_path / "saved", EXITS), model)
+
+
+def test_a_context_beyond_the_original_one_has_the_long_frequencies(shelf: Any, tmp_path: Path) -> None:
+    """transformers takes them once a prompt is longer than the original context."""
+    settings = tiny.variants()["phi3-longrope"] | {"original_max_position_embeddings": 128}
+    model = tiny.hugging_face(shelf.checkpoint(settings))
+    long, short = (shelf.bundle(settings, EXITS, context=context) for context in (256, 128))
+    for opened, prompt, other in ((long, PROMPTS[-1], short), (short, PROMPTS[1], long)):
+        states, _ = tiny.hugging_face_states(model, prompt)
+        boundaries = Tracer(opened, boundaries=True).trace(prompt).boundaries
+        assert boundaries is not None
+        assert np.abs(boundaries[-1] - states[-1]).max() < 1e-4 * np.abs(states[-1]).max()
+        assert other.manifest.digest != opened.manifest.digest
+    report = verify_bundle(long.files.path, checkpoint=shelf.checkpoint(settings), tokens=6)
+    assert not [check for check in report.checks if not check.passed]
+    assert report.references[1].startswith("numpy float32 on the checkpoint (rotated")
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("gpt2", "transformer."), ("gpt_neox", "gpt_neox."), ("gemma3", "model.")]
+)
+def test_base_models_and_old_buffers(shelf: Any, tmp_path: Path, name: str, prefix: str) -> None:
+    """Some checkpoints leave the base model's prefix out, and some keep masks and frequencies that nothing reads."""
+    settings = tiny.variants()[name]
+    tensors = {n.removeprefix(prefix): t for n, t in tiny.weights(settings).items()}
+    buffers = (
+        "h.0.attn.bias",
+        "h.0.attn.masked_bias",
+        "layers.0.attention.bias",
+        "layers.0.attention.rotary_emb.inv_freq",
+    )
+    tensors |= {buffer: np.ones(3, np.float32) for buffer in buffers}
+    opened = tiny.open_bundle(tmp_path / "bundle", tiny.checkpoint(tmp_path / "model", settings, tensors), EXITS)
+    expected = shelf.bundle(settings, EXITS).manifest
+    assert {n: info.sha256 for n, info in opened.manifest.files.items()} == {
+        n: info.sha256 for n, info in expected.files.items()
+    }
 
 
 def test_a_prompt_may_come_in_any_number_of_passes(shelf: Any) -> None:
