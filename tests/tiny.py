@@ -23,6 +23,7 @@ from eecompile.bundle.write import write_overlay
 from eecompile.engines.ort import use_threads
 from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, Sampling
+from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
@@ -136,7 +137,7 @@ def other_variants() -> dict[str, Config]:
         "gemma3": config("gemma3_text"),
         "gemma3-new": config(
             "gemma3_text", rope_theta=None, rope_scaling=None, rope_local_base_freq=None, sliding_window_pattern=None,
-            rope_parameters=nested, layer_types=kinds, final_logit_softcapping=6.0,
+            rope_parameters=nested, layer_types=kinds, final_logit_softcapping=6.0, attn_logit_softcapping=3.0,
         ),
         "olmo2": config("olmo2"),
         "olmo2-biases": config("olmo2", attention_bias=True, num_key_value_heads=4),
@@ -270,7 +271,7 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
 def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
     """Give a checkpoint exits with random gates, and affine adapters near the identity."""
     rng, tensors = np.random.default_rng(seed), {}
-    hidden = json.loads((path / "config.json").read_text())["hidden_size"]
+    hidden = spec_from_config(json.loads((path / "config.json").read_text())).hidden
     for e in exits:
         u = e.gate_units
         if e.adapter == "affine":
@@ -327,6 +328,15 @@ def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
         for name, cache in sorted(stairs.caches.tensors[step.cache].items())
         if not name.endswith("_out")
     ]
+
+
+def head_logits(opened: Bundle, finished: Float) -> Float:
+    """The head's logits [R, V] of finished rows [R, D]."""
+    m = opened.manifest
+    head = Head(opened.graphs.head, m.model.hidden, m.model.vocab, len(finished), m.minimum_rows)
+    logits = head(finished, logits=True).logits
+    assert logits is not None
+    return logits.copy()
 
 
 def ort_threads() -> None:

@@ -60,12 +60,14 @@ def test_long_prompts_take_more_than_one_prefill_pass(passing: VerifyReport) -> 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("variant", ["llama-tied", "llama-biases", "qwen3-window"])
+@pytest.mark.parametrize(
+    "variant", ["llama-tied", "llama-biases", "qwen3-window", "gpt2", "gpt_neox-in-turn", "gemma2", "phi"]
+)
 @pytest.mark.usefixtures("no_torch")
 def test_families_in_every_precision(variant: str, precision: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "model", tiny.variants()[variant])
     out = tiny.bundle_at(tmp_path / "bundle", source, [2], precision=precision)
-    report = verify_bundle(out, checkpoint=source, tokens=4)
+    report = verify_bundle(out, checkpoint=source, tokens=6)
     assert not failed(report)
     assert named(report, "weights").figures["different"] == 0
     assert any(check.name.startswith("own weights") for check in report.checks) == (precision != "fp32")
