@@ -69,7 +69,7 @@ def plainer(spec: DecoderSpec) -> dict[str, DecoderSpec]:
         "softcap": None, "logit_softcap": None, "embed_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
         "norm": "rms", "norm_bias": False, "parallel": False, "activation": "silu", "qk_norm": None, "norm_eps": 1e-5,
         "qkv_bias": False, "o_bias": False, "mlp_bias": False, "windows": (None,) * spec.layers,
-        "scales": (spec.head_dim**-0.5,) * spec.layers, "ropes": (Rope(1000.0),) * spec.layers,
+        "scales": (spec.head_dim**-0.5,) * spec.layers, "ropes": tuple(rope or Rope(1000.0) for rope in spec.ropes),
     }  # fmt: skip
     found = {name: replace(spec, **{name: value}) for name, value in plain.items() if getattr(spec, name) != value}
     for name, value in {"share": 1.0, "interleaved": False, "kind": "default", "theta": 1000.0}.items():
