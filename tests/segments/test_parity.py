@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tiny
 
+from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
 from eecompile.verify import verify_bundle
+from eecompile.verify.rows import Walker
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -74,6 +76,17 @@ def test_what_transformers_saves_in_shards(shelf: Any, tmp_path: Path, name: str
     model.save_pretrained(tmp_path / "saved", max_shard_size="40KB")
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
     assert_parity(tiny.open_bundle(tmp_path / "bundle", tmp_path / "saved", EXITS), model)
+
+
+def test_learned_positions_are_known_to_the_last(shelf: Any) -> None:
+    """In the whole context of a GPT-2, with padding rows that stand past it."""
+    ids = np.random.default_rng(7).integers(0, tiny.VOCAB, 256).tolist()
+    opened = shelf.bundle(tiny.gpt2(), EXITS, minimum_rows=4)
+    states, _ = tiny.hugging_face_states(tiny.hugging_face(shelf.checkpoint(tiny.gpt2())), ids)
+    found = Walker(opened).walk(ids, [128, 126, 1, 1])
+    assert np.abs(found.finished - states[-1]).max() < 1e-4 * np.abs(states[-1]).max()
+    with pytest.raises(UsageError, match="context 257 is not from 1 to 256"):
+        shelf.bundle(tiny.gpt2(), context=257)
 
 
 def test_a_context_beyond_the_original_one_has_the_long_frequencies(shelf: Any, tmp_path: Path) -> None:
