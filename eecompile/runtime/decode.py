@@ -183,21 +183,22 @@ class Decoder:
         finite = list(map(math.isfinite, decided.max_prob.tolist()))
         first = 0
         for one, mine in zip(those, rows, strict=True):
-            end = first + len(mine)
-            if all(finite[first:end]):
-                self._verify(one, decided, first, len(mine))
-            else:
-                one.fault = _not_finite(one.stairs.length)
-            first = end
+            self._verify(one, decided, first, finite[first : first + len(mine)])
+            first += len(mine)
 
-    def _verify(self, one: Continuation, decided: Decisions, at: int, count: int) -> None:
+    def _verify(self, one: Continuation, decided: Decisions, at: int, finite: list[bool]) -> None:
         """Row at + i holds the full model's choice for the position after it; keep drafts while they agree with it.
 
-        In a mode without drafts this is the one token that the one row chooses.
+        In a mode without drafts this is the one token that the one row chooses. What follows a wrong draft may be
+        anything, and is not looked at.
         """
+        count = len(finite)
         first = one.stairs.filled[-1] - count + 1
         drafts, right, certain = one.drafts, 0, list[Emitted]()
         for i in range(count):
+            if not finite[i]:
+                one.fault = _not_finite(first + i)
+                return
             token = one.choose(decided, at + i, first + i)
             if i < len(drafts) and drafts[i].id == token:
                 certain.append(drafts[i])

@@ -48,9 +48,9 @@ class Staircase:
 
     def reset(self) -> None:
         """Forget the sequence and free its caches; for a staircase that has its pool to itself."""
+        self.pool.reset()
         self.rewind(0)
         self.passes = self.layer_rows = 0
-        self.pool.reset()
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""

@@ -1,7 +1,7 @@
 """Sequences in one pool: whatever joins, leaves, exits, waits, rolls back or moves, each one's rows and caches are, to
 the bit, those of a full pass over its own tokens; and passes are planned as cheaply as any partition would be."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -171,9 +171,10 @@ def test_a_pool_is_as_long_as_its_longest_sequence(shelf: Any) -> None:
     crowd.check()
     crowd.leave(0, False)
     assert crowd.pool.caches.rows == 0
+    for number in range(SLOTS):
+        crowd.join([number])
     with pytest.raises(ValueError, match="None"):
-        for _ in range(SLOTS + 1):
-            crowd.tokens[Staircase(crowd.opened.manifest, crowd.opened.graphs, crowd.pool)] = []
+        Staircase(crowd.opened.manifest, crowd.opened.graphs, crowd.pool)
 
 
 # -- plans ------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_a_plan_is_the_cheapest_partition(waiting: Any, each_pass: float) -> Non
     costs = []
     for cuts in (cut for n in range(len(waiting)) for cut in combinations(inner, n)):
         edges = [0, *cuts, len(waiting)]
-        costs.append(sum(cost(waiting[a:b], each_pass) for a, b in zip(edges, edges[1:], strict=False)))
+        costs.append(sum(cost(waiting[a:b], each_pass) for a, b in pairwise(edges)))
     assert price == pytest.approx(min(costs))
     assert sum(each_pass + (last - first) * rows for first, last, rows in plan) == pytest.approx(price)
     for slot, rows in waiting:
