@@ -56,7 +56,7 @@ class Caches:
         return {name: tensor[first:last] for name, tensor in self.tensors[cache].items()}
 
     def clear(self, slot: int, rows: int) -> None:
-        """Make a slot's first rows zeros again: what a sequence left there may not be finite, and then masking is no help."""
+        """Make a slot's first rows zeros again: what is not finite cannot be masked."""
         for tensors in self.tensors:
             for name, tensor in tensors.items():
                 if not name.endswith("_out"):
