@@ -32,12 +32,14 @@ MOST_MINIMUM_ROWS = 16
 @dataclass(frozen=True)
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
-    an engine that computes a lone row by another kernel (`verify` tells)."""
+    an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
+    most (None: as many as the target takes)."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
+    slots: int | None = None
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -54,8 +56,11 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
+    slots = target.batch if options.slots is None else options.slots
+    if not 1 <= slots <= target.batch:
+        raise UsageError(f"a batch of {slots} is not from 1 to the target's {target.batch}")
     exits = [e.layer for e in student.exits.schema.exits]
-    sizes = {"context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    sizes = {"slots": slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, **sizes, "exits": exits}
 
 
@@ -104,7 +109,7 @@ def _manifest_fields(
         "prefill_rows": c.PREFILL_ROWS,
         "minimum_rows": chosen["minimum_rows"],
         "slack": slack,
-        "slots": 1,
+        "slots": chosen["slots"],
         "exits": [e.model_dump() for e in _exit_infos(student)],
         "schedule": [
             {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))

@@ -323,7 +323,7 @@ def tokens(
 def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
     """The live rows of every cache tensor: lengths[k] rows [KV, rows, d] of each of step k's."""
     return [
-        cache[0, :, :length].copy()
+        cache[stairs.slot, :, :length].copy()
         for step, length in zip(stairs.schedule, lengths, strict=True)
         for name, cache in sorted(stairs.caches.tensors[step.cache].items())
         if not name.endswith("_out")

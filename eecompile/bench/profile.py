@@ -126,7 +126,7 @@ class _Walker:
     def _descend(self, rows: int, length: int, *, embedded: int, ask: bool) -> Rows:
         stairs = self._stairs[length]
         stairs.length, stairs.filled = length - embedded, [length - rows] * len(stairs.schedule)
-        stairs._waiting = [rows - embedded] + [0] * len(stairs.schedule)
+        stairs.waiting = [rows - embedded] + [0] * len(stairs.schedule)
         ids = [(length - i) * 7919 % self._vocab for i in range(embedded)]
         self._timed("embed", embedded, 0, stairs.append, ids)
         for k, step in enumerate(stairs.schedule):

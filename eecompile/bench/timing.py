@@ -73,6 +73,7 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
 
 
 def _rows(info: GraphInfo, buffers: Buffers) -> int:
-    """Rows of a pass: R of the first input [B, R] or [B, R, D], N of [N, D]."""
+    """Rows of a pass, of all slots: B x R of the first input [B, R] or [B, R, D], N of [N, D]."""
     first = info.inputs[0]
-    return int(buffers[first.name].shape[1 if first.shape[0] == "B" else 0])
+    shape = buffers[first.name].shape
+    return int(shape[0] * shape[1] if first.shape[0] == "B" else shape[0])

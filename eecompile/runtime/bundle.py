@@ -1,8 +1,9 @@
 """An open bundle: checked files, loaded graphs, and sessions over them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
@@ -12,8 +13,12 @@ from eecompile.bundle.ranges import confident_fault, matching_calibrations, thre
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
+from eecompile.runtime.batch import Batch, run_all
 from eecompile.runtime.heads import ExitAsker, ExitRule, Float
-from eecompile.runtime.session import Limits, Session
+from eecompile.runtime.plan import pass_rows
+from eecompile.runtime.request import Limits, Request, Settings
+from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
 from eecompile.schema import GraphInfo, Thresholds
@@ -67,6 +72,48 @@ class Bundle:
         calibration allows, drafts of exact mode may be anything.
         Raises Uncalibrated, UsageError.
         """
+        settings = self.settings(
+            mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget, thresholds=thresholds
+        )
+        return Session(self.manifest, self.graphs, self.text, settings, self.askers())
+
+    def batch(
+        self, *, slots: int = 8, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
+        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Batch:  # fmt: skip
+        """A batch of up to `slots` sequences that run side by side (at most the bundle's).
+
+        The rest is as in `session`, for requests that do not say otherwise. Raises Uncalibrated, UsageError.
+        """
+        if not 1 <= slots <= self.manifest.slots:
+            mend = f"build with --batch {slots}" if slots > 0 else ""
+            raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
+        settings = partial(
+            self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,
+            thresholds=thresholds,
+        )  # fmt: skip
+        return Batch(
+            self.manifest, self.graphs, self.text, settings, self.askers(slots), slots=slots,
+            each_pass=pass_rows(self.files.profiles),
+        )  # fmt: skip
+
+    def generate_many(
+        self, prompts: Iterable[str | Sequence[int]], *, slots: int = 8, mode: str = "full",
+        max_new_tokens: int | None = None, sampling: Sampling | None = None, stop: Collection[int] | None = None,
+    ) -> Iterator[Request]:  # fmt: skip
+        """Continue every prompt, `slots` at a time, and yield each request when it is done (`request.number` counts the
+        prompts from 0). Prompts are drawn as slots fall free.
+
+        Raises as `batch`, and for a prompt that cannot be served; a sequence that fails ends with `request.error`.
+        """
+        batch = self.batch(slots=slots, mode=mode)
+        return run_all(batch, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+
+    def settings(
+        self, *, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
+        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Settings:  # fmt: skip
+        """What `session` and `batch` run requests by. Raises as they do."""
         if mode not in c.MODES:
             raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(c.MODES)}")
         cap = self.manifest.pending_cap if pending_cap is None else pending_cap
@@ -74,8 +121,7 @@ class Bundle:
             raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")
         depth, budget = self._limits(minimum_depth, budget)
         rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth)
-        limits = Limits(cap=cap, budget=budget)
-        return Session(self.manifest, self.graphs, self.text, mode, rules, self.askers(), limits)
+        return Settings(mode, rules, Limits(cap=cap, budget=budget))
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once."""

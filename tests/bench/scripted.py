@@ -17,7 +17,8 @@ import numpy as np
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.runtime.heads import ExitAsker, ExitRule
-from eecompile.runtime.session import Limits, Session, Stats
+from eecompile.runtime.request import Limits, Settings, Stats
+from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
 
@@ -90,7 +91,8 @@ def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, c
         for i, info in enumerate(manifest.exits)
     ]
     askers = [ExitAsker(engine, HIDDEN, 1, {}) for engine in graphs.exits]
-    session = Session(manifest, graphs, None, mode, [] if mode == "full" else rules, askers, Limits(cap=cap))
+    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap))
+    session = Session(manifest, graphs, None, settings, askers)
     count = len(letters) // len(manifest.exits)
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
     next(generation)

@@ -19,7 +19,7 @@ from eecompile.calibrate.tables import trace_tables
 from eecompile.errors import NumericError, Uncalibrated, UsageError
 from eecompile.pipeline import build_plain
 from eecompile.runtime import Bundle, Sampling
-from eecompile.runtime.decode import Decoder
+from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.heads import ExitRule, Head
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
@@ -129,14 +129,15 @@ def forced(opened: Bundle, ids: list[int]) -> list[tuple[int, int]]:
     rules = [None if e.confident is None else ExitRule.of(g, e.layer, e.confident) for g, e in exits]
     stairs = Staircase(manifest, opened.graphs)
     head = Head(opened.graphs.head, manifest.model.hidden, manifest.model.vocab, manifest.pending_cap + 1, 1)
-    decoder = Decoder(
-        stairs, head, opened.askers(), rules, layers=4, exact=False, cap=manifest.pending_cap, sampling=Sampling()
-    )
-    decoder.start(ids[:1])
+    one = Continuation(stairs, rules, exact=False, cap=manifest.pending_cap, sampling=Sampling())
+    decoder = Decoder(head, opened.askers(), layers=4)
+    stairs.prefill(ids[:1])
+    decoder.start([one])
     emitted = []
     for token in ids[1:]:
-        decoder.last = token
-        [said] = decoder.step()
+        one.last = token
+        decoder.step([one])
+        [said] = one.certain
         emitted.append((said.id, said.depth))
     return emitted
 

@@ -15,7 +15,7 @@ import tiny
 from broken import edit_graph, edit_recorded, edit_weight, failed, named, reseal
 
 from eecompile.errors import ContextFull, IntegrityError, UsageError
-from eecompile.runtime.decode import Decoder, Emitted
+from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import load_exits
 from eecompile.verify import VerifyReport, verify_bundle
@@ -239,10 +239,11 @@ def test_a_recorded_reference_that_differs_fails(bundle: Path) -> None:
 def test_exact_mode_that_keeps_every_draft_fails(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify = Decoder._verify
 
-    def gullible(self: Decoder, rows: Any) -> list[Emitted]:
-        drafts = list(self._drafts)
-        certain = verify(self, rows[-1:] if drafts else rows)
-        return [*drafts, *certain[-1:]] if drafts else certain
+    def gullible(self: Decoder, one: Continuation, decided: Any, at: int, finite: list[bool]) -> None:
+        drafts, one.drafts = one.drafts, []
+        last = min(len(drafts), len(finite) - 1) if drafts else 0
+        verify(self, one, decided, at + last, finite[last:])
+        one.certain = [*drafts, *one.certain[-1:]]
 
     monkeypatch.setattr(Decoder, "_verify", gullible)
     report = verify_bundle(bundle, tokens=TOKENS)
