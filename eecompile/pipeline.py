@@ -33,13 +33,13 @@ MOST_MINIMUM_ROWS = 16
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
-    most (None: as many as the target takes)."""
+    most; a bundle of one slot may use faster operators."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
-    slots: int | None = None
+    slots: int = 1
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -56,11 +56,10 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
-    slots = target.batch if options.slots is None else options.slots
-    if not 1 <= slots <= target.batch:
-        raise UsageError(f"a batch of {slots} is not from 1 to the target's {target.batch}")
+    if not 1 <= options.slots <= target.batch:
+        raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
     exits = [e.layer for e in student.exits.schema.exits]
-    sizes = {"slots": slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, **sizes, "exits": exits}
 
 
@@ -78,7 +77,7 @@ def build(
             precision=chosen["precision"],
             context=chosen["context"],
             slack=slack,
-            fused=target.backend == "onnxruntime",
+            fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)

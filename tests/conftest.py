@@ -53,11 +53,11 @@ class Shelf:
 
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
-        precision: str = "fp32", context: int | None = None, minimum_rows: int = 1, **options: Any,
+        precision: str = "fp32", context: int | None = None, minimum_rows: int = 1, slots: int = 1, **options: Any,
     ) -> Bundle:  # fmt: skip
         """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
         source = self.checkpoint(settings, exits, **options)
-        chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows}
+        chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows, "slots": slots}
         key = json.dumps([source.name, list(at), chosen])
         if key not in self._opened:
             self._opened[key] = tiny.open_bundle(self._root / f"bundle-{tiny.digest(key)}", source, at, **chosen)

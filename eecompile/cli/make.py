@@ -22,7 +22,7 @@ from eecompile.errors import UsageError
 @click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
-@click.option("--batch", type=int, help="Sequences that may run side by side. Default: what the target takes.")
+@click.option("--batch", default=1, show_default=True, help="Sequences that may run side by side.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
 @click.option("--no-tokenizer", is_flag=True, help="Import a GGUF file without its tokenizer.")
@@ -31,7 +31,7 @@ from eecompile.errors import UsageError
 @user_faults
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
-    pending_cap: int | None, batch: int | None, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
+    pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""

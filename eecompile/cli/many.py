@@ -37,8 +37,8 @@ def run_file(
     The file appears when all is done. A sequence that fails has "error" in its line, and raises CheckFailed at the end.
     Raises UsageError naming the line of a prompt that cannot be served.
     """
-    from eecompile.bench.prompts import read_prompts
     from eecompile.runtime.batch import run_all
+    from eecompile.runtime.prompts import read_prompts
 
     prompts, drawn = read_prompts(source), 0
 

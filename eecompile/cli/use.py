@@ -31,7 +31,9 @@ from eecompile.errors import UsageError
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option("--input", "input_", type=click.Path(path_type=Path), help="Prompts: .jsonl or .txt, one a line.")
 @click.option("--output", type=click.Path(path_type=Path), help="With --input: a line of JSON for each prompt.")
-@click.option("--batch", default=8, show_default=True, help="With --input: sequences that run side by side.")
+@click.option(
+    "--batch", type=int, help="With --input: sequences that run side by side. Default: 8, or what the bundle takes."
+)
 @click.option("--stream", is_flag=True, help="Print text as it is generated.")
 @click.option("--threads", type=int, help="Default: the processors at hand.")
 @KEY

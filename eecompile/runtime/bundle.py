@@ -23,6 +23,8 @@ from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
 from eecompile.schema import GraphInfo, Thresholds
 
+DEFAULT_SLOTS = 8
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -78,13 +80,14 @@ class Bundle:
         return Session(self.manifest, self.graphs, self.text, settings, self.askers())
 
     def batch(
-        self, *, slots: int = 8, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
+        self, *, slots: int | None = None, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
         budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
     ) -> Batch:  # fmt: skip
-        """A batch of up to `slots` sequences that run side by side (at most the bundle's).
+        """A batch of up to `slots` sequences that run side by side: at most the bundle's, by default 8 of them.
 
         The rest is as in `session`, for requests that do not say otherwise. Raises Uncalibrated, UsageError.
         """
+        slots = min(DEFAULT_SLOTS, self.manifest.slots) if slots is None else slots
         if not 1 <= slots <= self.manifest.slots:
             mend = f"build with --batch {slots}" if slots > 0 else ""
             raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
@@ -98,7 +101,7 @@ class Bundle:
         )  # fmt: skip
 
     def generate_many(
-        self, prompts: Iterable[str | Sequence[int]], *, slots: int = 8, mode: str = "full",
+        self, prompts: Iterable[str | Sequence[int]], *, slots: int | None = None, mode: str = "full",
         max_new_tokens: int | None = None, sampling: Sampling | None = None, stop: Collection[int] | None = None,
     ) -> Iterator[Request]:  # fmt: skip
         """Continue every prompt, `slots` at a time, and yield each request when it is done (`request.number` counts the

@@ -20,7 +20,7 @@ PROMPTS: list[dict[str, Any]] = [
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     source = tiny.add_tokenizer(tiny.checkpoint(folder / "checkpoint", tiny.config(vocab_size=288), gain=0.35))
-    return tiny.bundle_at(folder / "bundle", source, [1, 3])
+    return tiny.bundle_at(folder / "bundle", source, [1, 3], slots=8)
 
 
 def cli(*arguments: object, status: int = 0) -> Result:
@@ -66,7 +66,7 @@ def test_a_sequence_that_fails_says_so_in_its_line(tmp_path: Path) -> None:
     settings = tiny.config()
     tensors = tiny.weights(settings)
     tensors["model.embed_tokens.weight"][77] = np.nan
-    bundle = tiny.bundle_at(tmp_path / "b", tiny.checkpoint(tmp_path / "c", settings, tensors))
+    bundle = tiny.bundle_at(tmp_path / "b", tiny.checkpoint(tmp_path / "c", settings, tensors), slots=8)
     source, target = write(tmp_path / "in.jsonl", [{"prompt_ids": [77]}, {"prompt_ids": [1]}]), tmp_path / "out.jsonl"
     said = cli("run", bundle, "--input", source, "--output", target, "--max-new-tokens", "2", status=1)
     assert "1 of 2 prompts failed" in said.stderr

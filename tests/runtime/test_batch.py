@@ -39,7 +39,7 @@ def calibrated(shelf: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def bundle(model: str, precision: str) -> Bundle:
         if (model, precision) not in made:
             path = tmp_path_factory.mktemp("batch") / "bundle"
-            tiny.bundle_at(path, shelf.checkpoint(MODELS[model], gain=GAIN), [1, 2, 3], precision=precision)
+            tiny.bundle_at(path, shelf.checkpoint(MODELS[model], gain=GAIN), [1, 2, 3], precision=precision, slots=8)
             made[model, precision] = tiny.calibrate(path, ALLOWED)
         return made[model, precision]
 
@@ -265,8 +265,8 @@ def test_a_sequence_that_fails_takes_no_other_along(shelf: Any, tmp_path: Path) 
     tensors = tiny.weights(settings, gain=GAIN)
     tensors["model.embed_tokens.weight"][77] = np.nan
     source = tiny.checkpoint(tmp_path / "checkpoint", settings, tensors)
-    opened = tiny.open_bundle(tmp_path / "bundle", source, [1, 2, 3])
-    clean = shelf.bundle(at=[1, 2, 3], gain=GAIN)
+    opened = tiny.open_bundle(tmp_path / "bundle", source, [1, 2, 3], slots=8)
+    clean = shelf.bundle(at=[1, 2, 3], gain=GAIN, slots=8)
     batch = opened.batch(slots=3)
     prompts = [[5, 6], [9, 77, 8], [7] * 20, [1], [77], [4], [3, 3]]
     requests = [batch.add(prompt, max_new_tokens=12) for prompt in prompts]
@@ -282,7 +282,7 @@ def test_a_sequence_that_fails_takes_no_other_along(shelf: Any, tmp_path: Path) 
 
 
 def test_a_context_that_is_full_ends_where_it_should(shelf: Any) -> None:
-    opened = shelf.bundle(at=[1, 2, 3], gain=GAIN, context=40)
+    opened = shelf.bundle(at=[1, 2, 3], gain=GAIN, context=40, slots=8)
     thresholds: Any = drafting("exact")["thresholds"]
     batch = opened.batch(slots=3, mode="exact", thresholds=thresholds)
     requests = [batch.add([i] * n) for i, n in enumerate((5, 38, 40, 20))]
@@ -307,7 +307,7 @@ def test_what_cannot_be_served_is_refused_at_once(calibrated: Any, shelf: Any) -
         batch.add([1], mode="fast")
     assert not batch.busy
     with pytest.raises(Uncalibrated):
-        shelf.bundle(at=[1]).batch(slots=2, mode="confident")
+        shelf.bundle(at=[1], slots=8).batch(slots=2, mode="confident")
     for slots in (0, opened.manifest.slots + 1):
         with pytest.raises(UsageError, match="is not from 1 to the bundle's"):
             opened.batch(slots=slots)
