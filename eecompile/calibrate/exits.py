@@ -15,7 +15,7 @@ from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_e
 from eecompile.calibrate.documents import MAX_TOKENS, Documents, load_documents
 from eecompile.calibrate.fit import RIDGE, FittedExit, check_enough_to_fit, fit_adapters
 from eecompile.calibrate.gate import UNITS, auc
-from eecompile.calibrate.points import Price, thresholds_along
+from eecompile.calibrate.points import prices, thresholds_along
 from eecompile.calibrate.tables import Float, Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -90,8 +90,9 @@ def _fit_into(
     build_bundle(open_student(work / "student"), work / "fitted")
     bundle = Bundle.open(work / "fitted", integrity="size")
     tables = trace_tables(bundle, data, ("path", "test"), progress)
-    path, price = tables["path"], Price.of(bundle.manifest)
-    drafts = [thresholds_along(exit_, [1 - DRAFT_PRECISION], price)[0] for exit_ in path.exits]
+    path, along = tables["path"], [1 - DRAFT_PRECISION]
+    costs = zip(path.exits, prices(bundle.manifest), strict=True)
+    drafts = [thresholds_along(exit_, along, price)[0] for exit_, price in costs]
     result = calibrate_tables(bundle, data.sha256, path, tables["test"], drafts, risk=risk, error=error)
     specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
     summary = _summary(fitted, path, drafts, result)

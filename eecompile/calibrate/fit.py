@@ -165,7 +165,7 @@ def _accumulate(
         trace = tracer.trace(document.ids)
         check_finite(trace, documents)
         *boundaries, finished = trace.boundaries or []
-        rows = [asker(boundary)[0].copy() for asker, boundary in zip(askers, boundaries, strict=True)]
+        rows = [asker(boundary).hidden.copy() for asker, boundary in zip(askers, boundaries, strict=True)]
         for half, x in zip(halves, rows, strict=True):
             half[count % 2].add(x, finished)
         cache.offer(np.stack(rows, axis=1), trace.final.token, count)

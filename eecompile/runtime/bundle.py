@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eecompile import contract as c
-from eecompile.bundle.gates import decode_gate
+from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
-from eecompile.runtime.heads import ExitAsker, ExitRule, Float
+from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.heads import Head, heads_by_name
+from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.session import Limits, Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
@@ -79,9 +81,15 @@ class Bundle:
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once."""
-        size = self.manifest.model.hidden
-        engines = zip(self.graphs.exits, self.files.policy.exits, strict=True)
-        return [ExitAsker(engine, size, rows, self._gate(policy)) for engine, policy in engines]
+        size, infos = self.manifest.model.hidden, self.manifest.exits
+        return [
+            ExitAsker(self.graphs.exits[i], infos, i, size, rows, gate_inputs(chosen, infos[i], size))
+            for i, chosen in enumerate(self.files.policy.exits)
+        ]
+
+    def heads(self, rows: int) -> dict[str, Head]:
+        """The model's head, "full", and the small ones by name, each over up to `rows` rows at once."""
+        return heads_by_name(self.manifest, self.graphs, rows)
 
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""
@@ -102,7 +110,8 @@ class Bundle:
         for i, chosen in enumerate(exits):
             thresholds = chosen.confident if mode == "confident" else chosen.draft
             closed = thresholds is None or chosen.layer < depth
-            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}))
+            schedule = self.manifest.exits[i].schedule
+            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}, schedule))
         return rules
 
     def _overridden(self, mode: str, overrides: Mapping[int, Thresholds | None]) -> list[ExitPolicy]:
@@ -132,12 +141,6 @@ class Bundle:
         if fault:
             raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
 
-    def _gate(self, policy: ExitPolicy) -> dict[str, Float]:
-        if policy.gate is None:
-            return {}
-        arrays = decode_gate(policy.gate, self.manifest.model.hidden)
-        return {f"gate_{part}": array for part, array in arrays._asdict().items()}
-
 
 def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
@@ -147,5 +150,6 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
         return OrtEngine(root / info.path, info)
 
     return LoadedGraphs(
-        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head)
-    )
+        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
+        {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
+    )  # fmt: skip

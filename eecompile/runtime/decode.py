@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.errors import NumericError
-from eecompile.runtime.heads import Decisions, ExitAsker, ExitRule, Head
-from eecompile.runtime.sampling import Sampling, sample
+from eecompile.runtime.gates import ExitGates, GateState, choose
+from eecompile.runtime.heads import Decisions, Head
+from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.staircase import Staircase
 
 
@@ -28,26 +29,25 @@ class Emitted:
 
 @dataclass
 class Counts:
-    """What a request did: drafts made and refused, heads run for exits that then did not fire."""
+    """What a request did: drafts made and refused."""
 
     drafted: int = 0
     rejected: int = 0
-    heads: int = 0
-    declined: int = 0
 
 
 class Decoder:
     """One sequence being generated. Not thread-safe.
 
-    rules: per exit, or None where it stays closed. cap: tokens that may be pending after an exit.
+    gates: its exits. cap: tokens that may be pending after an exit.
     """
 
     def __init__(
-        self, stairs: Staircase, head: Head, askers: list[ExitAsker], rules: list[ExitRule | None], *,
+        self, stairs: Staircase, head: Head, gates: ExitGates, *,
         layers: int, exact: bool, cap: int, sampling: Sampling,
     ) -> None:  # fmt: skip
         self.stairs, self.counts = stairs, Counts()
-        self._head, self._askers, self._rules, self._layers = head, askers, rules, layers
+        self.state = GateState(sampling, free=exact)
+        self._head, self._gates, self._layers = head, gates, layers
         self._exact, self._cap, self._sampling = exact, cap, sampling
         self._drafts: list[Emitted] = []
         self.last = -1
@@ -61,18 +61,20 @@ class Decoder:
         """Run the prompt through every step and choose the first token."""
         self.stairs.reset()
         row = self.stairs.prefill(prompt)
+        self.state.start(self.stairs.length)
         self.last = self._choose(self._decide(row), 0, self.stairs.length)
         return Emitted(self.last, self._layers)
 
     def step(self) -> list[Emitted]:
         """Embed the last token and walk down. Returns the tokens that became certain: one; in exact mode any number."""
         self.stairs.append([self.last])
+        self.state.begin(self.stairs.length)
         for k, step in enumerate(self.stairs.schedule):
             rows = self.stairs.run_step(k)
-            rule = None if step.exit is None else self._rules[step.exit]
+            rule = None if step.exit is None else self._gates.rules[step.exit]
             if rule is None or self.stairs.pending > self._cap:
                 continue
-            token = self._ask(rule, rows[-1:])
+            [token] = self._gates.ask(rule.exit, rows[-1:], [self.state])
             if token is not None:
                 return self._emit(Emitted(token, rule.layer))
         return self._finish(rows)
@@ -89,22 +91,11 @@ class Decoder:
         self._drafts.append(token)
         return []
 
-    def _ask(self, rule: ExitRule, row: NDArray[np.float32]) -> int | None:
-        """The token that this exit emits, or None where a gate says continue."""
-        hidden, confidence = self._askers[rule.exit](row)
-        if not rule.passes_cheap(float(confidence[0])):
-            return None
-        self.counts.heads += 1
-        decided = self._head(hidden, rule.bounds, logits=not self._sampling.greedy)
-        if not decided.exit_flag[0]:
-            self.counts.declined += 1
-            return None
-        return self._choose(decided, 0, self.stairs.length)
-
     def _finish(self, rows: NDArray[np.float32]) -> list[Emitted]:
         """Choose from finished rows [R, D], of which the last R are this sequence's newest positions."""
         if not self._exact:
             self.last = self._choose(self._decide(rows[-1:]), 0, self.stairs.length)
+            self.state.learn(self.stairs.length, self.last)
             return [Emitted(self.last, self._layers)]
         return self._verify(rows)
 
@@ -115,6 +106,7 @@ class Decoder:
         certain: list[Emitted] = []
         for i in range(len(rows)):
             token = self._choose(decided, i, first + i)
+            self.state.learn(first + i, token)
             right = i < len(drafts) and drafts[i].id == token
             certain.append(drafts[i] if right else Emitted(token, self._layers))
             if not right:
@@ -136,6 +128,4 @@ class Decoder:
         return decided
 
     def _choose(self, decided: Decisions, row: int, position: int) -> int:
-        if decided.logits is None:
-            return int(decided.token[row])
-        return sample(decided.logits[row], position, self._sampling)
+        return choose(decided, row, position, self._sampling)

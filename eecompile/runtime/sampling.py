@@ -38,9 +38,13 @@ class Sampling:
         return self.temperature == 0
 
 
-def sample(logits: NDArray[np.float32], position: int, how: Sampling) -> int:
-    """The token for `position` from logits [V]. Not for greedy sampling, which reads the head's own arg-max."""
+def sample(logits: NDArray[np.float32], position: int, how: Sampling, tokens: NDArray[np.int64] | None = None) -> int:
+    """The token for `position` from logits [V]. Not for greedy sampling, which reads the head's own arg-max.
+
+    tokens: those of the logits, where they are not all tokens in order; their noise is the same wherever they stand.
+    """
     ids, scores = _candidates(logits.astype(np.float64) / how.temperature, how)
+    ids = ids if tokens is None else tokens[ids]
     return int(ids[np.argmax(scores + gumbel_noise(how.seed, position, ids))])
 
 

@@ -5,10 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import ContextFull, UsageError
+from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.decode import Decoder, Emitted
-from eecompile.runtime.heads import ExitAsker, ExitRule, Head
+from eecompile.runtime.gates import ExitGates
+from eecompile.runtime.heads import head_graph, heads_by_name
+from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.staircase import LoadedGraphs, Staircase
 from eecompile.runtime.text import Message, TextCodec
@@ -34,7 +38,7 @@ class Token:
 @dataclass
 class Stats:
     """What a request cost. Seconds are wall time in here, not the caller's between tokens; `layer_rows` counts rows
-    through layers, catch-up included."""
+    through layers, catch-up included; `declined` heads that ran for an exit that did not fire, by graph."""
 
     prompt_tokens: int = 0
     tokens: int = 0
@@ -42,7 +46,7 @@ class Stats:
     decode_seconds: float = 0.0
     drafted: int = 0
     rejected: int = 0
-    heads_declined: int = 0
+    declined: Counter[str] = field(default_factory=Counter)
     segment_passes: int = 0
     layer_rows: int = 0
     exit_layers: Counter[int] = field(default_factory=Counter)
@@ -52,6 +56,11 @@ class Stats:
     def tokens_per_second(self) -> float:
         """Decoding speed after the first token, which prefill pays for."""
         return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 and self.decode_seconds else 0.0
+
+    @property
+    def heads_declined(self) -> int:
+        """Heads that ran for an exit that did not fire."""
+        return self.declined.total()
 
     @property
     def mean_depth(self) -> float:
@@ -82,12 +91,13 @@ class Session:
         self, manifest: Manifest, graphs: LoadedGraphs, text: TextCodec | None, mode: str,
         rules: list[ExitRule | None], askers: list[ExitAsker], limits: Limits,
     ) -> None:  # fmt: skip
-        model = manifest.model
         self.manifest, self.mode, self.text = manifest, mode, text
-        self._rules, self._askers, self._limits = rules, askers, limits
+        self._limits = limits
         self._stairs = Staircase(manifest, graphs)
         self._current: Decoder | None = None
-        self._head = Head(graphs.head, model.hidden, model.vocab, manifest.pending_cap + 1, manifest.minimum_rows)
+        heads = heads_by_name(manifest, graphs, manifest.pending_cap + 1)
+        self._head = heads[c.FULL_HEAD]
+        self._gates = ExitGates(manifest.exits, askers, heads, rules or [None] * len(askers))
 
     def generate(
         self, prompt: str | Sequence[int], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
@@ -117,8 +127,8 @@ class Session:
         most = self._room(ids, max_new_tokens)
         stats = Stats(prompt_tokens=len(ids))
         decoder = Decoder(
-            self._stairs, self._head, self._askers, self._rules or [None] * len(self._askers),
-            layers=self.manifest.model.layers, exact=self.mode == "exact", cap=self._limits.cap, sampling=sampling,
+            self._stairs, self._head, self._gates, layers=self.manifest.model.layers,
+            exact=self.mode == "exact", cap=self._limits.cap, sampling=sampling,
         )  # fmt: skip
         ends = set(self.manifest.model.eos if stop is None else stop)
         text = self.text.stream() if self.text else (lambda token: "")
@@ -164,7 +174,7 @@ class Session:
 
     def _account(self, stats: Stats, decoder: Decoder) -> None:
         stats.drafted, stats.rejected = decoder.counts.drafted, decoder.counts.rejected
-        stats.heads_declined = decoder.counts.declined
+        stats.declined = Counter({head_graph(name): n for name, n in decoder.state.declined.items()})
         stats.segment_passes, stats.layer_rows = decoder.stairs.passes, decoder.stairs.layer_rows
 
     def _spent(self, stats: Stats) -> bool:

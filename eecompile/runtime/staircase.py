@@ -5,7 +5,8 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,13 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LoadedGraphs:
-    """A bundle's graphs, loaded; shared by all sessions."""
+    """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
     exits: list[OrtEngine]
     head: OrtEngine
+    heads: Mapping[str, OrtEngine] = field(default_factory=dict)
 
 
 class Staircase:

@@ -20,7 +20,8 @@ from eecompile.errors import NumericError, Uncalibrated, UsageError
 from eecompile.pipeline import build_plain
 from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.decode import Decoder
-from eecompile.runtime.heads import ExitRule, Head
+from eecompile.runtime.gates import ExitGates
+from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
 from eecompile.schema import CalibrationResult
@@ -128,9 +129,10 @@ def forced(opened: Bundle, ids: list[int]) -> list[tuple[int, int]]:
     exits = enumerate(opened.files.policy.exits)
     rules = [None if e.confident is None else ExitRule.of(g, e.layer, e.confident) for g, e in exits]
     stairs = Staircase(manifest, opened.graphs)
-    head = Head(opened.graphs.head, manifest.model.hidden, manifest.model.vocab, manifest.pending_cap + 1, 1)
+    heads = opened.heads(manifest.pending_cap + 1)
+    gates = ExitGates(manifest.exits, opened.askers(), heads, rules)
     decoder = Decoder(
-        stairs, head, opened.askers(), rules, layers=4, exact=False, cap=manifest.pending_cap, sampling=Sampling()
+        stairs, heads["full"], gates, layers=4, exact=False, cap=manifest.pending_cap, sampling=Sampling()
     )
     decoder.start(ids[:1])
     emitted = []
