@@ -162,6 +162,11 @@ def choose(decided: Decisions, row: int, position: int, how: Sampling) -> int:
     return sample(decided.logits[row], position, how, decided.ids)
 
 
+def choose_logits(logits: NDArray[np.floating], position: int, how: Sampling) -> int:
+    """The token for `position` from logits [V] that no head decided."""
+    return int(logits.argmax()) if how.greedy else sample(logits.astype(np.float32), position, how)
+
+
 def _passes(rule: ExitRule, said: ExitSaid, row: int) -> bool:
     return not rule.cheap or rule.passes_cheap({k: float(said.values[k][row]) for k in rule.cheap})
 

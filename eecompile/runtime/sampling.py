@@ -17,12 +17,14 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k 0 and top_p 1 keep every token. Raises UsageError out of range."""
+    """temperature 0 is greedy. top_k 0 and top_p 1 keep every token. sled: choose from evolved logits (sled.py), in
+    mode full only. Raises UsageError out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    sled: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < float("inf")):

@@ -14,6 +14,7 @@ from eecompile.runtime.gates import ExitGates
 from eecompile.runtime.heads import head_graph, heads_by_name
 from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.sled import SledDecoder
 from eecompile.runtime.staircase import LoadedGraphs, Staircase
 from eecompile.runtime.text import Message, TextCodec
 
@@ -92,7 +93,7 @@ class Session:
         rules: list[ExitRule | None], askers: list[ExitAsker], limits: Limits,
     ) -> None:  # fmt: skip
         self.manifest, self.mode, self.text = manifest, mode, text
-        self._limits = limits
+        self._limits, self._graphs, self._askers = limits, graphs, askers
         self._stairs = Staircase(manifest, graphs)
         self._current: Decoder | None = None
         heads = heads_by_name(manifest, graphs, manifest.pending_cap + 1)
@@ -126,13 +127,24 @@ class Session:
         """As `generate`, for token ids."""
         most = self._room(ids, max_new_tokens)
         stats = Stats(prompt_tokens=len(ids))
-        decoder = Decoder(
-            self._stairs, self._head, self._gates, layers=self.manifest.model.layers,
-            exact=self.mode == "exact", cap=self._limits.cap, sampling=sampling,
-        )  # fmt: skip
+        decoder = self._sled(sampling) if sampling.sled else self._decoder(sampling)
         ends = set(self.manifest.model.eos if stop is None else stop)
         text = self.text.stream() if self.text else (lambda token: "")
         return Generation(self._run(decoder, ids, most, ends, text, stats), stats, ids)
+
+    def _decoder(self, sampling: Sampling) -> Decoder:
+        return Decoder(
+            self._stairs, self._head, self._gates, layers=self.manifest.model.layers,
+            exact=self.mode == "exact", cap=self._limits.cap, sampling=sampling,
+        )  # fmt: skip
+
+    def _sled(self, sampling: Sampling) -> Decoder:
+        if self.mode != "full":
+            raise UsageError(f"SLED decodes at full depth, not in mode {self.mode}", mend="use mode full")
+        if not self._askers:
+            raise UsageError("SLED needs exits, and the bundle has none", mend="build it with --exits")
+        head = heads_by_name(self.manifest, self._graphs, len(self._askers) + 1)[c.FULL_HEAD]
+        return SledDecoder(self._stairs, head, self._askers, layers=self.manifest.model.layers, sampling=sampling)
 
     def _run(
         self, decoder: Decoder, ids: list[int], most: int, ends: set[int], text: Callable[[int], str], stats: Stats

@@ -1,0 +1,102 @@
+"""SLED: full depth, with what the exits say on the way turned into a correction of the last layer's logits.
+
+Zhang et al., "SLED: Self Logits Evolution Decoding for Improving Factuality in Large Language Models" (2024). It
+changes what is said, not how fast: every token runs every layer, and the model's head once more for each exit.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.errors import NumericError
+from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.decode import Decoder, Emitted
+from eecompile.runtime.gates import ExitGates, choose_logits
+from eecompile.runtime.heads import Head
+from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.staircase import Staircase
+
+Double = NDArray[np.float64]
+
+TOP: Final = 10  # tokens that may still be chosen
+STEPS: Final = 10
+RATE: Final = 2.0
+FLOOR: Final = -100.0  # the logit of every other token
+
+
+def evolve(exits: NDArray[np.floating], final: NDArray[np.floating]) -> Double:
+    """The evolved logits [V] of the last layer's `final` [V], given those of the exits [N, V]; float64.
+
+    Each exit votes for each of the TOP tokens by how well the way from its logits to the final ones follows the
+    gradient that would make it say that token; then a few steps of descent move the final logits to the votes' mean.
+    Where no exit votes for any of them the final logits are returned as they are.
+    """
+    z = final.astype(np.float64)
+    top = np.argsort(-z, kind="stable")[:TOP]
+    votes = _votes(exits.astype(np.float64), z, top)
+    total = votes.sum()
+    if not total > 0:
+        return z
+    target = votes.sum(axis=0) / total  # exits weigh as much as they voted, so that their shares cancel
+    for step in range(STEPS):
+        moved = np.full_like(z, FLOOR)
+        moved[top] = z[top] - RATE * (1 - step / STEPS) * (_softmax(z)[top] - target)
+        z = moved
+    return z
+
+
+class SledDecoder(Decoder):
+    """A decoder of mode full that chooses from evolved logits. `head` has room for a row of each exit and the last."""
+
+    def __init__(
+        self, stairs: Staircase, head: Head, askers: list[ExitAsker], *, layers: int, sampling: Sampling
+    ) -> None:
+        super().__init__(stairs, head, ExitGates([], [], {}, []), layers=layers, exact=False, cap=0, sampling=sampling)
+        self._askers = askers
+
+    def start(self, prompt: list[int]) -> Emitted:
+        """As Decoder's; the last token of the prompt takes a step of its own, past every exit."""
+        self.stairs.reset()
+        if len(prompt) > 1:
+            self.stairs.prefill(prompt[:-1])
+        self.last = prompt[-1]
+        return self.step()[0]
+
+    def step(self) -> list[Emitted]:
+        """Embed the last token, walk down and choose."""
+        self.stairs.append([self.last])
+        ready = []
+        for k, step in enumerate(self.stairs.schedule):
+            row = self.stairs.run_step(k)[-1:]
+            if step.exit is not None:
+                ready.append(self._askers[step.exit](row).hidden.copy())
+        logits = self._head(np.concatenate([*ready, row]), logits=True).logits
+        assert logits is not None
+        if not np.isfinite(logits).all():
+            mend = "check the checkpoint's weights with `eecompile verify`; float16 weights may overflow"
+            raise NumericError("the logits are not finite", where=f"position {self.stairs.length}", mend=mend)
+        self.last = choose_logits(evolve(logits[:-1], logits[-1]), self.stairs.length, self._sampling)
+        return [Emitted(self.last, self._layers)]
+
+
+def _votes(exits: Double, final: Double, top: NDArray[np.int64]) -> Double:
+    """max(0, cos(softmax(z_n) - e_i, z_n - z_N))^2 for exit n and token i of `top` [N, tokens].
+
+    The tokens of `top` are summed apart from the others: where one has nearly all of the probability, what is left of
+    softmax(z_n) - e_i is lost in the rounding of sums that hold that token's.
+    """
+    probability, way = _softmax(exits), exits - final
+    gradient = probability[:, None, top] - np.eye(len(top))  # [N, tokens, tokens]: row i for token i
+    rest = probability.copy()
+    rest[:, top] = 0
+    product = (rest * way).sum(axis=1)[:, None] + (gradient * way[:, None, top]).sum(axis=2)
+    size = (rest * rest).sum(axis=1)[:, None] + (gradient * gradient).sum(axis=2)
+    length = np.sqrt(size) * np.linalg.norm(way, axis=1)[:, None]
+    cosine = np.divide(product, length, out=np.zeros_like(product), where=length > 0)
+    return np.asarray(np.maximum(0, cosine) ** 2)
+
+
+def _softmax(z: Double) -> Double:
+    weights = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
