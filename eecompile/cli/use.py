@@ -11,6 +11,8 @@ from eecompile.cli.console import err, print_json, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, thresholds_from_options
 from eecompile.errors import UsageError
 
+SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
+
 
 @click.command()
 @BUNDLE
@@ -24,6 +26,7 @@ from eecompile.errors import UsageError
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--sled", is_flag=True, help="Let the exits correct the last layer's logits; mode full only.")
+@click.option("--sled-rate", default=2.0, show_default=True, help="How far they may move them.")
 @click.option("--threshold", "threshold", multiple=True, metavar="LAYER[:CRITERION]=V", help="Or LAYER=never. Repeats.")
 @click.option("--pending-cap", type=int, help="Tokens that may wait for deep layers.")
 @click.option("--minimum-depth", type=int, help="Layers that every token runs.")
@@ -47,7 +50,7 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
         mode=mode, pending_cap=options["pending_cap"], minimum_depth=options["minimum_depth"],
         budget=options["budget"], thresholds=overrides,
     )  # fmt: skip
-    how = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"], options["sled"])
+    how = Sampling(**{name: options[name] for name in SAMPLING})
     limit = options["max_new_tokens"]
     if options["prompt_ids"] is not None:
         ids = ids_from_text(options["prompt_ids"], "--prompt-ids")

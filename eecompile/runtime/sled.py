@@ -1,7 +1,8 @@
 """SLED: full depth, with what the exits say on the way turned into a correction of the last layer's logits.
 
 Zhang et al., "SLED: Self Logits Evolution Decoding for Improving Factuality in Large Language Models" (2024). It
-changes what is said, not how fast: every token runs every layer, and the model's head once more for each exit.
+changes what is said, not how fast: every token runs every layer, and the model's head once more for each exit. As in
+the released code the steps move all logits, and those of other than the best tokens are set to a floor at the end.
 """
 
 from typing import Final
@@ -21,11 +22,11 @@ Double = NDArray[np.float64]
 
 TOP: Final = 10  # tokens that may still be chosen
 STEPS: Final = 10
-RATE: Final = 2.0
+RATE: Final = 2.0  # the published default; smaller ones change less
 FLOOR: Final = -100.0  # the logit of every other token
 
 
-def evolve(exits: NDArray[np.floating], final: NDArray[np.floating]) -> Double:
+def evolve(exits: NDArray[np.floating], final: NDArray[np.floating], rate: float = RATE) -> Double:
     """The evolved logits [V] of the last layer's `final` [V], given those of the exits [N, V]; float64.
 
     Each exit votes for each of the TOP tokens by how well the way from its logits to the final ones follows the
@@ -38,12 +39,13 @@ def evolve(exits: NDArray[np.floating], final: NDArray[np.floating]) -> Double:
     total = votes.sum()
     if not total > 0:
         return z
-    target = votes.sum(axis=0) / total  # exits weigh as much as they voted, so that their shares cancel
+    target = np.zeros_like(z)
+    target[top] = votes.sum(axis=0) / total  # exits weigh as much as they voted, so that their shares cancel
     for step in range(STEPS):
-        moved = np.full_like(z, FLOOR)
-        moved[top] = z[top] - RATE * (1 - step / STEPS) * (_softmax(z)[top] - target)
-        z = moved
-    return z
+        z -= rate * (1 - step / STEPS) * (_softmax(z) - target)
+    evolved = np.full_like(z, FLOOR)
+    evolved[top] = z[top]
+    return evolved
 
 
 class SledDecoder(Decoder):
@@ -76,7 +78,9 @@ class SledDecoder(Decoder):
         if not np.isfinite(logits).all():
             mend = "check the checkpoint's weights with `eecompile verify`; float16 weights may overflow"
             raise NumericError("the logits are not finite", where=f"position {self.stairs.length}", mend=mend)
-        self.last = choose_logits(evolve(logits[:-1], logits[-1]), self.stairs.length, self._sampling)
+        self.last = choose_logits(
+            evolve(logits[:-1], logits[-1], self._sampling.sled_rate), self.stairs.length, self._sampling
+        )
         return [Emitted(self.last, self._layers)]
 
 

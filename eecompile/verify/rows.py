@@ -10,6 +10,7 @@ from eecompile import contract as c
 from eecompile.runtime import Bundle
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.walk import Walk
+from eecompile.schema import Criterion
 
 Float = NDArray[np.float32]
 LOGIT_ROWS = 16  # logits are kept of this many last rows: all of them would not fit for a large vocabulary
@@ -30,13 +31,15 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class ExitRows:
-    """What an exit says of T tokens: its rows for the head [T, D], its confidence, and the head's values, each [T]."""
+    """What an exit says of T tokens: its rows for the head [T, D], its confidence, and the head's values, each [T].
+    more: what its other cheap gates go by [T]."""
 
     hidden: Float
     confidence: Float
     max_prob: Float
     margin: Float
     entropy: Float
+    more: Mapping[Criterion, Float]
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class Walker:
     def _ask(self, exit_: int, rows: Float, walk: Walk) -> ExitRows:
         out = self._askers[exit_](rows, walk)
         said = self.heads[self.manifest.exits[exit_].head](out.hidden)
-        return ExitRows(
-            out.hidden.copy(), out.confidence.copy(), said.max_prob.copy(), said.margin.copy(), said.entropy.copy()
-        )
+        more: dict[Criterion, Float] = {k: v.copy() for k, v in out.values.items() if k != "learned"}
+        values = (said.max_prob.copy(), said.margin.copy(), said.entropy.copy())
+        return ExitRows(out.hidden.copy(), out.confidence.copy(), *values, more)
 
 
 def boundaries(rows: ModelRows) -> Iterator[tuple[str, Float]]:
@@ -121,4 +124,5 @@ def boundaries(rows: ModelRows) -> Iterator[tuple[str, Float]]:
 
 def _joined(parts: Sequence[ExitRows]) -> ExitRows:
     names = ("hidden", "confidence", "max_prob", "margin", "entropy")
-    return ExitRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    own = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return ExitRows(**own, more={gate: np.concatenate([part.more[gate] for part in parts]) for gate in parts[0].more})
