@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.gates import encode_gate
+from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
@@ -110,6 +110,7 @@ def _manifest_fields(
         "slack": slack,
         "slots": chosen["slots"],
         "exits": [e.model_dump() for e in _exit_infos(student)],
+        "heads": [head.model_dump() for head in student.exits.schema.heads],
         "schedule": [
             {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
         ],
@@ -117,6 +118,7 @@ def _manifest_fields(
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
+            "heads": [g.model_dump() for g in graphs.heads],
             "reference": graphs.reference.model_dump(),
         },
         "tokenizer": bool(student.tokenizer_files),
@@ -127,7 +129,9 @@ def _manifest_fields(
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The student's exits as a policy, and that of its calibrations that holds for this build."""
     policy = [
-        ExitPolicy(layer=e.layer, confident=None, draft=e.draft, gate=_gate(student, e))
+        ExitPolicy(layer=e.layer, confident=None, draft=e.draft).model_copy(
+            update={kind: _gate(student, e, kind) for kind in KINDS}
+        )
         for e in student.exits.schema.exits
     ]
     overlays: dict[str, dict[str, Any]] = {}
@@ -150,13 +154,12 @@ def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[Cali
 
 
 def _exit_infos(student: Student) -> list[ExitInfo]:
-    fields = {"layer", "adapter", "gates", "gate_units"}
-    return [ExitInfo.model_validate(e.model_dump(include=fields)) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate(e.model_dump(exclude={"draft"})) for e in student.exits.schema.exits]
 
 
-def _gate(student: Student, exit_: ExitSpec) -> GateWeights | None:
-    gate = student.exits.gate(exit_)
-    return None if gate is None else encode_gate(**gate)
+def _gate(student: Student, exit_: ExitSpec, kind: str) -> GateWeights | None:
+    gate = student.exits.gate(exit_, kind)
+    return None if gate is None else encode_gate(gate.get("w1"), gate.get("b1"), gate["w2"], gate["b2"])
 
 
 def _copy_tokenizer(student: Student, root: Path) -> None:
@@ -180,7 +183,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
 
 def stage_count(student: Student) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + 5
+    return 2 * len(student.exits.schema.exits) + len(student.exits.schema.heads) + 5
 
 
 def build_plain(student: Student, out: Path) -> None:

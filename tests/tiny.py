@@ -25,6 +25,7 @@ from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
+from eecompile.shapes import HeadShape, weight_shapes
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.student import open_student
@@ -268,20 +269,34 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
     return path
 
 
-def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
-    """Give a checkpoint exits with random gates, and affine adapters near the identity."""
+def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = ()) -> Path:
+    """Give a checkpoint exits with random gates, affine adapters near the identity, and random small heads."""
+    save_exits(path, EarlyExit(exits=list(exits), heads=list(heads)), exit_tensors(path, exits, seed, heads))
+    return path
+
+
+def exit_tensors(
+    path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = ()
+) -> dict[str, Float]:  # fmt: skip
+    """Random tensors for the exits and heads of the checkpoint at `path`."""
     rng, tensors = np.random.default_rng(seed), {}
-    hidden = spec_from_config(json.loads((path / "config.json").read_text())).hidden
+    spec = spec_from_config(json.loads((path / "config.json").read_text()))
+    hidden, vocab = spec.hidden, spec.vocab
     for e in exits:
-        u = e.gate_units
         if e.adapter == "affine":
             tensors[f"exit.{e.layer}.adapter.weight"] = np.eye(hidden) + 0.1 * rng.standard_normal((hidden, hidden))
             tensors[f"exit.{e.layer}.adapter.bias"] = 0.1 * rng.standard_normal(hidden)
-        if u:
-            shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
-            tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}
-    save_exits(path, EarlyExit(exits=list(exits)), {n: t.astype(np.float32) for n, t in tensors.items()})
-    return path
+        for kind, (inputs, units, outputs) in e.gate_sizes(hidden).items():
+            shapes = weight_shapes(inputs, units, outputs)
+            scale = 1.0 if kind == "gate" else 1 / np.sqrt(units or inputs)
+            tensors |= {f"exit.{e.layer}.{kind}.{p}": scale * rng.standard_normal(s) for p, s in shapes.items()}
+    for head in heads:
+        if head.kind == "low_rank":
+            tensors[f"head.{head.name}.down"] = rng.standard_normal((head.rank, hidden)) / np.sqrt(hidden)
+            tensors[f"head.{head.name}.up"] = 2 * rng.standard_normal((vocab, head.rank))
+        if head.bias:
+            tensors[f"head.{head.name}.bias"] = rng.standard_normal(vocab)
+    return {n: t.astype(np.float32) for n, t in tensors.items()}
 
 
 def bundle_at(out: Path, source: Path, at: Sequence[int] = (), **options: Any) -> Path:

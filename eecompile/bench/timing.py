@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from eecompile.engines.ort import Buffers, OrtEngine, OrtPass
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.heads import head_graph
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
 
@@ -68,6 +69,7 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         [timed(engine, f"segment_{i}") for i, engine in enumerate(graphs.segments)],
         [timed(engine, f"exit_{i}") for i, engine in enumerate(graphs.exits)],
         timed(graphs.head, "head"),
+        {name: timed(engine, head_graph(name)) for name, engine in graphs.heads.items()},
     )
     return replace(bundle, graphs=loaded)
 

@@ -12,6 +12,8 @@ from eecompile.cli.many import result_json, run_file
 from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, thresholds_from_options
 from eecompile.errors import UsageError
 
+SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
+
 
 @click.command()
 @BUNDLE
@@ -24,6 +26,8 @@ from eecompile.errors import UsageError
 @click.option("--top-k", default=0, show_default=True, help="0 keeps every token.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--sled", is_flag=True, help="Let the exits correct the last layer's logits; mode full only.")
+@click.option("--sled-rate", default=2.0, show_default=True, help="How far they may move them.")
 @click.option("--threshold", "threshold", multiple=True, metavar="LAYER[:CRITERION]=V", help="Or LAYER=never. Repeats.")
 @click.option("--pending-cap", type=int, help="Tokens that may wait for deep layers.")
 @click.option("--minimum-depth", type=int, help="Layers that every token runs.")
@@ -53,7 +57,7 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     overrides = thresholds_from_options(options["threshold"], opened.manifest, opened.files.policy.exits, mode)
     settings = {name: options[name] for name in ("mode", "pending_cap", "minimum_depth", "budget")}
     settings["thresholds"] = overrides
-    how = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])
+    how = Sampling(**{name: options[name] for name in SAMPLING})
     limit = options["max_new_tokens"]
     if options["input_"] is not None:
         batch = opened.batch(slots=options["batch"], **settings)

@@ -18,9 +18,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
+from eecompile.errors import UsageError
+from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.decode import Continuation, Decoder
-from eecompile.runtime.heads import ExitAsker, Head
+from eecompile.runtime.gates import ExitGates
+from eecompile.runtime.heads import heads_by_name
 from eecompile.runtime.request import Request, Settings, Token, prompt_ids
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.staircase import LoadedGraphs, Pool, Staircase
@@ -53,13 +57,14 @@ class Batch:
         self, manifest: Manifest, graphs: LoadedGraphs, codec: TextCodec | None, settings: Callable[..., Settings],
         askers: list[ExitAsker], *, slots: int, each_pass: float,
     ) -> None:  # fmt: skip
-        model = manifest.model
         self.manifest, self.codec, self.pool = manifest, codec, Pool(manifest, graphs, slots, each_pass)
         self._graphs, self._settings = graphs, settings
         self._own = settings()
         rows = slots * (manifest.pending_cap + 1)
-        head = Head(graphs.head, model.hidden, model.vocab, rows, manifest.minimum_rows)
-        self._decoder = Decoder(head, askers, layers=model.layers)
+        heads = heads_by_name(manifest, graphs, rows)
+        self._decoder = Decoder(
+            heads[c.FULL_HEAD], ExitGates(manifest.exits, askers, heads), layers=manifest.model.layers
+        )
         self._queue: deque[Request] = deque()
         self._live: list[_Live] = []
         self._count = 0
@@ -84,6 +89,8 @@ class Batch:
         As Session.generate. mode, minimum_depth, budget: of this request, in place of the batch's own.
         Raises UsageError, ContextFull, Uncalibrated as a session would.
         """
+        if sampling is not None and sampling.sled:
+            raise UsageError("SLED does not run in batches", mend="use a session: bundle.session(mode='full')")
         own = {"mode": mode, "minimum_depth": minimum_depth, "budget": budget}
         changed = {name: value for name, value in own.items() if value is not None}
         settings = self._settings(**changed) if changed else self._own
@@ -125,7 +132,7 @@ class Batch:
         while self._queue and len(self._live) < len(self.pool.slots):
             request = self._queue.popleft()
             stairs = Staircase(self.manifest, self._graphs, self.pool)
-            one = request.settings.continuation(stairs, request.sampling, len(self.manifest.exits))
+            one = request.settings.continuation(stairs, request.sampling)
             self._live.append(_Live(request, one))
         while self.pool.close_gap():
             pass

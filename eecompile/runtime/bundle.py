@@ -7,16 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
-from eecompile.bundle.gates import decode_gate
+from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
+from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.batch import Batch, run_all
-from eecompile.runtime.heads import ExitAsker, ExitRule, Float
+from eecompile.runtime.heads import Head, heads_by_name
 from eecompile.runtime.plan import pass_rows
 from eecompile.runtime.request import Limits, Request, Settings
+from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
@@ -80,8 +82,9 @@ class Bundle:
         return Session(self.manifest, self.graphs, self.text, settings, self.askers())
 
     def batch(
-        self, *, slots: int | None = None, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
-        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+        self, *, slots: int | None = None, mode: str = "full", pending_cap: int | None = None,
+        minimum_depth: int | None = None, budget: int | None = None,
+        thresholds: Mapping[int, Thresholds | None] | None = None,
     ) -> Batch:  # fmt: skip
         """A batch of up to `slots` sequences that run side by side: at most the bundle's, by default 8 of them.
 
@@ -124,13 +127,19 @@ class Bundle:
             raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")
         depth, budget = self._limits(minimum_depth, budget)
         rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth)
-        return Settings(mode, rules, Limits(cap=cap, budget=budget))
+        return Settings(mode, rules, Limits(cap=cap, budget=budget), self.manifest.exits)
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once."""
-        size = self.manifest.model.hidden
-        engines = zip(self.graphs.exits, self.files.policy.exits, strict=True)
-        return [ExitAsker(engine, size, rows, self._gate(policy)) for engine, policy in engines]
+        size, infos = self.manifest.model.hidden, self.manifest.exits
+        return [
+            ExitAsker(self.graphs.exits[i], infos, i, size, rows, gate_inputs(chosen, infos[i], size))
+            for i, chosen in enumerate(self.files.policy.exits)
+        ]
+
+    def heads(self, rows: int) -> dict[str, Head]:
+        """The model's head, "full", and the small ones by name, each over up to `rows` rows at once."""
+        return heads_by_name(self.manifest, self.graphs, rows)
 
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""
@@ -151,7 +160,8 @@ class Bundle:
         for i, chosen in enumerate(exits):
             thresholds = chosen.confident if mode == "confident" else chosen.draft
             closed = thresholds is None or chosen.layer < depth
-            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}))
+            schedule = self.manifest.exits[i].schedule
+            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}, schedule))
         return rules
 
     def _overridden(self, mode: str, overrides: Mapping[int, Thresholds | None]) -> list[ExitPolicy]:
@@ -181,12 +191,6 @@ class Bundle:
         if fault:
             raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
 
-    def _gate(self, policy: ExitPolicy) -> dict[str, Float]:
-        if policy.gate is None:
-            return {}
-        arrays = decode_gate(policy.gate, self.manifest.model.hidden)
-        return {f"gate_{part}": array for part, array in arrays._asdict().items()}
-
 
 def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
@@ -196,5 +200,6 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
         return OrtEngine(root / info.path, info)
 
     return LoadedGraphs(
-        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head)
-    )
+        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
+        {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
+    )  # fmt: skip

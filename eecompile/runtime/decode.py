@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from eecompile.errors import NumericError
-from eecompile.runtime.heads import Decisions, ExitAsker, ExitRule, Head
+from eecompile.runtime.gates import ExitGates, GateState, choose
+from eecompile.runtime.heads import Decisions, Head
 from eecompile.runtime.plan import riders
-from eecompile.runtime.sampling import Sampling, sample
 from eecompile.runtime.staircase import Rows, Staircase
 
 
@@ -33,25 +33,21 @@ class Emitted:
 
 @dataclass
 class Counts:
-    """What a request did: drafts made and refused, heads run for exits that then did not fire."""
+    """What a request did: drafts made and refused."""
 
     drafted: int = 0
     rejected: int = 0
-    heads: int = 0
-    declined: int = 0
 
 
 class Continuation:
     """One sequence being generated.
 
-    rules: per exit, or None where it stays closed. cap: tokens in a row that may leave early. `certain` are the tokens
-    that the last step made certain, `fault` is why there will be no more.
+    state: its exits' rules and what they have to remember. cap: tokens in a row that may leave early. `certain` are the
+    tokens that the last step made certain, `fault` is why there will be no more.
     """
 
-    def __init__(
-        self, stairs: Staircase, rules: Sequence[ExitRule | None], *, exact: bool, cap: int, sampling: Sampling
-    ) -> None:
-        self.stairs, self.rules, self.exact, self.cap, self.sampling = stairs, rules, exact, cap, sampling
+    def __init__(self, stairs: Staircase, state: GateState, *, exact: bool, cap: int) -> None:
+        self.stairs, self.state, self.exact, self.cap, self.sampling = stairs, state, exact, cap, state.sampling
         self.counts, self.last = Counts(), -1
         self.drafts: list[Emitted] = []
         self.certain: list[Emitted] = []
@@ -59,8 +55,8 @@ class Continuation:
         self.early = 0  # tokens since the last one from full depth
 
     def may_exit(self, exit_: int) -> bool:
-        """Whether this exit is to be asked: it is open, and not too many tokens have left early in a row."""
-        return self.rules[exit_] is not None and self.early < self.cap
+        """Whether this exit is to be asked: it has a rule, and not too many tokens have left early in a row."""
+        return self.state.rules[exit_] is not None and self.early < self.cap
 
     def leave(self, token: Emitted) -> None:
         """Emit `token` from an exit; in exact mode it is a draft."""
@@ -72,24 +68,20 @@ class Continuation:
         self.counts.drafted += 1
         self.drafts.append(token)
 
-    def choose(self, decided: Decisions, row: int, position: int) -> int:
-        """The token for `position`."""
-        if self.sampling.greedy or decided.logits is None:
-            return int(decided.token[row])
-        return sample(decided.logits[row], position, self.sampling)
-
 
 class Decoder:
     """Steps sequences of one pool, in the same passes. Not thread-safe.
 
-    head, askers: over as many rows as the sequences have in a pass. layers: L, the depth of a token from the last.
+    head, gates: over as many rows as the sequences have in a pass. layers: L, the depth of a token from the last.
     """
 
-    def __init__(self, head: Head, askers: list[ExitAsker], *, layers: int) -> None:
-        self._head, self._askers, self._layers = head, askers, layers
+    def __init__(self, head: Head, gates: ExitGates, *, layers: int) -> None:
+        self._head, self._gates, self._layers = head, gates, layers
 
     def start(self, those: Sequence[Continuation]) -> None:
         """Choose the first token of sequences whose prompts have just run through every step."""
+        for one in those:
+            one.state.start(one.stairs.length)
         self._emit(those, [one.stairs.newest[-1:] for one in those])
 
     def step(self, those: Sequence[Continuation]) -> None:
@@ -101,6 +93,8 @@ class Decoder:
             one.certain = []
         pool = those[0].stairs.pool
         pool.embed([one.stairs for one in those], [[one.last] for one in those])
+        for one in those:
+            one.state.begin(one.stairs.length)
         walking, left = list(those), list[Continuation]()
         for k, step in enumerate(pool.schedule):
             riding = self._riding(k, walking, left) if left else []
@@ -142,32 +136,11 @@ class Decoder:
         if len(asked) > 1:
             rows = np.concatenate([one.stairs.newest[-1:] for one in asked])
         gone = []
-        for one, token in zip(asked, self._ask(exit_, rows, asked), strict=True):
+        for one, token in zip(asked, self._gates.ask(exit_, rows, [one.state for one in asked]), strict=True):
             if token is not None:
-                one.leave(Emitted(token, _rule(one, exit_).layer))
+                one.leave(Emitted(token, self._gates.layer(exit_)))
                 gone.append(one)
         return gone
-
-    def _ask(self, exit_: int, rows: Rows, asked: list[Continuation]) -> list[int | None]:
-        """For each of `asked` the token that this exit emits for its row of [N, D], or None where a gate says go on."""
-        hidden, confidence = self._askers[exit_](rows)
-        tokens: list[int | None] = [None] * len(asked)
-        on = [i for i, one in enumerate(asked) if _rule(one, exit_).passes_cheap(float(confidence[i]))]
-        if not on:
-            return tokens
-        decided = self._head(
-            hidden if len(on) == len(asked) else hidden[on],
-            np.stack([_rule(asked[i], exit_).bounds for i in on]),
-            logits=not all(asked[i].sampling.greedy for i in on),
-        )
-        for row, i in enumerate(on):
-            one = asked[i]
-            one.counts.heads += 1
-            if decided.exit_flag[row]:
-                tokens[i] = one.choose(decided, row, one.stairs.length)
-            else:
-                one.counts.declined += 1
-        return tokens
 
     def _finish(self, those: list[Continuation]) -> None:
         """Emit from finished rows. What rode along is verified where it was drafted; otherwise nobody asks for it."""
@@ -197,9 +170,10 @@ class Decoder:
         drafts, right, certain = one.drafts, 0, list[Emitted]()
         for i in range(count):
             if not finite[i]:
-                one.fault = _not_finite(first + i)
+                one.fault = not_finite(first + i)
                 return
-            token = one.choose(decided, at + i, first + i)
+            token = choose(decided, at + i, first + i, one.sampling)
+            one.state.learn(first + i, token)
             if i < len(drafts) and drafts[i].id == token:
                 certain.append(drafts[i])
                 right += 1
@@ -217,13 +191,8 @@ class Decoder:
         one.drafts, one.early, one.last = [], 0, certain[-1].id
 
 
-def _rule(one: Continuation, exit_: int) -> ExitRule:
-    rule = one.rules[exit_]
-    assert rule is not None, "a closed exit was asked"
-    return rule
-
-
-def _not_finite(position: int) -> NumericError:
+def not_finite(position: int) -> NumericError:
+    """The fault of logits from which nothing can be chosen."""
     return NumericError(
         "the model's logits are not finite",
         where=f"position {position}",

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from eecompile.bundle.manifest import Manifest, ModelInfo
 from eecompile.errors import ContextFull, EECompileError, UsageError
 from eecompile.runtime.decode import Continuation, Emitted
-from eecompile.runtime.heads import ExitRule
+from eecompile.runtime.gates import GateState
+from eecompile.runtime.heads import head_graph
+from eecompile.runtime.rules import ExitRule, with_listeners
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.text import TextCodec
+from eecompile.shapes import ExitShape
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """How requests run: mode, the rule of each exit (none at all in full mode), limits."""
+    """How requests run: mode, the rule of each of `exits` (none at all in full mode), limits."""
 
     mode: str
     rules: Sequence[ExitRule | None]
     limits: Limits
+    exits: Sequence[ExitShape]
 
-    def continuation(self, stairs: Staircase, sampling: Sampling, exits: int) -> Continuation:
-        """A sequence that runs like this. exits: how many the bundle has."""
-        rules = self.rules or [None] * exits
-        return Continuation(stairs, rules, exact=self.mode == "exact", cap=self.limits.cap, sampling=sampling)
+    def continuation(self, stairs: Staircase, sampling: Sampling) -> Continuation:
+        """A sequence that runs like this."""
+        exact = self.mode == "exact"
+        rules = with_listeners(self.rules or [None] * len(self.exits), self.exits)
+        return Continuation(stairs, GateState(rules, sampling, free=exact), exact=exact, cap=self.limits.cap)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Token:
 class Stats:
     """What a request cost. Seconds are wall time in here, not the caller's between tokens (of a batch: of the steps
     that the request was in); `layer_rows` counts its rows through layers, catch-up included, `segment_passes` the
-    passes that it was in."""
+    passes that it was in, `declined` heads that ran for an exit that did not fire, by graph."""
 
     prompt_tokens: int = 0
     tokens: int = 0
@@ -56,7 +61,7 @@ class Stats:
     decode_seconds: float = 0.0
     drafted: int = 0
     rejected: int = 0
-    heads_declined: int = 0
+    declined: Counter[str] = field(default_factory=Counter)
     segment_passes: int = 0
     layer_rows: int = 0
     exit_layers: Counter[int] = field(default_factory=Counter)
@@ -66,6 +71,11 @@ class Stats:
     def tokens_per_second(self) -> float:
         """Decoding speed after the first token, which prefill pays for."""
         return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 and self.decode_seconds else 0.0
+
+    @property
+    def heads_declined(self) -> int:
+        """Heads that ran for an exit that did not fire."""
+        return self.declined.total()
 
     @property
     def mean_depth(self) -> float:
@@ -115,7 +125,8 @@ class Request:
     def account(self, one: Continuation) -> None:
         """Note what the sequence has cost so far."""
         stats, counts = self.stats, one.counts
-        stats.drafted, stats.rejected, stats.heads_declined = counts.drafted, counts.rejected, counts.declined
+        stats.drafted, stats.rejected = counts.drafted, counts.rejected
+        stats.declined = Counter({head_graph(name): n for name, n in one.state.declined.items()})
         stats.segment_passes, stats.layer_rows = one.stairs.passes, one.stairs.layer_rows
 
     def wants_flush(self, one: Continuation) -> bool:

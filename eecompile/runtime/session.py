@@ -3,12 +3,16 @@
 import time
 from collections.abc import Collection, Iterator, Sequence
 
+from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import UsageError
+from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.decode import Continuation, Decoder
-from eecompile.runtime.heads import ExitAsker, Head
+from eecompile.runtime.gates import ExitGates
+from eecompile.runtime.heads import heads_by_name
 from eecompile.runtime.request import Limits, Request, Settings, Stats, Token, no_tokenizer, prompt_ids
 from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.sled import SledDecoder
 from eecompile.runtime.staircase import LoadedGraphs, Staircase
 from eecompile.runtime.text import Message, TextCodec
 
@@ -38,13 +42,13 @@ class Session:
         self, manifest: Manifest, graphs: LoadedGraphs, text: TextCodec | None, settings: Settings,
         askers: list[ExitAsker],
     ) -> None:  # fmt: skip
-        model = manifest.model
         self.manifest, self.mode, self.text = manifest, settings.mode, text
-        self._settings = settings
+        self._settings, self._graphs, self._askers = settings, graphs, askers
         self._stairs = Staircase(manifest, graphs)
         self._current: Continuation | None = None
-        head = Head(graphs.head, model.hidden, model.vocab, manifest.pending_cap + 1, manifest.minimum_rows)
-        self._decoder = Decoder(head, askers, layers=model.layers)
+        heads = heads_by_name(manifest, graphs, manifest.pending_cap + 1)
+        gates = ExitGates(manifest.exits, askers, heads)
+        self._decoder = Decoder(heads[c.FULL_HEAD], gates, layers=manifest.model.layers)
 
     def generate(
         self, prompt: str | Sequence[int], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
@@ -73,15 +77,25 @@ class Session:
         request = Request(
             self.manifest, self.text, self._settings, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
         )
-        one = self._settings.continuation(self._stairs, sampling, len(self.manifest.exits))
-        return Generation(self._run(one, request), request)
+        one = self._settings.continuation(self._stairs, sampling)
+        decoder = self._sled() if sampling.sled else self._decoder
+        return Generation(self._run(decoder, one, request), request)
 
-    def _run(self, one: Continuation, request: Request) -> Iterator[Token]:
+    def _sled(self) -> SledDecoder:
+        if self.mode != "full":
+            raise UsageError(f"SLED decodes at full depth, not in mode {self.mode}", mend="use mode full")
+        if not self._askers:
+            raise UsageError("SLED needs exits, and the bundle has none", mend="build it with --exits")
+        head = heads_by_name(self.manifest, self._graphs, len(self._askers) + 1)[c.FULL_HEAD]
+        return SledDecoder(head, self._askers, layers=self.manifest.model.layers)
+
+    def _run(self, decoder: Decoder, one: Continuation, request: Request) -> Iterator[Token]:
         self._current, stats = one, request.stats
         began = time.perf_counter()
         self._stairs.reset()
         self._stairs.prefill(request.prompt_ids)
-        self._decoder.start([one])
+        one.last = request.prompt_ids[-1]
+        decoder.start([one])
         stats.prefill_seconds = time.perf_counter() - began
         while True:
             if one.fault:
@@ -100,7 +114,7 @@ class Session:
                     mend="finish a request before the next, or make a session for each",
                 )
             began = time.perf_counter()
-            self._decoder.step([one])
+            decoder.step([one])
             if request.wants_flush(one):
-                self._decoder.flush([one])
+                decoder.flush([one])
             stats.decode_seconds += time.perf_counter() - began

@@ -5,7 +5,8 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine
@@ -16,12 +17,13 @@ __all__ = ["LoadedGraphs", "Pool", "Rows", "Staircase"]
 
 @dataclass(frozen=True)
 class LoadedGraphs:
-    """A bundle's graphs, loaded; shared by all sessions."""
+    """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
     exits: list[OrtEngine]
     head: OrtEngine
+    heads: Mapping[str, OrtEngine] = field(default_factory=dict)
 
 
 class Staircase:

@@ -16,8 +16,9 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
-from eecompile.runtime.heads import ExitAsker, ExitRule
+from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.request import Limits, Settings, Stats
+from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
@@ -90,8 +91,8 @@ def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, c
         ExitRule.of(i, info.layer, {"learned": 0.5, "max_prob": 0.5}) if i in open_exits else None
         for i, info in enumerate(manifest.exits)
     ]
-    askers = [ExitAsker(engine, HIDDEN, 1, {}) for engine in graphs.exits]
-    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap))
+    askers = [ExitAsker(engine, manifest.exits, i, HIDDEN, 1, {}) for i, engine in enumerate(graphs.exits)]
+    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap), manifest.exits)
     session = Session(manifest, graphs, None, settings, askers)
     count = len(letters) // len(manifest.exits)
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())

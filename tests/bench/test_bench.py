@@ -1,5 +1,6 @@
 """`bench` on tiny bundles: every figure that can be known beforehand, and every way to be refused."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,7 +146,7 @@ def test_agreement_is_what_the_decoder_would_have_emitted(source: Path, tmp_path
     prompt = PROMPTS[2]
     continuation = tiny.tokens(bundle, prompt, 40)
     session = bundle.session(mode="confident", pending_cap=cap)
-    one = session._settings.continuation(session._stairs, Sampling(), len(EXITS))
+    one = session._settings.continuation(session._stairs, Sampling())
     one.stairs.prefill(prompt)
     session._decoder.start([one])
     emitted = []
@@ -164,12 +165,12 @@ def test_agreement_is_what_the_decoder_would_have_emitted(source: Path, tmp_path
 def test_minimum_depth_closes_the_exits_below_it(source: Path, tmp_path: Path) -> None:
     bundle = open_exits(tmp_path / "b", source, 0.1)
     policy = bundle.files.policy.model_copy(update={"minimum_depth": 2})
-    files = SimpleNamespace(policy=policy)
-    assert [r is None for r in confident_rules(SimpleNamespace(files=files))] == [True, False, False]  # type: ignore[arg-type]
+    changed: Any = SimpleNamespace(files=SimpleNamespace(policy=policy), manifest=bundle.manifest)
+    assert [r is None for r in confident_rules(changed)] == [True, False, False]
 
 
 def _run(seconds: float, depths: list[int], passes: list[PassRecord], declined: int = 0) -> Run:
-    return Run(list(range(len(depths))), seconds, passes, depths, Stats(heads_declined=declined))
+    return Run(list(range(len(depths))), seconds, passes, depths, Stats(declined=Counter(head=declined)))
 
 
 def test_the_middle_round_counts() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from eecompile import contract as c
 from eecompile.errors import ContextFull, NumericError, Uncalibrated, UsageError
 from eecompile.runtime import Bundle, Request, Sampling
+from eecompile.runtime.rules import ExitRule
 
 GAIN = 0.35  # layers that add little: exits agree with the last layer about half of the time
 TOKENS = st.integers(0, tiny.VOCAB - 1)
@@ -131,23 +132,23 @@ def test_any_pattern_of_exits(
     count = 25
 
     def scripted(runner: Any, scripts: dict[int, list[int]], slots: int) -> None:
-        """Make the decoder's question answer by script; the token is the exit's own."""
-        decoder, ask = runner._decoder, runner._decoder._ask
+        """Make the exits answer by script; the token is the exit's own."""
+        gates, ask = runner._decoder._gates, runner._decoder._gates.ask
 
-        def answer(exit_: int, rows: Any, asked: list[Any]) -> list[int | None]:
-            bold = [one.rules for one in asked]
-            for one in asked:
-                one.rules = [r and type(r)(r.exit, r.layer, None, np.array(c.NO_BOUND, np.float32)) for r in one.rules]
-            tokens = ask(exit_, rows, asked)
-            for one, rules in zip(asked, bold, strict=True):
-                one.rules = rules
+        def answer(exit_: int, rows: Any, states: list[Any]) -> list[int | None]:
+            bold = [state.rules for state in states]
+            for state in states:
+                state.rules = [r and ExitRule(r.exit, r.layer, np.array(c.NO_BOUND, np.float32)) for r in state.rules]
+            tokens = ask(exit_, rows, states)
+            for state, rules in zip(states, bold, strict=True):
+                state.rules = rules
             layer = opened.manifest.exits[exit_].layer
             return [
-                token if scripts[id(one.sampling)][one.stairs.length % 25] == layer else None
-                for one, token in zip(asked, tokens, strict=True)
+                token if scripts[id(state.sampling)][state.position % 25] == layer else None
+                for state, token in zip(states, tokens, strict=True)
             ]
 
-        decoder._ask = answer
+        gates.ask = answer
 
     prompts = [[3 * i + j for j in range(2 + i)] for i in range(len(depths))]
     hows = [Sampling(seed=i) for i in range(len(depths))]

@@ -14,6 +14,7 @@ from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.bundle.write import write_overlay
 from eecompile.runtime import Bundle
 from eecompile.runtime.decode import Continuation, Decoder
+from eecompile.runtime.gates import ExitGates
 from eecompile.verify.compare import Comparator, find_comparator, measure_with_numpy, measure_with_polygraphy
 from eecompile.verify.criteria import criteria_of, fires
 from eecompile.verify.decisions import check_flips
@@ -172,7 +173,7 @@ def test_a_difference_within_the_rounding_noise_is_a_tie(pristine: Path, monkeyp
 
 
 def test_forced_drafts_that_are_never_made_fail(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "_ask", lambda self, exit_, rows, asked: [None] * len(asked))
+    monkeypatch.setattr(ExitGates, "ask", lambda self, exit_, rows, states: [None] * len(states))
     checks = _exact(Bundle.open(pristine), 0.0)
     assert checks["exact greedy, policy drafts"].passed
     forced = checks["exact greedy, forced drafts, cap 1"]
