@@ -19,6 +19,7 @@ EPOCHS: Final = 40
 PATIENCE: Final = 3  # epochs without a better validation loss
 BATCH: Final = 256
 RATE: Final = 1e-3
+LINEAR_RATE: Final = 1e-2  # of a single layer, whose loss is convex
 _CHUNK: Final = 4096
 
 
@@ -36,7 +37,7 @@ def train_gate(
     used, judged = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     data = _Data(rows, target, *_spread(rows, used))
     weights = _initial(rows.shape[1], units, outputs, random)
-    adam = _Adam(weights)
+    adam = _Adam(weights, RATE if units else LINEAR_RATE)
     best, least, waited = _copied(weights), _loss(weights, data, judged, activation), 0
     for _ in range(EPOCHS):
         order = random.permutation(used)
@@ -84,8 +85,8 @@ class _Data:
 class _Adam:
     """Adam over a dictionary of arrays, which it changes in place."""
 
-    def __init__(self, weights: dict[str, Float]) -> None:
-        self._weights, self._steps = weights, 0
+    def __init__(self, weights: dict[str, Float], rate: float) -> None:
+        self._weights, self._rate, self._steps = weights, rate, 0
         self._first = {name: np.zeros_like(w) for name, w in weights.items()}
         self._second = {name: np.zeros_like(w) for name, w in weights.items()}
 
@@ -96,7 +97,7 @@ class _Adam:
             first += np.float32(0.1) * (gradient - first)
             second += np.float32(0.001) * (gradient * gradient - second)
             mean, spread = first / (1 - 0.9**self._steps), second / (1 - 0.999**self._steps)
-            self._weights[name] -= (RATE * mean / (np.sqrt(spread) + 1e-8)).astype(np.float32)
+            self._weights[name] -= (self._rate * mean / (np.sqrt(spread) + 1e-8)).astype(np.float32)
 
 
 def _initial(size: int, units: int, outputs: int, random: np.random.Generator) -> dict[str, Float]:
