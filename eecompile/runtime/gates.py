@@ -116,43 +116,42 @@ class ExitGates:
         assert rule is not None
         walk = joined([state.walk for state in states])
         said = self._askers[exit_](rows, walk)
-        passed = np.array([rule.opens and _passes(rule, said, i) for i in range(len(states))])
+        passed = [rule.opens and _passes(rule, said, i) for i in range(len(states))]
         answers: list[Answer | None] = [None] * len(states)
-        asked = np.arange(len(states)) if rule.votes else np.flatnonzero(passed)
-        if len(asked):
+        asked = [i for i, passes in enumerate(passed) if passes or rule.votes]
+        if asked:
             self._decide(rule, said, walk, states, passed, asked, answers)
         parted(walk, [state.walk for state in states])
         return answers
 
     def _decide(
-        self, rule: ExitRule, said: ExitSaid, walk: Walk, states: Sequence[GateState], passed: NDArray[np.bool_],
-        asked: NDArray[np.int64], answers: list[Answer | None],
+        self, rule: ExitRule, said: ExitSaid, walk: Walk, states: Sequence[GateState], passed: list[bool],
+        asked: list[int], answers: list[Answer | None],
     ) -> None:  # fmt: skip
         """Run the head on the rows `asked`, and set the answers of those that fire."""
         name = self._exits[rule.exit].head
-        bounds = np.stack([states[i].bounds(rule) for i in asked])
+        hidden = said.hidden if len(asked) == len(states) else said.hidden[asked]
+        bounds = rule.bounds if rule.schedule is None else np.stack([states[i].bounds(rule) for i in asked])
         wanted = any(not states[i].sampling.greedy for i in asked)
-        decided = self._heads[name](said.hidden[asked], bounds, logits=wanted)
-        streak = self._votes(rule, walk, decided, asked, len(states))
+        decided = self._heads[name](hidden, bounds, logits=wanted)
+        patient = self._votes(rule, walk, decided, asked, len(states))
         for row, i in enumerate(asked):
             state = states[i]
             if passed[i]:
                 state.note(rule, float(decided.max_prob[row]), float(decided.margin[row]), int(decided.token[row]))
-            if passed[i] and decided.exit_flag[row] and streak[i] and _confirmed(said, decided, row, int(i)):
+            if passed[i] and decided.exit_flag[row] and patient[i] and _confirmed(said, decided, row, i):
                 answers[i] = choose(decided, row, state.position, state.sampling)
             else:
                 state.declined[name] += 1
 
-    def _votes(
-        self, rule: ExitRule, walk: Walk, decided: Decisions, asked: NDArray[np.int64], count: int
-    ) -> NDArray[np.bool_]:
+    def _votes(self, rule: ExitRule, walk: Walk, decided: Decisions, asked: list[int], count: int) -> Sequence[bool]:
         """Whether patience lets each of `count` rows stop; a row whose head did not run has no vote."""
         if rule.patience is None and not rule.votes:
-            return np.ones(count, np.bool_)
+            return [True] * count
         tokens = np.full(count, -1, np.int64)
         tokens[asked] = decided.token
         streak = walk.vote(rule.exit, tokens)
-        return np.ones(count, np.bool_) if rule.patience is None else streak > rule.patience
+        return [rule.patience is None or n > rule.patience for n in streak.tolist()]
 
 
 def choose(decided: Decisions, row: int, position: int, how: Sampling) -> int:
