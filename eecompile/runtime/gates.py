@@ -115,44 +115,43 @@ class ExitGates:
         rules = [_rule(state, exit_) for state in states]
         walk = joined([state.walk for state in states])
         said = self._askers[exit_](rows, walk)
-        passed = np.array([rule.opens and _passes(rule, said, i) for i, rule in enumerate(rules)])
+        passed = [rule.opens and _passes(rule, said, i) for i, rule in enumerate(rules)]
         answers: list[Answer | None] = [None] * len(states)
-        asked = np.flatnonzero(passed | np.array([rule.votes for rule in rules]))
-        if len(asked):
+        asked = [i for i, rule in enumerate(rules) if passed[i] or rule.votes]
+        if asked:
             self._decide(exit_, rules, said, walk, states, passed, asked, answers)
         parted(walk, [state.walk for state in states])
         return answers
 
     def _decide(
         self, exit_: int, rules: Sequence[ExitRule], said: ExitSaid, walk: Walk, states: Sequence[GateState],
-        passed: NDArray[np.bool_], asked: NDArray[np.int64], answers: list[Answer | None],
+        passed: list[bool], asked: list[int], answers: list[Answer | None],
     ) -> None:  # fmt: skip
         """Run the head on the rows `asked`, and set the answers of those that fire."""
         name = self._exits[exit_].head
+        hidden = said.hidden if len(asked) == len(states) else said.hidden[asked]
         bounds = np.stack([states[i].bounds(rules[i]) for i in asked])
         wanted = any(not states[i].sampling.greedy for i in asked)
-        decided = self._heads[name](said.hidden[asked], bounds, logits=wanted)
-        streak = _votes(exit_, rules, walk, decided, asked)
+        decided = self._heads[name](hidden, bounds, logits=wanted)
+        patient = _patient(exit_, rules, walk, decided, asked)
         for row, i in enumerate(asked):
             state = states[i]
             if passed[i]:
                 state.note(rules[i], float(decided.max_prob[row]), float(decided.margin[row]), int(decided.token[row]))
-            if passed[i] and decided.exit_flag[row] and streak[i] and _confirmed(said, decided, row, int(i)):
+            if passed[i] and decided.exit_flag[row] and patient[i] and _confirmed(said, decided, row, i):
                 answers[i] = choose(decided, row, state.position, state.sampling)
             else:
                 state.declined[name] += 1
 
 
-def _votes(
-    exit_: int, rules: Sequence[ExitRule], walk: Walk, decided: Decisions, asked: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _patient(exit_: int, rules: Sequence[ExitRule], walk: Walk, decided: Decisions, asked: list[int]) -> Sequence[bool]:
     """Whether patience lets each row stop; a row whose head did not run has no vote."""
     if all(rule.patience is None and not rule.votes for rule in rules):
-        return np.ones(len(rules), np.bool_)
+        return [True] * len(rules)
     tokens = np.full(len(rules), -1, np.int64)
     tokens[asked] = decided.token
-    least = np.array([-1.0 if rule.patience is None else rule.patience for rule in rules])
-    return np.asarray(walk.vote(exit_, tokens) > least)
+    streak = walk.vote(exit_, tokens).tolist()
+    return [rule.patience is None or n > rule.patience for rule, n in zip(rules, streak, strict=True)]
 
 
 def _rule(state: GateState, exit_: int) -> ExitRule:

@@ -58,6 +58,9 @@ class Walk:
 
     def route(self, exit_: int) -> Float:
         """How sure its router is that a token may stop at exit `exit_` [N]; NaN where none was asked."""
+        source = int(self.routed[0])
+        if self.choices is not None and source >= 0 and (self.routed == source).all():
+            return router_scores(self.choices, exit_ - source)
         scores = np.full(len(self.routed), np.nan, np.float32)
         for source in np.unique(self.routed[self.routed >= 0]):
             assert self.choices is not None
