@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from test_fit_exits import RISK, chosen_point, forced, write_documents
+from test_fit_exits import chosen_point, forced, write_documents
 
 from eecompile.calibrate.documents import load_documents
 from eecompile.calibrate.exits import fit_exits
@@ -21,6 +21,7 @@ from eecompile.runtime.trace import Tracer
 from eecompile.student.exits import load_exits
 from eecompile.student.student import open_student
 
+RISK = 0.3
 PLANS = {
     "patience": ExitPlan.of(["patience", "max_prob"], "shortlist", tokens=100),
     "saturation": ExitPlan.of(["saturation", "margin"], "low_rank", rank=16),
@@ -105,7 +106,7 @@ def test_predictor_features() -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_fitted_end_to_end_inside_the_risk(checkpoint: Path, tmp_path: Path, name: str) -> None:
     """Confident mode through the real loop, teacher-forced, loses no more than the union that was tested."""
-    documents = write_documents(tmp_path / "documents.jsonl")
+    documents = write_documents(tmp_path / "documents.jsonl", count=90)
     plan = PLANS[name]
     summary = fit_exits(
         checkpoint, [1, 2, 3], documents, tmp_path / "s", risk=RISK, plan=plan, build_bundle=build_plain
@@ -128,7 +129,7 @@ def test_fitted_end_to_end_inside_the_risk(checkpoint: Path, tmp_path: Path, nam
 
 
 def test_one_router_chooses_for_all_exits(checkpoint: Path, tmp_path: Path) -> None:
-    documents = write_documents(tmp_path / "documents.jsonl")
+    documents = write_documents(tmp_path / "documents.jsonl", count=90)
     fit_exits(checkpoint, [1, 2], documents, tmp_path / "s", risk=RISK, plan=PLANS["router"], build_bundle=build_plain)
     first, second = load_exits(tmp_path / "s").schema.exits
     assert first.router is not None
@@ -138,7 +139,7 @@ def test_one_router_chooses_for_all_exits(checkpoint: Path, tmp_path: Path) -> N
 
 def test_every_tensor_of_an_exit_counts(checkpoint: Path, tmp_path: Path) -> None:
     """Spoil one tensor at a time: what the exits say of a document is never the same."""
-    documents = write_documents(tmp_path / "documents.jsonl")
+    documents = write_documents(tmp_path / "documents.jsonl", count=90)
     plan = ExitPlan.of(["learned", "router", "predictor", "max_prob"], "low_rank", rank=8, tokens=40)
     student = tmp_path / "s"
     fit_exits(checkpoint, [1, 2], documents, student, risk=RISK, plan=plan, build_bundle=build_plain)
@@ -160,7 +161,7 @@ def test_every_tensor_of_an_exit_counts(checkpoint: Path, tmp_path: Path) -> Non
 
 def test_drafts_follow_an_adaptive_threshold(checkpoint: Path, tmp_path: Path) -> None:
     """Exact mode learns on its way, and the output stays full mode's."""
-    documents = write_documents(tmp_path / "documents.jsonl")
+    documents = write_documents(tmp_path / "documents.jsonl", count=90)
     plan = ExitPlan.of(["max_prob"], schedule="adaptive")
     fit_exits(checkpoint, [1, 2, 3], documents, tmp_path / "s", risk=RISK, plan=plan, build_bundle=build_plain)
     opened = Bundle.open(tiny.bundle_at(tmp_path / "b", tmp_path / "s"), integrity="size")
