@@ -72,10 +72,13 @@ class Pool:
         The rows join the next boundary; after the last step they are finished: normalised and ready for the head. They
         are views that the next pass of this step overwrites.
         """
-        waiting = self.waiting(k, stairs)
-        taking_part = {one.slot for one in stairs}
-        for range_ in plan_passes(waiting, self.each_pass, self.most)[0]:
-            self._run_range(k, range_, taking_part)
+        if len(stairs) == 1:
+            one = stairs[0]
+            self._run_range(k, (one.slot, one.slot + 1, max(one.waiting[k], self._minimum)), [one])
+        else:
+            taking_part = {one.slot: one for one in stairs}
+            for range_ in plan_passes(self.waiting(k, stairs), self.each_pass, self.most)[0]:
+                self._run_range(k, range_, [taking_part.get(slot) for slot in range(*range_[:2])])
         return [one.newest for one in stairs]
 
     def waiting(self, k: int, stairs: "Sequence[Staircase]") -> Waiting:
@@ -83,23 +86,26 @@ class Pool:
         least = self._minimum
         return tuple(sorted((one.slot, max(one.waiting[k], least)) for one in stairs if one.waiting[k]))
 
-    def _run_range(self, k: int, range_: Range, taking_part: set[int]) -> None:
+    def _run_range(self, k: int, range_: Range, stairs: "Sequence[Staircase | None]") -> None:
+        """One pass over a range of slots; `stairs` are those that take part, by slot."""
         first, last, rows = range_
-        width, inside = last - first, range(first, last)
-        stairs = [self._at(slot) if slot in taking_part else None for slot in inside]
-        ran = self._in[: width * rows].reshape(width, rows, -1)
+        width = last - first
+        ran, boundary = self._in[: width * rows].reshape(width, rows, -1), self.boundary[k]
+        starts = []
         for i, one in enumerate(stairs):
             n = 0 if one is None else one.waiting[k]
             if n:
-                ran[i, :n] = self.boundary[k][first + i, :n]
+                ran[i, :n] = boundary[first + i, :n]
             if n < rows:
                 ran[i, n:] = 0
-        self._place([0 if (s := self._at(slot)) is None else s.filled[k] for slot in inside], width, rows)
+            idle = self._at(first + i) if one is None else one
+            starts.append(0 if idle is None else idle.filled[k])
+        self._place(starts, width, rows)
         self._pass(k + 1, first, last, rows)()
-        ran = self._out[: width * rows].reshape(width, rows, -1)
+        ran, layers = self._out[: width * rows].reshape(width, rows, -1), self._layers[k]
         for i, one in enumerate(stairs):
             if one is not None:
-                one.ran(k, ran[i], self._layers[k])
+                one.ran(k, ran[i], layers)
         self.passes += 1
         self.rows += width * rows
 
