@@ -56,7 +56,7 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
-KV_RULES: Final = ("catch_up",)
+KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate")
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
 CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")

@@ -33,13 +33,14 @@ MOST_MINIMUM_ROWS = 16
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
-    most (None: as many as the target takes)."""
+    most (None: as many as the target takes). kv: rules for skipped layers; catch_up is always among them."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
     slots: int | None = None
+    kv: tuple[str, ...] = ("catch_up",)
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -59,9 +60,13 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
     slots = target.batch if options.slots is None else options.slots
     if not 1 <= slots <= target.batch:
         raise UsageError(f"a batch of {slots} is not from 1 to the target's {target.batch}")
+    unknown = [rule for rule in options.kv if rule not in c.KV_RULES]
+    if unknown:
+        raise UsageError(f"there is no K/V rule {unknown[0]!r}", mend=f"rules: {', '.join(c.KV_RULES)}")
+    kv = [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
     exits = [e.layer for e in student.exits.schema.exits]
     sizes = {"slots": slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
-    return {"precision": precision, **sizes, "exits": exits}
+    return {"precision": precision, "kv": kv, **sizes, "exits": exits}
 
 
 def build(
@@ -77,6 +82,7 @@ def build(
             precision=chosen["precision"],
             context=chosen["context"],
             slack=slack,
+            propagate="propagate" in chosen["kv"],
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)
@@ -102,7 +108,7 @@ def _manifest_fields(
         },
         "target": target.name,
         "precision": chosen["precision"],
-        "kv_rules": list(c.KV_RULES),
+        "kv_rules": chosen["kv"],
         "pending_cap": chosen["pending_cap"],
         "prefill_rows": c.PREFILL_ROWS,
         "minimum_rows": chosen["minimum_rows"],
@@ -117,6 +123,7 @@ def _manifest_fields(
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
             "reference": graphs.reference.model_dump(),
+            "kv": [None if g is None else g.model_dump() for g in graphs.kv],
         },
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},

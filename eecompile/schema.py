@@ -18,7 +18,7 @@ Index = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-KVRule = Literal["catch_up"]
+KVRule = Literal["catch_up", "propagate"]
 Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
 
 Trace = Annotated[str, Field(pattern=r"^[.hax]*$", max_length=1 << 20)]

@@ -78,7 +78,8 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 def _declared(manifest: Manifest) -> list[GraphInfo]:
     graphs = manifest.graphs
     reference = [] if graphs.reference is None else [graphs.reference]
-    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *reference]
+    kv = [graph for graph in graphs.kv if graph is not None]
+    return [graphs.embed, *graphs.segments, *kv, *graphs.exits, graphs.head, *reference]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

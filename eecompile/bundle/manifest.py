@@ -28,13 +28,17 @@ TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
 
 
 class Graphs(Strict):
-    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate, `reference` the uncut model."""
+    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate, `reference` the uncut model.
+
+    `kv[i]`: segment i's K/V-only graph, for the rule `propagate`; None where only the first step runs the segment.
+    """
 
     embed: GraphInfo
     segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 1)]
     exits: Annotated[list[GraphInfo], Field(max_length=c.MAX_EXITS)]
     head: GraphInfo
     reference: GraphInfo | None = None
+    kv: Annotated[list[GraphInfo | None], Field(max_length=c.MAX_EXITS + 1)] = Field(default_factory=list)
 
 
 class Step(Strict):
@@ -126,6 +130,19 @@ class Manifest(Strict):
         return self
 
     @model_validator(mode="after")
+    def _rules_have_their_graphs(self) -> Self:
+        segments, kv = self.graphs.segments, self.graphs.kv
+        if len(set(self.kv_rules)) != len(self.kv_rules) or self.kv_rules[0] != "catch_up":
+            raise ValueError("the K/V rules are not catch_up and others, each once")
+        if ("propagate" in self.kv_rules) != bool(kv) or (kv and len(kv) != len(segments)):
+            raise ValueError("the rule propagate needs a place for a K/V-only graph for each segment")
+        for step in self.schedule[1:]:
+            found = kv[step.segment] if kv and step.segment < len(kv) else None
+            if kv and (found is None or found.layers != segments[step.segment].layers):
+                raise ValueError(f"segment {step.segment} has no K/V-only graph of its layers")
+        return self
+
+    @model_validator(mode="after")
     def _schedule_runs_every_layer_once(self) -> Self:
         segments, exits = self.graphs.segments, self.exits
         depth, asked = 0, []
@@ -170,13 +187,17 @@ class ExitPolicy(Strict):
 
 
 class Policy(Strict):
-    """overlays/policy.json. `minimum_depth`: layers every token runs. `budget`: layer-rows a request may spend."""
+    """overlays/policy.json. `minimum_depth`: layers every token runs. `budget`: layer-rows a request may spend.
+
+    `kv`: the rule for skipped layers that the confident thresholds are for, and that confident mode has by default.
+    """
 
     kind: Literal["policy"] = "policy"
     core: Sha256
     exits: Annotated[list[ExitPolicy], Field(max_length=c.MAX_EXITS)]
     minimum_depth: Layer = 0
     budget: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+    kv: KVRule = "catch_up"
     digest: Sha256
 
 

@@ -22,6 +22,7 @@ from eecompile.errors import UsageError
 @click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
+@click.option("--kv", default="catch_up", show_default=True, help="Rules for skipped layers: catch_up,propagate.")
 @click.option("--batch", type=int, help="Sequences that may run side by side. Default: what the target takes.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
@@ -32,14 +33,14 @@ from eecompile.errors import UsageError
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
     pending_cap: int | None, batch: int | None, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
-    as_json: bool,
+    kv: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
     from eecompile.student.student import open_student
     from eecompile.target import load_target
 
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch)
+    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, tuple(kv.split(",")))
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_student(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)

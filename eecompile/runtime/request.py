@@ -23,16 +23,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """How requests run: mode, the rule of each exit (none at all in full mode), limits."""
+    """How requests run: mode, the rule of each exit (none at all in full mode), limits, the rule for skipped layers."""
 
     mode: str
     rules: Sequence[ExitRule | None]
     limits: Limits
+    kv: str = "catch_up"
 
     def continuation(self, stairs: Staircase, sampling: Sampling, exits: int) -> Continuation:
         """A sequence that runs like this. exits: how many the bundle has."""
         rules = self.rules or [None] * exits
-        return Continuation(stairs, rules, exact=self.mode == "exact", cap=self.limits.cap, sampling=sampling)
+        return Continuation(
+            stairs, rules, exact=self.mode == "exact", cap=self.limits.cap, sampling=sampling,
+            propagate=self.kv == "propagate",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ class DecoderWriter:
         qk, v = g.ops("Split", 2, heads, g.constant([s.heads + s.kv_heads, s.kv_heads]), axis=1)
         if s.qk_norm:
             qk = self._norm_heads(g, qk, layer)
-        q, k = g.ops("Split", 2, self._rotate(g, qk), g.constant([s.heads, s.kv_heads]), axis=1)
-        keys, values = self._cached(g, "key", k, cache), self._cached(g, "value", v, cache)
+        q, k = g.ops("Split", 2, self.rotate(g, qk), g.constant([s.heads, s.kv_heads]), axis=1)
+        keys, values = self.cached(g, "key", k, cache), self.cached(g, "value", v, cache)
         mixed = self._attend(g, q, keys, values, s.windows[layer])
         rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
         flat = g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
@@ -129,13 +129,14 @@ class DecoderWriter:
         mixed = g.op("Attention", grouped, keys, values, mask)
         return g.op("Reshape", mixed, g.constant([0, s.heads, -1, s.head_dim]))
 
-    def _rotate(self, g: GraphWriter, x: str) -> str:
+    def rotate(self, g: GraphWriter, x: str) -> str:
+        """Rotary positions on x [B, heads, R, d]."""
         tables = once(lambda: rope_tables(self.spec.rope, self.spec.head_dim, self.context + self.slack))
         cos = g.array("rope.cos", lambda: tables()[0], SHARED_FILE)
         sin = g.array("rope.sin", lambda: tables()[1], SHARED_FILE)
         return g.op("RotaryEmbedding", x, cos, sin, c.POSITIONS)
 
-    def _cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
+    def cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
         """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place."""
         s = self.spec
         shape = ("B", s.kv_heads, "T", s.head_dim)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eecompile import contract as c
@@ -10,6 +10,7 @@ from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
+from eecompile.segments.propagate import write_kv_graph
 from eecompile.segments.weights import WeightBook
 from eecompile.student.student import Student
 
@@ -18,7 +19,8 @@ REFERENCE = "reference.onnx"
 
 @dataclass(frozen=True)
 class WrittenGraphs:
-    """What `write_segments` wrote; `hashes` are SHA-256 of the weight files by path in the bundle."""
+    """What `write_segments` wrote; `hashes` are SHA-256 of the weight files by path in the bundle. `kv[i]` is segment
+    i's K/V-only graph: none for the first, which no token skips, and none at all unless asked for."""
 
     embed: GraphInfo
     segments: list[GraphInfo]
@@ -26,6 +28,7 @@ class WrittenGraphs:
     head: GraphInfo
     reference: GraphInfo
     hashes: dict[str, str]
+    kv: list[GraphInfo | None] = field(default_factory=list)
 
 
 def cuts(layers: int, exits: list[int]) -> list[range]:
@@ -41,9 +44,12 @@ def write_segments(
     precision: str,
     context: int,
     slack: int = c.SLACK,
+    propagate: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
+
+    propagate: also the K/V-only graphs of the segments that a token can skip.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
@@ -56,10 +62,12 @@ def write_segments(
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
-    segments = []
+    segments, kv = [], list[GraphInfo | None]()
     for k, layers in enumerate(cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])):
         progress(f"segment {k}")
         segments.append(_write_segment(d, book, folder, k, layers))
+        if propagate:
+            kv.append(write_kv_graph(d, book, folder, k, layers) if k else None)
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
@@ -72,7 +80,8 @@ def write_segments(
     head = g.save(folder / "head.onnx")
     reference = write_reference(d, book, root)
     book.close()
-    return WrittenGraphs(embed, segments, exits, head, reference, {f"segments/{f}": h for f, h in book.hashes.items()})
+    hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
+    return WrittenGraphs(embed, segments, exits, head, reference, hashes, kv)
 
 
 def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:
