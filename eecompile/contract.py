@@ -37,14 +37,27 @@ EXIT_FLAG: Final = "exit_flag"  # bool [N]
 LOGITS: Final = "logits"  # float32 [N, V]
 
 
+LENGTH: Final = "T"  # the symbol of a cache's length
+
+
 def cache_name(kind: str, layer: int) -> str:
-    """Name of a segment's cache input, float32 [B, KV, T, d]; kind is "key" or "value"."""
+    """Name of a segment's cache input, [B, KV, T, d] in the bundle's cache type; kind is "key" or "value"."""
     return f"{kind}_cache_{layer}"
+
+
+def scale_name(kind: str, layer: int) -> str:
+    """Name of the scales beside an int8 cache, float32 [B, KV, T, 1]."""
+    return f"{kind}_scale_{layer}"
+
+
+def updated(name: str) -> str:
+    """Name of the output that is bound to the same address as the cache input `name`."""
+    return f"{name}_out"
 
 
 def cache_out_name(kind: str, layer: int) -> str:
     """Name of the cache output that is bound to the same address as `cache_name`."""
-    return f"{kind}_cache_{layer}_out"
+    return updated(cache_name(kind, layer))
 
 
 # -- the exit decision: a model-local function, a TensorRT plugin and a host rule of one name -------------------
@@ -59,6 +72,7 @@ MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
 KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate")
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
 CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
+CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 QUANTISED: Final = ("int8", "int4")
 BLOCK: Final = 32  # weights that share one scale, along the input dimension

@@ -1,8 +1,8 @@
 """`bench --kv`: the rules for skipped layers side by side, for every number of tokens that may wait.
 
 Teacher-forced on the full model's own continuation: n tokens leave at the first exit, the next runs to full depth, and
-so on. What that one says is held against the full model's: with catch_up it is the same; with propagate it looks at keys
-and values of which n in a cycle are not the full model's.
+so on. What that one says is held against the full model's: with catch_up it is the same; with propagate it looks at
+keys and values of which n in a cycle are not the full model's.
 """
 
 import math

@@ -8,12 +8,9 @@ Table: TypeAlias = tuple[str, list[str], list[list[Any]]]  # title, columns, row
 
 
 def bench_tables(result: BenchResult) -> list[Table]:
-    """The modes; sequences side by side; K/V rules; the uncut graph and peers if there are any; the time of each graph."""
-    return [
-        table
-        for table in (_modes(result), _batch(result), _rules(result), _others(result), _graphs(result))
-        if table[2]
-    ]
+    """The modes; sequences side by side, K/V rules, the uncut graph and peers, where measured; each graph's time."""
+    tables = (_modes(result), _batch(result), _rules(result), _others(result), _graphs(result))
+    return [table for table in tables if table[2]]
 
 
 def _modes(result: BenchResult) -> Table:

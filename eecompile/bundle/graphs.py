@@ -22,7 +22,7 @@ from eecompile.schema import GraphInfo, TensorInfo
 DOMAINS = ("", "ai.onnx", c.DECISION_DOMAIN)
 MAX_DIMENSION = 1 << 32
 _DTYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}
-_DTYPES |= {"int64": onnx.TensorProto.INT64, "bool": onnx.TensorProto.BOOL}
+_DTYPES |= {"int8": onnx.TensorProto.INT8, "int64": onnx.TensorProto.INT64, "bool": onnx.TensorProto.BOOL}
 _NAMES = {number: name for name, number in _DTYPES.items()}
 _BITS = {"FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8}
 _BITS |= {"FLOAT16": 16, "DOUBLE": 64, "UINT32": 32, "UINT64": 64, "BFLOAT16": 16, "UINT4": 4, "INT4": 4}
@@ -55,12 +55,14 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     """Check that sizes in the described interfaces are the model's (contract.py). Raises IntegrityError."""
     model = manifest.model
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
+    scale = (*cache[:3], 1)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     for info in _declared(manifest):
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
-            sizes = cache if is_cache else known.get(tensor.name, ())
+            is_scale = tensor.name.startswith(("key_scale_", "value_scale_"))
+            sizes = cache if is_cache else scale if is_scale else known.get(tensor.name, ())
             pairs = zip(reversed(tensor.shape), reversed(sizes), strict=False)
             if any(isinstance(have, int) and size not in (-1, have) for have, size in pairs):
                 what = f"{info.path}: {tensor.name} is {tensor.shape}, which is not the model's size"

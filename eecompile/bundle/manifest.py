@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from eecompile import contract as c
 from eecompile.schema import (
+    CacheType,
     CalibrationResult,
     Criterion,
     GraphInfo,
@@ -93,7 +94,8 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: positions past `context` that padding may have.
+    another kernel. `slack`: positions past `context` that padding may have. `cache`: what
+    keys and values are kept in.
     """
 
     format: Literal["eecompile-bundle"]
@@ -102,6 +104,7 @@ class Manifest(Strict):
     model: ModelInfo
     target: Name
     precision: Precision
+    cache: CacheType = "fp32"
     kv_rules: Annotated[list[KVRule], Field(min_length=1, max_length=4)]
     pending_cap: Annotated[int, Field(ge=1, le=1024)]
     prefill_rows: Annotated[int, Field(ge=1, le=65536)]

@@ -82,6 +82,7 @@ def matching_calibrations(
         found
         for found in calibrations
         if (found.precision, found.pending_cap, found.gates) == (manifest.precision, manifest.pending_cap, gates)
+        and found.cache == manifest.cache
         and found.kv in rules
         and found.chosen is not None
     ]

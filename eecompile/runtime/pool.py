@@ -47,7 +47,8 @@ class Pool:
         self._ids, self._positions = np.zeros(self.most, np.int64), np.zeros(self.most, np.int64)
         self._start = np.zeros(slots, np.int64)
         self._last_position = manifest.model.context + manifest.slack - 1
-        self.caches = Caches(manifest.caches, manifest.model.kv_heads, manifest.model.head_dim, slots)
+        writers = {step.cache: graphs.segments[step.segment].info for step in manifest.schedule}
+        self.caches = Caches([writers[i] for i in range(len(manifest.caches))], slots)
         self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
         self._bound: dict[tuple[bool, int, int, int, int], OrtPass] = {}

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.segments.caches import write_cache
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.quantize import blockwise, dense
 from eecompile.student.model import DecoderSpec
@@ -36,6 +37,7 @@ class DecoderWriter:
     context: int
     slack: int
     masks: dict[int | None, str] = field(default_factory=dict)
+    cache: str = "fp32"  # what keys and values are kept in
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
@@ -137,14 +139,8 @@ class DecoderWriter:
         return g.op("RotaryEmbedding", x, cos, sin, c.POSITIONS)
 
     def cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
-        """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place."""
-        s = self.spec
-        shape = ("B", s.kv_heads, "T", s.head_dim)
-        name, out = c.cache_name(kind, cache), c.cache_out_name(kind, cache)
-        g.input(name, "float32", *shape)
-        g.op("TensorScatter", name, update, c.WRITE_INDEX, named=out, axis=2)
-        g.output(out, out, "float32", *shape)
-        return out
+        """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place; returns the cache in float32."""
+        return write_cache(g, self.cache, kind, update, cache, (self.spec.kv_heads, self.spec.head_dim))
 
     def _mask(self, g: GraphWriter, window: int | None) -> str:
         """0 where a row may look and a large negative number elsewhere, float32 [B, 1, R, T]; made once a graph for

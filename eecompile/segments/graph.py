@@ -23,6 +23,7 @@ IR_VERSION = 11
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
 }

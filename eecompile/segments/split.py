@@ -45,18 +45,19 @@ def write_segments(
     context: int,
     slack: int = c.SLACK,
     propagate: bool = False,
+    cache: str = "fp32",
     progress: Callable[[str], None] = lambda stage: None,
 ) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
 
-    propagate: also the K/V-only graphs of the segments that a token can skip.
+    propagate: also the K/V-only graphs of the segments that a token can skip. cache: what keys and values are kept in.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
-    d = DecoderWriter(student.spec, student.store, precision, context, slack)
+    d = DecoderWriter(student.spec, student.store, precision, context, slack, cache=cache)
 
     progress("embed")
     g = GraphWriter("embed", book)

@@ -49,6 +49,11 @@ class _Subject:
         return self.bundle.manifest.precision
 
     @property
+    def coarsest(self) -> str:
+        """The coarser of the weights' precision and the caches' type: what tolerances go by."""
+        return max(self.precision, self.bundle.manifest.cache, key=c.PRECISIONS.index)
+
+    @property
     def layers(self) -> list[int]:
         return [e.layer for e in self.bundle.manifest.exits]
 
@@ -128,10 +133,10 @@ def _recorded(s: _Subject, student: Student | None) -> list[Check]:
     s.progress("recorded reference")
     ids, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
     walks = [walk_both(s.walker, ids)]
-    checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.precision])
+    checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.coarsest])
     checks += check_exits(exit_math(s.bundle, student), s.layers, [*walks, *s.walks], s.compare)
     if student is None:
-        band = BANDS[s.precision] if s.precision != "int4" else None
+        band = BANDS[s.coarsest] if s.precision != "int4" else None
         checks += _decisions(s, _Evidence("recorded", walks, [rows], s.walker.logits, band), None)
     return checks
 
@@ -145,10 +150,10 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
     s.progress("checkpoint")
     reference = checkpoint_reference(student.path, student.spec, student.store, s.layers)
     truth = _run(s, reference, s.walks)
-    checks = [weights, *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision])]
+    checks = [weights, *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.coarsest])]
     quantised = s.precision in c.QUANTISED
     head = checkpoint_logits(student.store, student.spec.head_weight)
-    band = None if quantised else BANDS[s.precision]
+    band = None if quantised else BANDS[s.coarsest]
     checks += _decisions(s, _Evidence("checkpoint", s.walks, truth, head, band), student)
     if s.precision not in ARITHMETIC or not weights.passed:
         return checks, [reference.name]
@@ -164,10 +169,10 @@ def _against_own_weights(
     longest = max(s.walks, key=lambda w: len(w.ids))
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
     truth = _run(s, reference, walks)
-    checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.precision])
+    checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.coarsest])
     if s.precision in c.QUANTISED:
         head = checkpoint_logits(stored, spec.head_weight)
-        checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.precision]), student)
+        checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.coarsest]), student)
     return checks, reference.name
 
 
