@@ -3,8 +3,8 @@
 With catch_up one trace of a document tells what any policy would emit, and one test covers every stricter policy too.
 With propagate a token that leaves early changes the keys and values that later tokens see, its own document's loss
 included: no trace holds for two policies, and a stricter one may be worse. So what is tested is a fixed sequence of
-policies, ordered from safe to bold by the path documents alone, and each is run over the test documents, teacher-forced.
-What comes out holds for the tested policies up to the chosen one, exactly as they are, and for no other.
+policies, ordered from safe to bold by the path documents alone, each run over the test documents with their tokens
+given. What comes out holds for the tested policies up to the chosen one, exactly as they are, and for no other.
 """
 
 from typing import Final
@@ -13,7 +13,7 @@ import numpy as np
 
 from eecompile.bundle.digest import gates_digest
 from eecompile.calibrate.calibrate import TRACED_DOCUMENTS, Choice, check_enough
-from eecompile.calibrate.documents import Documents
+from eecompile.calibrate.documents import Documents, Split
 from eecompile.calibrate.ltt import fixed_sequence, hoeffding_bentkus
 from eecompile.calibrate.points import Price, threshold_path
 from eecompile.calibrate.tables import Progress, check_finite, trace_tables
@@ -34,7 +34,7 @@ _RULE: Final = "propagate"
 def calibrate_propagate(
     bundle: Bundle, documents: Documents, *, risk: float, error: float, progress: Progress = lambda stage: None
 ) -> CalibrationResult:
-    """As `calibrate`, for the rule propagate. Raises as it does, and UsageError for a bundle without that rule's graphs.
+    """As `calibrate`, for the rule propagate. Raises as it does, and UsageError without that rule's graphs.
 
     Takes, for each policy, about the time of generating the test documents in batches of eight.
     """
@@ -81,8 +81,9 @@ def calibrate_propagate(
 def _references(bundle: Bundle, documents: Documents, progress: Progress) -> tuple[list[list[int]], list[list[int]]]:
     """The test documents' ids, and the full model's choice after each token of them but the first."""
     model, tracer = bundle.manifest.model, Tracer(bundle, exits=False)
-    texts, wanted = [], []
-    for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=("test",)):
+    texts, wanted = list[list[int]](), list[list[int]]()
+    test: Split = "test"
+    for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=[test]):
         progress(f"full model, document {len(texts) + 1}")
         trace = tracer.trace(document.ids)
         check_finite(trace, documents)

@@ -37,7 +37,8 @@ def manifest_of(segments: list[int], schedule: list[int], cap: int) -> Manifest:
     sizes = {"heads": 1, "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 512, "layers": depths[-1]}
     fields = {
         "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
-        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up"], "pending_cap": cap,
+        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "pending_cap": cap,
+        "kv_rules": ["catch_up", "propagate"],
         "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
         "schedule": [
             {"segment": s, "cache": k, "exit": k if k < len(exits) else None} for k, s in enumerate(schedule)
@@ -47,6 +48,7 @@ def manifest_of(segments: list[int], schedule: list[int], cap: int) -> Manifest:
             "embed": graph("embed"), "head": graph("head"),
             "segments": [graph(f"segment_{i}", n) for i, n in enumerate(segments)],
             "exits": [graph(f"exit_{i}") for i in range(len(exits))],
+            "kv": [graph(f"kv_{i}", n) for i, n in enumerate(segments)],
         },
         "provenance": {}, "files": {}, "digest": "0" * 64,
     }  # fmt: skip
@@ -82,7 +84,9 @@ class Played:
     passes: dict[tuple[str, int], int]
 
 
-def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, cap: int) -> Played:
+def play(
+    manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, cap: int, kv: str = "catch_up"
+) -> Played:
     """Generate as many tokens as `letters` are about in a real session over the scripted model."""
     passes: Counter[tuple[str, int]] = Counter()
     graphs = _graphs(manifest, letters, passes)
@@ -91,7 +95,7 @@ def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, c
         for i, info in enumerate(manifest.exits)
     ]
     askers = [ExitAsker(engine, HIDDEN, 1, {}) for engine in graphs.exits]
-    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap))
+    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap), kv)
     session = Session(manifest, graphs, None, settings, askers)
     count = len(letters) // len(manifest.exits)
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
@@ -138,4 +142,5 @@ def _graphs(manifest: Manifest, letters: str, passes: Counter[tuple[str, int]]) 
         [engine(f"segment_{i}", info, segment) for i, info in enumerate(infos.segments)],
         [engine(f"exit_{i}", info, ask(i)) for i, info in enumerate(infos.exits)],
         engine("head", infos.head, head),
+        [engine(f"kv_{i}", info, lambda b: None) for i, info in enumerate(infos.kv) if info],
     )
