@@ -108,7 +108,7 @@ class _Walker:
         self.times: defaultdict[tuple[str, int, int], list[float]] = defaultdict(list)
         self._stairs, self._askers = {n: Staircase(manifest, bundle.graphs) for n in lengths}, bundle.askers()
         self._heads, self._infos = bundle.heads(cap + 1), manifest.exits
-        self._cap, self._vocab = cap, model.vocab
+        self._cap, self._vocab, self._propagates = cap, model.vocab, bool(bundle.graphs.kv)
         for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
             stairs.caches.resize(length)
             for tensors in stairs.caches.tensors:
@@ -136,7 +136,17 @@ class _Walker:
                 said = self._timed(f"exit_{step.exit}", 1, 0, self._askers[step.exit], finished[-1:])
                 if (name := self._infos[step.exit].head) != c.FULL_HEAD:
                     self._timed(head_graph(name), 1, 0, self._heads[name], said.hidden)
+        if ask and self._propagates:
+            self._fill(rows, length)
         return finished
+
+    def _fill(self, rows: int, length: int) -> None:
+        """The K/V-only passes over as many rows."""
+        stairs = self._stairs[length]
+        for k, step in list(enumerate(stairs.schedule))[1:]:
+            stairs.filled[k], stairs.waiting[k], stairs.left[k] = length - rows, rows, rows
+            self._timed(f"kv_{step.segment}", rows, length, stairs.pool.fill, k, [stairs])
+            stairs.waiting[k + 1] = stairs.left[k + 1] = 0
 
     def _timed(self, graph: str, rows: int, length: int, run: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         began = perf_counter()

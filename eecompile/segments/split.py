@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from eecompile.segments.exits import write_exit
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.heads import write_small_head
 from eecompile.segments.outer import decide, head_logits, write_embed, write_head
+from eecompile.segments.propagate import write_kv_graph
 from eecompile.segments.weights import WeightBook
 from eecompile.student.student import Student
 
@@ -21,7 +22,8 @@ REFERENCE = "reference.onnx"
 
 @dataclass(frozen=True)
 class WrittenGraphs:
-    """What `write_segments` wrote; `hashes` are SHA-256 of the weight files by path in the bundle."""
+    """What `write_segments` wrote; `hashes` are SHA-256 of the weight files by path in the bundle. `kv[i]` is segment
+    i's K/V-only graph: none for the first, which no token skips, and none at all unless asked for."""
 
     embed: GraphInfo
     segments: list[GraphInfo]
@@ -30,6 +32,7 @@ class WrittenGraphs:
     heads: list[GraphInfo]
     reference: GraphInfo
     hashes: dict[str, str]
+    kv: list[GraphInfo | None] = field(default_factory=list)
 
 
 def cuts(layers: int, exits: list[int]) -> list[range]:
@@ -46,27 +49,33 @@ def write_segments(
     context: int,
     slack: int = c.SLACK,
     fused: bool = False,
+    propagate: bool = False,
+    cache: str = "fp32",
     progress: Callable[[str], None] = lambda stage: None,
 ) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
 
-    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run.
+    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run. propagate: also the
+    K/V-only graphs of the segments that a token can skip. cache: what keys and values are kept in.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
-    d = DecoderWriter(student.spec, student.store, precision, context, slack, fused)
+    d = DecoderWriter(student.spec, student.store, precision, context, slack, fused, cache=cache)
 
     progress("embed")
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
-    segments, pieces = [], cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])
+    segments, kv = [], list[GraphInfo | None]()
+    pieces = cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])
     for k, layers in enumerate(pieces):
         progress(f"segment {k}")
         segments.append(_write_segment(d, book, folder, k, layers))
+        if propagate:
+            kv.append(write_kv_graph(d, book, folder, k, layers) if k else None)
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
@@ -81,7 +90,7 @@ def write_segments(
     reference = write_reference(d, book, root, pieces)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, heads, reference, hashes)
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, hashes, kv)
 
 
 def _write(book: WeightBook, folder: Path, name: str, write: Callable[[GraphWriter], None]) -> GraphInfo:
