@@ -144,7 +144,7 @@ def test_a_segment_is_not_run_for_what_was_left(shelf: Any) -> None:
 def both(shelf: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Calibrated for both rules, its policy's rule propagate."""
     path = tmp_path_factory.mktemp("propagate") / "bundle"
-    tiny.bundle_at(path, shelf.checkpoint(gain=GAIN), EXITS, **RULES)
+    tiny.bundle_at(path, shelf.checkpoint(gain=GAIN), EXITS, **RULES, slots=8)
     tiny.calibrate(path, ALLOWED)
     return tiny.calibrate(path, ALLOWED, kv="propagate")
 

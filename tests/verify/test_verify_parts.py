@@ -24,6 +24,7 @@ from eecompile.verify.prompts import prompt_ids
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Walker
 from eecompile.verify.tolerances import Band
+from eecompile.verify.verify import verify_bundle
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((6, 8)).astype(np.float32)
