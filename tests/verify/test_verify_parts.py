@@ -15,7 +15,6 @@ from eecompile.bundle.write import write_overlay
 from eecompile.runtime import Bundle
 from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.gates import ExitGates
-from eecompile.verify import verify_bundle
 from eecompile.verify.compare import Comparator, find_comparator, measure_with_numpy, measure_with_polygraphy
 from eecompile.verify.criteria import criteria_of, fires
 from eecompile.verify.decisions import check_flips
