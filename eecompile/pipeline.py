@@ -18,6 +18,7 @@ from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.exits import ExitSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
@@ -114,7 +115,9 @@ def _manifest_fields(
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
             "reference": graphs.reference.model_dump(),
+            "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
         },
+        "source": {"context": chosen["context"], "start": spec.start} if isinstance(spec, EncoderDecoderSpec) else None,
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
     }  # fmt: skip
@@ -176,7 +179,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
 
 def stage_count(student: Student) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + 5
+    return 2 * len(student.exits.schema.exits) + 5 + isinstance(student.spec, EncoderDecoderSpec)
 
 
 def build_plain(student: Student, out: Path) -> None:

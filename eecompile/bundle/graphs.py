@@ -55,12 +55,14 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     """Check that sizes in the described interfaces are the model's (contract.py). Raises IntegrityError."""
     model = manifest.model
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
+    cross = (-1, model.heads, -1, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     for info in _declared(manifest):
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
-            sizes = cache if is_cache else known.get(tensor.name, ())
+            is_cross = tensor.name.startswith(("cross_key_", "cross_value_"))
+            sizes = cache if is_cache else cross if is_cross else known.get(tensor.name, ())
             pairs = zip(reversed(tensor.shape), reversed(sizes), strict=False)
             if any(isinstance(have, int) and size not in (-1, have) for have, size in pairs):
                 what = f"{info.path}: {tensor.name} is {tensor.shape}, which is not the model's size"
@@ -77,8 +79,8 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 
 def _declared(manifest: Manifest) -> list[GraphInfo]:
     graphs = manifest.graphs
-    reference = [] if graphs.reference is None else [graphs.reference]
-    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *reference]
+    optional = [graph for graph in (graphs.reference, graphs.encoder) if graph is not None]
+    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *optional]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

@@ -28,13 +28,17 @@ TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
 
 
 class Graphs(Strict):
-    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate, `reference` the uncut model."""
+    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate, `reference` the uncut model.
+
+    encoder: of an encoder-decoder, what runs once over the source.
+    """
 
     embed: GraphInfo
     segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 1)]
     exits: Annotated[list[GraphInfo], Field(max_length=c.MAX_EXITS)]
     head: GraphInfo
     reference: GraphInfo | None = None
+    encoder: GraphInfo | None = None
 
 
 class Step(Strict):
@@ -78,6 +82,13 @@ class ModelInfo(Strict):
     parameters: Annotated[int, Field(ge=0, le=1 << 48)] = 0
 
 
+class SourceInfo(Strict):
+    """What an encoder-decoder reads: a source of at most `context` tokens; its target begins with the token `start`."""
+
+    context: Annotated[int, Field(ge=1, le=c.MAX_CONTEXT)]
+    start: TokenId
+
+
 class FileInfo(Strict):
     """A core file's size in bytes and its SHA-256."""
 
@@ -89,7 +100,8 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: positions past `context` that padding may have.
+    another kernel. `slack`: positions past `context` that padding may have. `source`: of an encoder-decoder, whose
+    prompts are sources and whose decoder begins by itself.
     """
 
     format: Literal["eecompile-bundle"]
@@ -108,6 +120,7 @@ class Manifest(Strict):
     schedule: Annotated[list[Step], Field(min_length=1, max_length=c.MAX_LAYERS)]
     caches: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_LAYERS)]
     graphs: Graphs
+    source: SourceInfo | None = None
     tokenizer: bool
     provenance: dict[Name, Text | int | float | bool | None]
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
@@ -123,6 +136,21 @@ class Manifest(Strict):
             raise ValueError("the slack is smaller than a padded pass")
         if any(token >= self.model.vocab for token in [self.model.bos or 0, *self.model.eos]):
             raise ValueError("bos or eos is not in the vocabulary")
+        return self
+
+    @model_validator(mode="after")
+    def _source_has_an_encoder(self) -> Self:
+        source, encoder = self.source, self.graphs.encoder
+        if (source is None) != (encoder is None):
+            raise ValueError("a source and an encoder belong together")
+        if source is None or encoder is None:
+            return self
+        crosses = [c.cross_name(kind, i) for i in range(self.model.layers) for kind in ("key", "value")]
+        interface = [[t.name for t in tensors] for tensors in (encoder.inputs, encoder.outputs)]
+        if interface != [[c.TOKEN_IDS, c.SOURCE_LENGTH], crosses]:
+            raise ValueError("the encoder does not give every layer its keys and values")
+        if source.start >= self.model.vocab or self.slots != 1:
+            raise ValueError("the start token is not in the vocabulary, or an encoder-decoder has several slots")
         return self
 
     @model_validator(mode="after")

@@ -147,5 +147,6 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
         return OrtEngine(root / info.path, info)
 
     return LoadedGraphs(
-        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head)
-    )
+        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
+        None if infos.encoder is None else load(infos.encoder),
+    )  # fmt: skip

@@ -93,7 +93,7 @@ class Session:
         self, prompt: str | Sequence[int], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
         stop: Collection[int] | None = None,
     ) -> Generation:  # fmt: skip
-        """Continue `prompt` (text or token ids).
+        """Continue `prompt` (text or token ids), or, with an encoder-decoder, give the target for it.
 
         max_new_tokens: default as many as the context holds. stop: token ids that end the text, themselves emitted
         (default: the model's end-of-sequence ids). Raises UsageError for an empty prompt or ids out of range,
@@ -129,7 +129,7 @@ class Session:
     ) -> Iterator[Token]:
         self._current = decoder
         began = time.perf_counter()
-        certain = [decoder.start(ids)]
+        certain = [decoder.start(self._stairs.begin(ids))]
         stats.prefill_seconds = time.perf_counter() - began
         while True:
             self._account(stats, decoder)
@@ -189,17 +189,24 @@ class Session:
             raise UsageError(f"token id {outside[0]} is outside 0..{model.vocab - 1}", where="prompt")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {max_new_tokens} is not positive")
-        room = model.context - len(ids) + 1
+        source = self.manifest.source
+        if source is not None and len(ids) > source.context:
+            raise ContextFull(
+                f"{len(ids)} tokens of source do not fit the context of {source.context}",
+                mend=f"shorten the source, or build with --context {len(ids)}",
+            )
+        first = len(ids) if source is None else 1  # rows before the first token
+        room = model.context - first + 1
         wanted = room if max_new_tokens is None else max_new_tokens
         if room < 1 or wanted > room:
             asked = f" and {max_new_tokens} new tokens" if max_new_tokens else ""
             raise ContextFull(
-                f"{len(ids)} prompt tokens{asked} do not fit the context of {model.context}",
-                mend=f"shorten the prompt, ask for fewer tokens, or build with --context {len(ids) + (wanted or 1)}",
+                f"{first} prompt tokens{asked} do not fit the context of {model.context}",
+                mend=f"shorten the prompt, ask for fewer tokens, or build with --context {first + (wanted or 1)}",
             )
-        if self._limits.budget is not None and len(ids) * model.layers > self._limits.budget:
+        if self._limits.budget is not None and first * model.layers > self._limits.budget:
             raise UsageError(
-                f"the prompt alone costs {len(ids) * model.layers} layer-rows, the budget is {self._limits.budget}",
+                f"the prompt alone costs {first * model.layers} layer-rows, the budget is {self._limits.budget}",
                 mend="shorten the prompt or raise the budget",
             )
         return wanted

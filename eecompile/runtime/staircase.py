@@ -5,7 +5,9 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.runtime.caches import Caches
+from eecompile.runtime.source import encode_source
 
 Rows = NDArray[np.float32]
 
@@ -26,6 +29,7 @@ class LoadedGraphs:
     segments: list[OrtEngine]
     exits: list[OrtEngine]
     head: OrtEngine
+    encoder: OrtEngine | None = None
 
 
 class Staircase:
@@ -40,7 +44,8 @@ class Staircase:
         self.length = 0  # tokens embedded
         self.passes = 0
         self.layer_rows = 0
-        self._graphs = graphs
+        self._graphs, self._model, self._source = graphs, manifest.model, manifest.source
+        self._encoded: Mapping[str, NDArray[Any]] = {}
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
         width, steps = manifest.model.hidden, len(self.schedule)
@@ -70,6 +75,15 @@ class Staircase:
         for rows in self._boundary:
             rows.fill(0)  # padding is read from here: what a failed sequence left may not be finite
         self._bound = {}
+
+    def begin(self, prompt: list[int]) -> list[int]:
+        """Forget the sequence and take up `prompt`; returns the tokens to run first: the prompt's own, or where it is a
+        source, which is encoded here, the one that its target begins with."""
+        self.reset()
+        if self._source is None or self._graphs.encoder is None:
+            return prompt
+        self._encoded = encode_source(self._graphs.encoder, self._model, prompt)
+        return [self._source.start]
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""
@@ -160,4 +174,5 @@ class Staircase:
             c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start,
             **self.caches.tensors[step.cache],
+            **self._encoded,
         })  # fmt: skip

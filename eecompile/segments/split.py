@@ -8,9 +8,11 @@ from pathlib import Path
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
+from eecompile.segments.encoder_decoder import CrossDecoderWriter, write_encoder
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
 from eecompile.segments.weights import WeightBook
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.student import Student
 
 REFERENCE = "reference.onnx"
@@ -25,6 +27,7 @@ class WrittenGraphs:
     exits: list[GraphInfo]
     head: GraphInfo
     reference: GraphInfo
+    encoder: GraphInfo | None
     hashes: dict[str, str]
 
 
@@ -53,12 +56,18 @@ def write_segments(
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
-    d = DecoderWriter(student.spec, student.store, precision, context, slack, fused)
+    d = _writer(student, precision, context, slack, fused)
 
     progress("embed")
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
+    encoder = None
+    if isinstance(d, CrossDecoderWriter):
+        progress("encoder")
+        g = GraphWriter("encoder", book)
+        write_encoder(g, d)
+        encoder = g.save(folder / "encoder.onnx", layers=d.spec.encoder.layers)
     segments, pieces = [], cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])
     for k, layers in enumerate(pieces):
         progress(f"segment {k}")
@@ -75,7 +84,14 @@ def write_segments(
     head = g.save(folder / "head.onnx")
     reference = write_reference(d, book, root, pieces)
     book.close()
-    return WrittenGraphs(embed, segments, exits, head, reference, {f"segments/{f}": h for f, h in book.hashes.items()})
+    hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
+    return WrittenGraphs(embed, segments, exits, head, reference, encoder, hashes)
+
+
+def _writer(student: Student, precision: str, context: int, slack: int, fused: bool) -> DecoderWriter:
+    if isinstance(student.spec, EncoderDecoderSpec):
+        return CrossDecoderWriter(student.spec, student.store, precision, context, slack, fused)
+    return DecoderWriter(student.spec, student.store, precision, context, slack, fused)
 
 
 def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:
