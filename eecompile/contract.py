@@ -1,7 +1,7 @@
 """Every name and limit that more than one stage, or the C++ runtime, must agree on.
 
 Shapes use these symbols: B slots in a pass, R rows (tokens) of a slot in a pass, N rows flattened, D hidden size,
-KV key/value heads, d head size, T cache length, S context length, V vocabulary size.
+KV key/value heads, d head size, T cache length, E length of a padded source, S context length, V vocabulary size.
 """
 
 from typing import Final

@@ -19,8 +19,8 @@ from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
+from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.exits import ExitSpec
-from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
 from eecompile.target import Target, load_target
 
@@ -170,9 +170,13 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
     count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
     at = [e.layer for e in student.exits.schema.exits]
-    boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)
+    source = ids[::-1] if isinstance(spec, EncoderDecoderSpec) else None
+    model = reference_model(spec, student.store, None if source is None else source.tolist())
+    boundaries, finished, logits = model.run(ids.tolist(), at)
     folder.mkdir()
     arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
+    if source is not None:
+        arrays["source_ids"] = source
     for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():
         np.save(folder / f"{name}.npy", array)
 

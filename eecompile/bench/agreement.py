@@ -6,6 +6,7 @@ import numpy as np
 
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.heads import ExitRule
+from eecompile.runtime.source import sequence
 from eecompile.runtime.trace import DocumentTrace, ExitTrace, Tracer
 from eecompile.schema import Thresholds
 
@@ -21,10 +22,11 @@ def agreements(
     tracer, equal, total = Tracer(bundle), {"full": 0, "confident": 0}, 0
     rules = confident_rules(bundle)
     for prompt, continuation in zip(prompts, continuations, strict=True):
-        trace = tracer.trace([*prompt, *continuation[:-1]])
+        ids, source = sequence(bundle.manifest, prompt, continuation[:-1])
+        trace, first = tracer.trace(ids, source), len(ids) - len(continuation) + 1
         wanted = np.asarray(continuation[1:])
         for mode, open_rules in (("full", [None] * len(rules)), ("confident", rules)):
-            chosen = policy_tokens(trace, open_rules, first=len(prompt), cap=bundle.manifest.pending_cap)
+            chosen = policy_tokens(trace, open_rules, first=first, cap=bundle.manifest.pending_cap)
             equal[mode] += int((np.asarray(chosen) == wanted).sum())
         total += len(wanted)
     return {mode: (found, total) for mode, found in equal.items()}

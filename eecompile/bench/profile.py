@@ -109,6 +109,7 @@ class _Walker:
         self._head = Head(bundle.graphs.head, model.hidden, model.vocab, cap + 1, manifest.minimum_rows)
         self._cap, self._vocab = cap, model.vocab
         for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
+            stairs.begin([0] * length)  # a source as long as the target, where there is one
             stairs.caches.resize(length)
             for tensors in stairs.caches.tensors:
                 for cache in tensors.values():  # untouched memory is one page of zeros, faster to read than a real one

@@ -10,6 +10,7 @@ from eecompile.errors import ContextFull, UsageError
 from eecompile.runtime.decode import Decoder, Emitted
 from eecompile.runtime.heads import ExitAsker, ExitRule, Head
 from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.source import first_tokens
 from eecompile.runtime.staircase import LoadedGraphs, Staircase
 from eecompile.runtime.text import Message, TextCodec
 
@@ -195,7 +196,7 @@ class Session:
                 f"{len(ids)} tokens of source do not fit the context of {source.context}",
                 mend=f"shorten the source, or build with --context {len(ids)}",
             )
-        first = len(ids) if source is None else 1  # rows before the first token
+        first = first_tokens(self.manifest, len(ids))
         room = model.context - first + 1
         wanted = room if max_new_tokens is None else max_new_tokens
         if room < 1 or wanted > room:

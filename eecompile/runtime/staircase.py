@@ -5,9 +5,7 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,7 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.runtime.caches import Caches
-from eecompile.runtime.source import encode_source
+from eecompile.runtime.source import Encoded, read_prompt
 
 Rows = NDArray[np.float32]
 
@@ -44,8 +42,8 @@ class Staircase:
         self.length = 0  # tokens embedded
         self.passes = 0
         self.layer_rows = 0
-        self._graphs, self._model, self._source = graphs, manifest.model, manifest.source
-        self._encoded: Mapping[str, NDArray[Any]] = {}
+        self._manifest, self._graphs = manifest, graphs
+        self._encoded: Encoded = {}
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
         width, steps = manifest.model.hidden, len(self.schedule)
@@ -80,10 +78,8 @@ class Staircase:
         """Forget the sequence and take up `prompt`; returns the tokens to run first: the prompt's own, or where it is a
         source, which is encoded here, the one that its target begins with."""
         self.reset()
-        if self._source is None or self._graphs.encoder is None:
-            return prompt
-        self._encoded = encode_source(self._graphs.encoder, self._model, prompt)
-        return [self._source.start]
+        first, self._encoded = read_prompt(self._manifest, self._graphs.encoder, prompt)
+        return first
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""

@@ -33,7 +33,9 @@ class CrossDecoderWriter(DecoderWriter):
     def layer(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
         """One decoder layer on x [B, R, D]; `cache` numbers its cache tensors in this graph."""
         n = self.spec.names
-        x = self._add(g, x, self._attention(g, self._layer_norm(g, x, n.attention_norm, layer), layer, cache), None, layer)
+        x = self._add(
+            g, x, self._attention(g, self._layer_norm(g, x, n.attention_norm, layer), layer, cache), None, layer
+        )
         x = self._add(g, x, self._cross(g, self._layer_norm(g, x, self.spec.cross.norm, layer), layer), None, layer)
         return self._add(g, x, self._mlp(g, self._layer_norm(g, x, n.mlp_norm, layer), layer), None, layer)
 
@@ -111,9 +113,7 @@ def write_encoder(g: GraphWriter, d: CrossDecoderWriter) -> None:
             g.output(value, c.cross_name(kind, layer), "float32", "B", s.heads, "E", s.head_dim)
 
 
-def _bias(
-    g: GraphWriter, d: DecoderWriter, spec: EncoderDecoderSpec, relative: str, name: str, *, both: bool
-) -> str:
+def _bias(g: GraphWriter, d: DecoderWriter, spec: EncoderDecoderSpec, relative: str, name: str, *, both: bool) -> str:
     """The bias [B, H, R, T] of key position - query position, `relative` [B, R, T]; the table is `name`."""
     most = spec.relative.distance
     near = g.op("Max", g.op("Min", relative, g.constant(most)), g.constant(-most))
