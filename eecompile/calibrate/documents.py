@@ -27,7 +27,10 @@ MIN_TOKENS: Final = 8
 _CHARACTERS: Final = 1 << 20  # of a document; the rest is not read
 _CHARACTERS_PER_TOKEN: Final = 32  # more than this is not tokenised only to be cut off
 _SEPARATE: Final = "put a form feed or a line of only --- between documents, or give a .jsonl file or a directory"
-_FORMS: Final = 'give a .jsonl file ({"text": ...} a line), a directory of .txt files, or a .txt file'
+_FORMS: Final = (
+    'give a .jsonl file ({"text": ...} or {"source": ..., "target": ...} a line), a directory of .txt files, '
+    "or a .txt file"
+)
 
 
 class _Line(BaseModel):
@@ -40,25 +43,37 @@ class _Line(BaseModel):
     prompt_ids: list[int] | None = None
 
 
+class _Pair(BaseModel):
+    """A line for an encoder-decoder: texts or token ids. Without a target the model's own is taken."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    source: str | list[int]
+    target: str | list[int] | None = None
+
+
 @dataclass(frozen=True)
 class _Raw:
-    """A document as it stands in its file: text, or token ids."""
+    """A document as it stands in its file: text, or token ids; `target` belongs to a source."""
 
     where: str
     content: str | list[int]
+    target: str | list[int] | None = None
 
     @property
     def digest(self) -> bytes:
         kind = "text" if isinstance(self.content, str) else "ids"
-        return hashlib.sha256(json.dumps([kind, self.content]).encode()).digest()
+        content = [self.content] if self.target is None else [self.content, self.target]
+        return hashlib.sha256(json.dumps([kind, *content]).encode()).digest()
 
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids of one document, and the split it belongs to."""
+    """Token ids of one document, and the split it belongs to. `target`: of a source that came with one."""
 
     split: Split
     ids: list[int]
+    target: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +105,14 @@ class Documents:
             digest = raw.digest
             if self.cutoff is not None and _order(digest) > self.cutoff:
                 continue
-            ids = _tokens(raw, codec, vocab, most)
-            content = hashlib.sha256(np.array(ids, np.int64).tobytes()).digest()[:16]
+            ids = _tokens(raw.content, raw.where, codec, vocab, most)
+            target = None if raw.target is None else _tokens(raw.target, raw.where, codec, vocab, most)
+            content = hashlib.sha256(np.array([*ids, -1, *(target or [])], np.int64).tobytes()).digest()[:16]
             if len(ids) < MIN_TOKENS or content in seen:
                 continue
             seen.add(content)
             if (split := split_of(digest)) in splits:
-                yield Document(split, ids)
+                yield Document(split, ids, target)
 
     def counts(self, codec: TextCodec | None, *, vocab: int, context: int) -> dict[Split, int]:
         """How many documents `stream` gives for each split. Raises as it does."""
@@ -107,7 +123,8 @@ class Documents:
 def load_documents(path: Path, *, max_tokens: int = MAX_TOKENS, limit: int | None = None) -> Documents:
     """The documents at `path`: a .jsonl file, a directory of .txt files, or one .txt file.
 
-    A line of .jsonl is an object with "text", or with token ids in "ids" or "prompt_ids"; a .txt file of a directory
+    A line of .jsonl is an object with "text", or with token ids in "ids" or "prompt_ids", or for an encoder-decoder
+    with "source" and "target" (text or ids; any other document is a source); a .txt file of a directory
     is one document; in one .txt file form feeds and lines of only --- stand between documents.
     limit: take at most so many, chosen by their hash (None: all).
     Raises UsageError where there is nothing to read, the format is none of these, or a .txt holds one document.
@@ -152,15 +169,15 @@ def _keep_lowest(lowest: list[int], value: int, limit: int) -> None:
         heapq.heappushpop(lowest, -value)
 
 
-def _tokens(raw: _Raw, codec: TextCodec | None, vocab: int, most: int) -> list[int]:
-    if isinstance(raw.content, str):
+def _tokens(content: str | list[int], where: str, codec: TextCodec | None, vocab: int, most: int) -> list[int]:
+    if isinstance(content, str):
         if codec is None:
             mend = 'give token ids: {"ids": [1, 2, ...]} a line of a .jsonl file'
-            raise UsageError("the documents are text and the checkpoint has no tokenizer", where=raw.where, mend=mend)
-        return codec.encode(raw.content[: most * _CHARACTERS_PER_TOKEN])[:most]
-    if outside := [t for t in raw.content if not 0 <= t < vocab]:
-        raise UsageError(f"token id {outside[0]} is outside 0..{vocab - 1}", where=raw.where)
-    return raw.content[:most]
+            raise UsageError("the documents are text and the checkpoint has no tokenizer", where=where, mend=mend)
+        return codec.encode(content[: most * _CHARACTERS_PER_TOKEN])[:most]
+    if outside := [t for t in content if not 0 <= t < vocab]:
+        raise UsageError(f"token id {outside[0]} is outside 0..{vocab - 1}", where=where)
+    return content[:most]
 
 
 def _read(path: Path) -> Iterator[_Raw]:
@@ -207,8 +224,17 @@ def _read_lines(file: Path) -> Iterator[_Raw]:
                 raise UsageError(f"not a document: {e.errors()[0]['msg']}", where=where, mend=_FORMS) from e
             ids = parsed.ids if parsed.ids is not None else parsed.prompt_ids
             if ids is None and parsed.text is None:
-                raise UsageError('neither "text" nor "ids"', where=where, mend=_FORMS)
+                yield _read_pair(line, where)
+                continue
             yield from _non_empty(where, parsed.text or "" if ids is None else ids)
+
+
+def _read_pair(line: str, where: str) -> _Raw:
+    try:
+        pair = _Pair.model_validate_json(line)
+    except ValidationError as e:
+        raise UsageError('neither "text" nor "ids" nor "source"', where=where, mend=_FORMS) from e
+    return _Raw(where, pair.source, pair.target)
 
 
 def _read_separated(file: Path) -> Iterator[_Raw]:

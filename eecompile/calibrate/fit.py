@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from eecompile.calibrate.documents import Documents, Split
 from eecompile.calibrate.gate import UNITS, Bool, Float, train_gate
 from eecompile.calibrate.tables import REPORT_EVERY, Progress, check_finite
+from eecompile.calibrate.targets import DocumentTracer
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.heads import Head
-from eecompile.runtime.trace import Tracer
 
 Double = NDArray[np.float64]
 
@@ -156,13 +156,13 @@ def _accumulate(
 ) -> list[tuple[NormalEquations, NormalEquations]]:
     """Stream the fit documents: normal equations of the even and of the odd ones for each exit, and the row cache."""
     model, count = bundle.manifest.model, 0
-    tracer = Tracer(bundle, exits=False, boundaries=True)
+    tracer = DocumentTracer(bundle, documents.max_tokens, exits=False, boundaries=True)
     askers = bundle.askers(min(documents.max_tokens, model.context))
     halves = [(NormalEquations(model.hidden), NormalEquations(model.hidden)) for _ in askers]
     for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=_FIT):
         if count % REPORT_EVERY == 0:
             progress(f"fit document {count + 1}")
-        trace = tracer.trace(document.ids)
+        trace = tracer.trace(document)
         check_finite(trace, documents)
         *boundaries, finished = trace.boundaries or []
         rows = [asker(boundary)[0].copy() for asker, boundary in zip(askers, boundaries, strict=True)]
