@@ -143,14 +143,19 @@ class Manifest(Strict):
         source, encoder = self.source, self.graphs.encoder
         if (source is None) != (encoder is None):
             raise ValueError("a source and an encoder belong together")
+        crosses = [c.cross_name(kind, i) for i in range(self.model.layers) for kind in ("key", "value")]
+        asked = {t.name for segment in self.graphs.segments for t in segment.inputs if _is_of_source(t.name)}
+        if asked != (set() if source is None else {c.SOURCE_LENGTH, *crosses}):
+            raise ValueError("the segments do not take what an encoder gives")
         if source is None or encoder is None:
             return self
-        crosses = [c.cross_name(kind, i) for i in range(self.model.layers) for kind in ("key", "value")]
         interface = [[t.name for t in tensors] for tensors in (encoder.inputs, encoder.outputs)]
         if interface != [[c.TOKEN_IDS, c.SOURCE_LENGTH], crosses]:
             raise ValueError("the encoder does not give every layer its keys and values")
-        if source.start >= self.model.vocab or self.slots != 1:
-            raise ValueError("the start token is not in the vocabulary, or an encoder-decoder has several slots")
+        if source.start >= self.model.vocab:
+            raise ValueError("the start token is not in the vocabulary")
+        if self.slots != 1:
+            raise ValueError("an encoder-decoder has one slot")
         return self
 
     @model_validator(mode="after")
@@ -174,6 +179,10 @@ class Manifest(Strict):
         if self.schedule[-1].exit is not None:
             raise ValueError("an exit stands after the last layer")
         return self
+
+
+def _is_of_source(name: str) -> bool:
+    return name == c.SOURCE_LENGTH or name.startswith(("cross_key_", "cross_value_"))
 
 
 class GateWeights(Strict):
