@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.gates import encode_gate
+from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
@@ -33,12 +33,14 @@ MOST_MINIMUM_ROWS = 16
 @dataclass(frozen=True)
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
-    an engine that computes a lone row by another kernel (`verify` tells)."""
+    an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
+    most; a bundle of one slot may use faster operators."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
+    slots: int = 1
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -55,8 +57,12 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
+    if not 1 <= options.slots <= target.batch:
+        raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
+    if options.slots > 1 and isinstance(student.spec, EncoderDecoderSpec):
+        raise UsageError("an encoder-decoder runs one sequence at a time", mend="build it with --batch 1")
     exits = [e.layer for e in student.exits.schema.exits]
-    sizes = {"context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, **sizes, "exits": exits}
 
 
@@ -74,7 +80,7 @@ def build(
             precision=chosen["precision"],
             context=chosen["context"],
             slack=slack,
-            fused=target.backend == "onnxruntime",
+            fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)
@@ -105,8 +111,9 @@ def _manifest_fields(
         "prefill_rows": c.PREFILL_ROWS,
         "minimum_rows": chosen["minimum_rows"],
         "slack": slack,
-        "slots": 1,
+        "slots": chosen["slots"],
         "exits": [e.model_dump() for e in _exit_infos(student)],
+        "heads": [head.model_dump() for head in student.exits.schema.heads],
         "schedule": [
             {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
         ],
@@ -114,6 +121,7 @@ def _manifest_fields(
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
+            "heads": [g.model_dump() for g in graphs.heads],
             "reference": graphs.reference.model_dump(),
             "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
         },
@@ -126,7 +134,9 @@ def _manifest_fields(
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The student's exits as a policy, and that of its calibrations that holds for this build."""
     policy = [
-        ExitPolicy(layer=e.layer, confident=None, draft=e.draft, gate=_gate(student, e))
+        ExitPolicy(layer=e.layer, confident=None, draft=e.draft).model_copy(
+            update={kind: _gate(student, e, kind) for kind in KINDS}
+        )
         for e in student.exits.schema.exits
     ]
     overlays: dict[str, dict[str, Any]] = {}
@@ -149,13 +159,12 @@ def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[Cali
 
 
 def _exit_infos(student: Student) -> list[ExitInfo]:
-    fields = {"layer", "adapter", "gates", "gate_units"}
-    return [ExitInfo.model_validate(e.model_dump(include=fields)) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate(e.model_dump(exclude={"draft"})) for e in student.exits.schema.exits]
 
 
-def _gate(student: Student, exit_: ExitSpec) -> GateWeights | None:
-    gate = student.exits.gate(exit_)
-    return None if gate is None else encode_gate(**gate)
+def _gate(student: Student, exit_: ExitSpec, kind: str) -> GateWeights | None:
+    gate = student.exits.gate(exit_, kind)
+    return None if gate is None else encode_gate(gate.get("w1"), gate.get("b1"), gate["w2"], gate["b2"])
 
 
 def _copy_tokenizer(student: Student, root: Path) -> None:
@@ -183,7 +192,8 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
 
 def stage_count(student: Student) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + 5 + isinstance(student.spec, EncoderDecoderSpec)
+    schema = student.exits.schema
+    return 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
 
 
 def build_plain(student: Student, out: Path) -> None:

@@ -58,7 +58,12 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     cross = (-1, model.heads, -1, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
+    known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
+    narrow = {
+        graph.path: head.rows(model.vocab) for graph, head in zip(manifest.graphs.heads, manifest.heads, strict=True)
+    }
     for info in _declared(manifest):
+        known[c.LOGITS] = (-1, narrow.get(info.path, model.vocab))
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
             is_cross = tensor.name.startswith(("cross_key_", "cross_value_"))
@@ -80,7 +85,7 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 def _declared(manifest: Manifest) -> list[GraphInfo]:
     graphs = manifest.graphs
     optional = [graph for graph in (graphs.reference, graphs.encoder) if graph is not None]
-    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *optional]
+    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *graphs.heads, *optional]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

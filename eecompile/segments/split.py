@@ -3,14 +3,17 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.encoder_decoder import CrossDecoderWriter, write_encoder
+from eecompile.segments.exits import write_exit
 from eecompile.segments.graph import GraphWriter
-from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
+from eecompile.segments.heads import write_small_head
+from eecompile.segments.outer import decide, head_logits, write_embed, write_head
 from eecompile.segments.weights import WeightBook
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.student import Student
@@ -26,6 +29,7 @@ class WrittenGraphs:
     segments: list[GraphInfo]
     exits: list[GraphInfo]
     head: GraphInfo
+    heads: list[GraphInfo]
     reference: GraphInfo
     encoder: GraphInfo | None
     hashes: dict[str, str]
@@ -75,23 +79,30 @@ def write_segments(
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
-        g = GraphWriter(f"exit_{k}", book)
-        write_exit(g, d, student.exits, exit_)
-        exits.append(g.save(folder / f"exit_{k}.onnx"))
+        exits.append(_write(book, folder, f"exit_{k}", partial(write_exit, d=d, exits=student.exits, exit_=exit_)))
     progress("head")
-    g = GraphWriter("head", book)
-    write_head(g, d)
-    head = g.save(folder / "head.onnx")
+    head = _write(book, folder, "head", partial(write_head, d=d))
+    heads = []
+    for small in student.exits.schema.heads:
+        progress(f"head {small.name}")
+        write = partial(write_small_head, d=d, exits=student.exits, head=small)
+        heads.append(_write(book, folder, f"head_{small.name}", write))
     reference = write_reference(d, book, root, pieces)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, reference, encoder, hashes)
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, encoder, hashes)
 
 
 def _writer(student: Student, precision: str, context: int, slack: int, fused: bool) -> DecoderWriter:
     if isinstance(student.spec, EncoderDecoderSpec):
         return CrossDecoderWriter(student.spec, student.store, precision, context, slack, fused)
     return DecoderWriter(student.spec, student.store, precision, context, slack, fused)
+
+
+def _write(book: WeightBook, folder: Path, name: str, write: Callable[[GraphWriter], None]) -> GraphInfo:
+    g = GraphWriter(name, book)
+    write(g)
+    return g.save(folder / f"{name}.onnx")
 
 
 def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:

@@ -56,7 +56,7 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     store.require(spec.tensors())
     store = store.with_views(spec.views())
     exits = declared_exits(at) if at else load_exits(path)
-    check_exits(exits, spec.layers, spec.hidden)
+    check_exits(exits, spec.layers, spec.hidden, spec.vocab)
     student = Student(path, spec, store, exits)
     _check_tokenizer(student)
     return student

@@ -85,7 +85,7 @@ def _check(math: ExitMath, exit_: int, layer: int, walks: Sequence[Walks], compa
 
 def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
     info, chosen = bundle.manifest.exits[exit_], bundle.files.policy.exits[exit_]
-    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)._asdict()
+    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)
     norm, adapter = _stored(bundle, exit_)
     if student is None:
         return ExitMath(norm, adapter, gate, "the bundle")
