@@ -92,7 +92,7 @@ class Bundle:
         """
         slots = min(DEFAULT_SLOTS, self.manifest.slots) if slots is None else slots
         if not 1 <= slots <= self.manifest.slots:
-            mend = f"build with --batch {slots}" if slots > 0 else ""
+            mend = f"build with --batch {slots}" if slots > 0 and self.manifest.source is None else ""
             raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
         settings = partial(
             self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,

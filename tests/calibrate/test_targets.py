@@ -12,6 +12,7 @@ import tiny_t5
 from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
 from eecompile.calibrate.documents import Document, load_documents
 from eecompile.calibrate.exits import fit_exits
+from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.targets import DocumentTracer
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.pipeline import build_plain
@@ -71,11 +72,18 @@ def test_lines_that_are_no_pair(tmp_path: Path, line: str) -> None:
         load_documents(tmp_path / "bad.jsonl")
 
 
-def test_exits_are_fitted_and_calibrated_to_confident_mode(tmp_path: Path) -> None:
+PLANS = {
+    "learned": ExitPlan.of(["learned"]),
+    "small heads": ExitPlan.of(["router", "predictor", "max_prob"], "low_rank", rank=32, tokens=120),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_exits_are_fitted_and_calibrated_to_confident_mode(tmp_path: Path, name: str) -> None:
     source = tiny.checkpoint(tmp_path / "checkpoint", SMALL, gain=0.3)
     summary = fit_exits(
         source, AT, write(tmp_path / "sources.jsonl", False), tmp_path / "student", risk=RISK, max_tokens=12,
-        build_bundle=build_plain,
+        build_bundle=build_plain, plan=PLANS[name],
     )  # fmt: skip
     assert summary["chosen"]["exit_rate"] > 0
     for exit_ in summary["exits"]:

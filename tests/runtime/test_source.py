@@ -15,6 +15,8 @@ from eecompile.errors import ContextFull, UsageError
 from eecompile.runtime import Sampling
 from eecompile.runtime.source import encode_source, sequence
 from eecompile.runtime.staircase import Staircase
+from eecompile.shapes import Adaptive, Decay, HeadShape, PredictorShape, RouterShape
+from eecompile.student.exits import ExitSpec
 
 EXITS = [1, 3]
 FORCED: list[dict[int, Any]] = [
@@ -61,6 +63,61 @@ def finished(opened: Any, source: Sequence[int], target: Sequence[int], widths: 
         rows.append(stairs.run_full().copy())
         start += width
     return np.concatenate(rows)
+
+
+HEADS = [
+    HeadShape(name="thin", kind="low_rank", rank=32, bias=True),
+    HeadShape(name="few", kind="shortlist", tokens=list(range(0, tiny.VOCAB, 2))),
+]
+CRITERIA = [
+    ExitSpec(layer=1, gates=["router", "predictor", "max_prob"], head="few", router=RouterShape(choices=3),
+             predictor=PredictorShape(head="few", units=5), schedule=Adaptive(kind="adaptive")),
+    ExitSpec(layer=3, gates=["saturation", "patience", "margin"], head="thin", schedule=Decay(kind="decay", tau=0.5)),
+]  # fmt: skip
+FIRES: dict[int, Any] = {
+    1: {"router": 0.2, "predictor": 0.0, "max_prob": 0.0}, 3: {"saturation": -1.0, "patience": 0.0, "margin": 0.05},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_exact_mode_with_every_criterion_and_small_heads(shelf: Any, precision: str) -> None:
+    opened = shelf.bundle(tiny_t5.t5(), exits=CRITERIA, heads=HEADS, precision=precision, gain=0.35)
+    drafted = rejected = 0
+    for how in (None, Sampling(temperature=0.9, seed=3)):
+        for source in tiny_t5.SOURCES[1:3]:
+            generation = opened.session(mode="exact", thresholds=FIRES).generate(
+                source, max_new_tokens=40, sampling=how, stop=()
+            )
+            assert [t.id for t in generation] == tiny.tokens(opened, source, 40, how, stop=())
+            drafted, rejected = drafted + generation.stats.drafted, rejected + generation.stats.rejected
+    assert drafted > 50
+    assert rejected > 10
+
+
+def test_sled_at_no_rate_is_full_mode(shelf: Any) -> None:
+    opened, source = shelf.bundle(tiny_t5.t5(), EXITS), tiny_t5.SOURCES[2]
+    sled = [tiny.tokens(opened, source, 20, Sampling(sled=True, sled_rate=r), stop=()) for r in (1e-9, 10.0)]
+    assert sled[0] == tiny.tokens(opened, source, 20, stop=())
+    assert sled[1] != sled[0]
+
+
+def test_a_batch_of_one_slot_takes_sources_in_turn(shelf: Any) -> None:
+    opened = shelf.bundle(tiny_t5.newer(), EXITS)
+    batch = opened.batch(mode="exact", thresholds=FORCED[0])
+    requests = [batch.add(source, max_new_tokens=9, stop=()) for source in tiny_t5.SOURCES * 2]
+    while batch.busy:
+        batch.step()
+    assert [r.ids for r in requests] == [tiny.tokens(opened, s, 9, stop=()) for s in tiny_t5.SOURCES] * 2
+    assert all(r.stats.drafted for r in requests)
+    with pytest.raises(UsageError, match="a batch of 2") as refused:
+        opened.batch(slots=2)
+    assert not refused.value.mend
+
+
+def test_no_bundle_has_more_slots(shelf: Any, tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="one sequence at a time"):
+        tiny.bundle_at(tmp_path / "bundle", shelf.checkpoint(tiny_t5.t5()), EXITS, slots=2)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_padding_changes_nothing_but_rounding(shelf: Any) -> None:
