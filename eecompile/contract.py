@@ -1,7 +1,7 @@
 """Every name and limit that more than one stage, or the C++ runtime, must agree on.
 
 Shapes use these symbols: B slots in a pass, R rows (tokens) of a slot in a pass, N rows flattened, D hidden size,
-KV key/value heads, d head size, T cache length, S context length, V vocabulary size.
+KV key/value heads, d head size, T cache length, E length of a padded source, S context length, V vocabulary size.
 """
 
 from typing import Final
@@ -22,6 +22,7 @@ HIDDEN: Final = "hidden"  # float32 [B, R, D] in embed and segments, [N, D] in e
 HIDDEN_OUT: Final = "hidden_out"  # as `hidden`; after the last segment it is normalised and ready for the head
 POSITIONS: Final = "positions"  # int64 [B, R]: position of each row in its sequence
 WRITE_INDEX: Final = "write_index"  # int64 [B]: cache index of each slot's first row
+SOURCE_LENGTH: Final = "source_length"  # int64 [B]: tokens of each slot's source, without padding
 EXIT_HIDDEN: Final = "exit_hidden"  # float32 [N, D]: an exit's normalised hidden state, ready for the head
 GATE_W1: Final = "gate_w1"  # float32 [D, U]
 GATE_B1: Final = "gate_b1"  # float32 [U]
@@ -69,6 +70,12 @@ def updated(name: str) -> str:
 def cache_out_name(kind: str, layer: int) -> str:
     """Name of the cache output that is bound to the same address as `cache_name`."""
     return updated(cache_name(kind, layer))
+
+
+def cross_name(kind: str, layer: int) -> str:
+    """Name of what the encoder gives decoder layer `layer`, float32 [B, H, E, d], E tokens of the padded source: an
+    output of the encoder and an input of the segment with that layer; kind is "key" or "value"."""
+    return f"cross_{kind}_{layer}"
 
 
 # -- the exit decision: a model-local function, a TensorRT plugin and a host rule of one name -------------------

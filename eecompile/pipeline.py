@@ -18,8 +18,9 @@ from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
+from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.exits import ExitSpec
-from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
 from eecompile.target import Target, load_target
 
@@ -67,6 +68,11 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
     if unknown:
         raise UsageError(f"there is no K/V rule {unknown[0]!r}", mend=f"rules: {', '.join(c.KV_RULES)}")
     kv = [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
+    if isinstance(student.spec, EncoderDecoderSpec):
+        if options.slots > 1:
+            raise UsageError("an encoder-decoder runs one sequence at a time", mend="build it with --batch 1")
+        if len(kv) > 1:
+            raise UsageError("an encoder-decoder knows the rule catch_up alone", mend="build it without --kv")
     exits = [e.layer for e in student.exits.schema.exits]
     sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, "cache": options.cache, "kv": kv, **sizes, "exits": exits}
@@ -133,7 +139,9 @@ def _manifest_fields(
             "heads": [g.model_dump() for g in graphs.heads],
             "reference": graphs.reference.model_dump(),
             "kv": [None if g is None else g.model_dump() for g in graphs.kv],
+            "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
         },
+        "source": {"context": chosen["context"], "start": spec.start} if isinstance(spec, EncoderDecoderSpec) else None,
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
     }  # fmt: skip
@@ -189,16 +197,21 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
     count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
     at = [e.layer for e in student.exits.schema.exits]
-    boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)
+    source = ids[::-1] if isinstance(spec, EncoderDecoderSpec) else None
+    model = reference_model(spec, student.store, None if source is None else source.tolist())
+    boundaries, finished, logits = model.run(ids.tolist(), at)
     folder.mkdir()
     arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
+    if source is not None:
+        arrays["source_ids"] = source
     for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():
         np.save(folder / f"{name}.npy", array)
 
 
 def stage_count(student: Student) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + len(student.exits.schema.heads) + 5
+    schema = student.exits.schema
+    return 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
 
 
 def build_plain(student: Student, out: Path) -> None:

@@ -63,7 +63,10 @@ def run_bench(
         checkpoint, gguf, bundle.manifest.precision, bundle.threads, bundle.manifest.model.context, workdir
     )
     with ExitStack() as stack:
-        started, skipped = _start_peers(peers, setup, stack, ids[0], max_new_tokens, progress)
+        if bundle.manifest.source is None:
+            started, skipped = _start_peers(peers, setup, stack, ids[0], max_new_tokens, progress)
+        else:
+            started, skipped = {}, dict.fromkeys(peers, "runs decoder-only models here, not encoder-decoders")
         found = alternate({**contenders, **started}, ids, max_new_tokens, rounds, progress)
     if not decoded(found.runs["full"][0]):
         raise UsageError("the policy's budget ends every request at its first token", mend="raise the budget")

@@ -29,7 +29,7 @@ from eecompile.shapes import ExitShape, HeadShape, exits_fault
 
 class Graphs(Strict):
     """The graphs of a bundle; `exits[i]` is exit i's adapter and cheap gates, `heads[i]` small head i, `reference` the
-    uncut model.
+    uncut model, `encoder` what an encoder-decoder runs once over the source.
 
     `kv[i]`: segment i's K/V-only graph, for the rule `propagate`; None where only the first step runs the segment.
     """
@@ -41,6 +41,7 @@ class Graphs(Strict):
     heads: Annotated[list[GraphInfo], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     reference: GraphInfo | None = None
     kv: Annotated[list[GraphInfo | None], Field(max_length=c.MAX_EXITS + 1)] = Field(default_factory=list)
+    encoder: GraphInfo | None = None
 
 
 class Step(Strict):
@@ -71,6 +72,13 @@ class ModelInfo(Strict):
     parameters: Annotated[int, Field(ge=0, le=1 << 48)] = 0
 
 
+class SourceInfo(Strict):
+    """What an encoder-decoder reads: a source of at most `context` tokens; its target begins with the token `start`."""
+
+    context: Annotated[int, Field(ge=1, le=c.MAX_CONTEXT)]
+    start: TokenId
+
+
 class FileInfo(Strict):
     """A core file's size in bytes and its SHA-256."""
 
@@ -82,8 +90,8 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: positions past `context` that padding may have. `cache`: what
-    keys and values are kept in.
+    another kernel. `slack`: positions past `context` that padding may have. `cache`: what keys and values are kept in.
+    `source`: of an encoder-decoder, whose prompts are sources and whose decoder begins by itself.
     """
 
     format: Literal["eecompile-bundle"]
@@ -104,6 +112,7 @@ class Manifest(Strict):
     schedule: Annotated[list[Step], Field(min_length=1, max_length=c.MAX_LAYERS)]
     caches: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_LAYERS)]
     graphs: Graphs
+    source: SourceInfo | None = None
     tokenizer: bool
     provenance: dict[Name, Text | int | float | bool | None]
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
@@ -141,6 +150,28 @@ class Manifest(Strict):
         return self
 
     @model_validator(mode="after")
+    def _source_has_an_encoder(self) -> Self:
+        source, encoder = self.source, self.graphs.encoder
+        if (source is None) != (encoder is None):
+            raise ValueError("a source and an encoder belong together")
+        crosses = [c.cross_name(kind, i) for i in range(self.model.layers) for kind in ("key", "value")]
+        asked = {t.name for segment in self.graphs.segments for t in segment.inputs if _is_of_source(t.name)}
+        if asked != (set() if source is None else {c.SOURCE_LENGTH, *crosses}):
+            raise ValueError("the segments do not take what an encoder gives")
+        if source is None or encoder is None:
+            return self
+        interface = [[t.name for t in tensors] for tensors in (encoder.inputs, encoder.outputs)]
+        if interface != [[c.TOKEN_IDS, c.SOURCE_LENGTH], crosses]:
+            raise ValueError("the encoder does not give every layer its keys and values")
+        if source.start >= self.model.vocab:
+            raise ValueError("the start token is not in the vocabulary")
+        if self.slots != 1:
+            raise ValueError("an encoder-decoder has one slot")
+        if self.kv_rules != ["catch_up"]:
+            raise ValueError("an encoder-decoder knows the rule catch_up alone")
+        return self
+
+    @model_validator(mode="after")
     def _schedule_runs_every_layer_once(self) -> Self:
         segments, exits = self.graphs.segments, self.exits
         depth, asked = 0, []
@@ -161,6 +192,10 @@ class Manifest(Strict):
         if self.schedule[-1].exit is not None:
             raise ValueError("an exit stands after the last layer")
         return self
+
+
+def _is_of_source(name: str) -> bool:
+    return name == c.SOURCE_LENGTH or name.startswith(("cross_key_", "cross_value_"))
 
 
 class GateWeights(Strict):

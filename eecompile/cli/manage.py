@@ -43,6 +43,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     print_table(str(bundle), ["", ""], [
         ["model", f"{m.model.family}, {m.model.layers} layers, {m.model.parameters / 1e6:.1f}M weights"],
         ["target", f"{m.target}, {m.precision}, context {m.model.context}, pending cap {m.pending_cap}"],
+        *([["encoder", f"{m.graphs.encoder.layers} layers over a source"]] if m.graphs.encoder else []),
         ["size", f"{sum(f.bytes for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files"],
         ["digest", m.digest],
         *([name, value] for name, value in m.provenance.items()),

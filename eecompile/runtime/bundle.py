@@ -93,7 +93,7 @@ class Bundle:
         """
         slots = min(DEFAULT_SLOTS, self.manifest.slots) if slots is None else slots
         if not 1 <= slots <= self.manifest.slots:
-            mend = f"build with --batch {slots}" if slots > 0 else ""
+            mend = f"build with --batch {slots}" if slots > 0 and self.manifest.source is None else ""
             raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
         settings = partial(
             self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,
@@ -231,4 +231,5 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
         {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
         [None if i is None else load(i) for i in infos.kv],
+        None if infos.encoder is None else load(infos.encoder),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, StrictInt, ValidationError
 
@@ -20,10 +20,12 @@ class _Record(BaseModel):
     prompt: str | None = None
     text: str | None = None
     prompt_ids: list[StrictInt] | None = None
+    source: Any = None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a .txt file, one a line, or of a .jsonl file of {"prompt"}, {"text"} or {"prompt_ids"}.
+    """Prompts of a .txt file, one a line, or of a .jsonl file of {"prompt"}, {"text"}, {"prompt_ids"} or
+    {"source"}.
 
     Blank lines are skipped. Raises UsageError with the line at fault.
     """
@@ -55,7 +57,8 @@ def _record(line: str, where: str) -> Prompt:
         raise UsageError(f"not a prompt: {e}", where=where, mend=_FORMAT) from e
     if record.prompt_ids is not None:
         return record.prompt_ids
-    text = record.prompt if record.prompt is not None else record.text
+    given = (record.prompt, record.text, record.source)  # the source last: it may be a remark on a text's origin
+    text = next((text for text in given if isinstance(text, str)), None)
     if text is None:
         raise UsageError("no prompt in this line", where=where, mend=_FORMAT)
     return text

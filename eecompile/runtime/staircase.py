@@ -28,6 +28,7 @@ class LoadedGraphs:
     head: OrtEngine
     heads: Mapping[str, OrtEngine] = field(default_factory=dict)
     kv: list[OrtEngine | None] = field(default_factory=list)
+    encoder: OrtEngine | None = None
 
 
 class Staircase:
@@ -59,6 +60,12 @@ class Staircase:
         self.pool.reset()
         self.rewind(0)
         self.passes = self.layer_rows = 0
+
+    def begin(self, prompt: list[int]) -> list[int]:
+        """Forget the sequence and take up `prompt`; returns the tokens to run first: the prompt's own, or where it is a
+        source, which is encoded here, the one that its target begins with."""
+        self.reset()
+        return self.pool.take_up(prompt)
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""

@@ -9,12 +9,14 @@ from pathlib import Path
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
+from eecompile.segments.encoder_decoder import CrossDecoderWriter, write_encoder
 from eecompile.segments.exits import write_exit
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.heads import write_small_head
 from eecompile.segments.outer import decide, head_logits, write_embed, write_head
 from eecompile.segments.propagate import write_kv_graph
 from eecompile.segments.weights import WeightBook
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.student import Student
 
 REFERENCE = "reference.onnx"
@@ -31,6 +33,7 @@ class WrittenGraphs:
     head: GraphInfo
     heads: list[GraphInfo]
     reference: GraphInfo
+    encoder: GraphInfo | None
     hashes: dict[str, str]
     kv: list[GraphInfo | None] = field(default_factory=list)
 
@@ -63,12 +66,18 @@ def write_segments(
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
-    d = DecoderWriter(student.spec, student.store, precision, context, slack, fused, cache=cache)
+    d = _writer(student, precision, context, slack, fused, cache)
 
     progress("embed")
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
+    encoder = None
+    if isinstance(d, CrossDecoderWriter):
+        progress("encoder")
+        g = GraphWriter("encoder", book)
+        write_encoder(g, d)
+        encoder = g.save(folder / "encoder.onnx", layers=d.spec.encoder.layers)
     segments, kv = [], list[GraphInfo | None]()
     pieces = cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])
     for k, layers in enumerate(pieces):
@@ -90,7 +99,13 @@ def write_segments(
     reference = write_reference(d, book, root, pieces)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, heads, reference, hashes, kv)
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, encoder, hashes, kv)
+
+
+def _writer(student: Student, precision: str, context: int, slack: int, fused: bool, cache: str) -> DecoderWriter:
+    if isinstance(student.spec, EncoderDecoderSpec):
+        return CrossDecoderWriter(student.spec, student.store, precision, context, slack, fused, cache=cache)
+    return DecoderWriter(student.spec, student.store, precision, context, slack, fused, cache=cache)
 
 
 def _write(book: WeightBook, folder: Path, name: str, write: Callable[[GraphWriter], None]) -> GraphInfo:

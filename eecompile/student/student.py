@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eecompile.errors import UsageError
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.model import DecoderSpec
@@ -50,6 +51,8 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     config = read_config(path)
     spec = spec_from_config(config)
     store = WeightStore.open(path).with_prefix(spec.prefix, spec.names.embed)
+    if isinstance(spec, EncoderDecoderSpec) and spec.names.head in store.tensors:
+        spec = spec.with_own_head()  # whatever the config says of tied embeddings
     store.require(spec.tensors())
     store = store.with_views(spec.views())
     exits = declared_exits(at) if at else load_exits(path)
@@ -60,12 +63,13 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json with the generation config's stop tokens, which are the ones that count when generating."""
+    """config.json with the generation config's stop and start tokens, which are the ones that count when generating."""
     config = _read_json(path / "config.json")
     if (path / "generation_config.json").exists():
         generation = _read_json(path / "generation_config.json")
-        if generation.get("eos_token_id") is not None:
-            config["eos_token_id"] = generation["eos_token_id"]
+        for key in ("eos_token_id", "decoder_start_token_id"):
+            if generation.get(key) is not None:
+                config[key] = generation[key]
     return config
 
 

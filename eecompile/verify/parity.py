@@ -21,13 +21,15 @@ class Walks:
     ids: list[int]
     prefill: EngineRows
     decode: EngineRows
+    source: list[int] | None = None
 
 
-def walk_both(walker: Walker, ids: Sequence[int]) -> Walks:
-    """Run `ids` (at most the context) both ways."""
+def walk_both(walker: Walker, ids: Sequence[int], source: list[int] | None = None) -> Walks:
+    """Run `ids` (at most the context) both ways, given `source` where the model has one."""
     sequence = list(ids)
-    prefill = walker.walk(sequence, walker.prefill_widths(len(sequence)))
-    return Walks(sequence, prefill, walker.walk(sequence, walker.decode_widths(len(sequence)), exits=False))
+    prefill = walker.walk(sequence, walker.prefill_widths(len(sequence)), source=source)
+    decode = walker.walk(sequence, walker.decode_widths(len(sequence)), exits=False, source=source)
+    return Walks(sequence, prefill, decode, source)
 
 
 def check_passes(walks: Sequence[Walks], compare: Comparator) -> tuple[Check, float]:

@@ -25,7 +25,7 @@ from eecompile.verify.exits import check_exits, exit_math
 from eecompile.verify.gates import check_gates
 from eecompile.verify.heads import check_small_heads, small_head_logits
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
-from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
+from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids, walked_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Float, ModelRows, Walker
@@ -123,7 +123,7 @@ def _walked(bundle: Bundle, ids: Sequence[list[int]], progress: Progress) -> tup
     walks = []
     for number, prompt in enumerate(ids, 1):
         progress(f"engines, prompt {number} of {len(ids)}")
-        walks.append(walk_both(walker, prompt[:most]))
+        walks.append(walk_both(walker, *walked_ids(bundle, prompt, most)))
     return _Subject(bundle, walker, find_comparator(), walks, progress), walker
 
 
@@ -137,8 +137,8 @@ def _hashes(bundle: Bundle) -> Check:
 def _recorded(s: _Subject, student: Student | None) -> list[Check]:
     """The rows recorded at build: a reference that is always at hand."""
     s.progress("recorded reference")
-    ids, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
-    walks = [walk_both(s.walker, ids)]
+    ids, source, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
+    walks = [walk_both(s.walker, ids, source)]
     checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.coarsest])
     checks += check_exits(exit_math(s.bundle, student), s.layers, [*walks, *s.walks], s.compare)
     if student is None:
@@ -182,7 +182,7 @@ def _against_own_weights(
     """The engines against the numpy model on the weights that the bundle stores: without the error of quantisation."""
     reference = numpy_reference("numpy float32 on the bundle's own weights", spec, stored, s.layers)
     longest = max(s.walks, key=lambda w: len(w.ids))
-    walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
+    walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS], longest.source)]
     truth = _run(s, reference, walks)
     checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.coarsest])
     if s.precision in c.QUANTISED:
@@ -195,7 +195,7 @@ def _run(s: _Subject, reference: Reference, walks: Sequence[Walks]) -> list[Mode
     rows = []
     for number, walk in enumerate(walks, 1):
         s.progress(f"{reference.name}, prompt {number} of {len(walks)}")
-        rows.append(reference.run(walk.ids))
+        rows.append(reference.run(walk.ids, walk.source))
     return rows
 
 

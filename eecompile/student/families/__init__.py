@@ -15,6 +15,7 @@ from eecompile.student.families import (
     granite,
     llama,
     mistral,
+    mt5,
     olmo2,
     olmo3,
     phi,
@@ -24,6 +25,7 @@ from eecompile.student.families import (
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
 from eecompile.student.model import DecoderSpec
 
@@ -38,6 +40,7 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
     "granite": granite.describe,
     "llama": llama.describe,
     "mistral": mistral.describe,
+    "mt5": mt5.describe,
     "olmo2": olmo2.describe,
     "olmo3": olmo3.describe,
     "phi": phi.describe,
@@ -47,6 +50,7 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
     "smollm3": smollm3.describe,
     "stablelm": stablelm.describe,
     "starcoder2": starcoder2.describe,
+    "t5": t5.describe,
 }
 
 
