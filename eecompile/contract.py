@@ -35,6 +35,14 @@ MARGIN: Final = "margin"  # float32 [N]: first minus second probability
 ENTROPY: Final = "entropy"  # float32 [N], nats
 EXIT_FLAG: Final = "exit_flag"  # bool [N]
 LOGITS: Final = "logits"  # float32 [N, V]
+# of an encoder, whose rows of all texts in a pass stand one after the other: N active rows, M frozen ones (they have
+# exited and only give keys and values), B texts of at most T tokens, R of them active
+TOKEN_TYPES: Final = "token_types"  # int64 [N]
+FROZEN: Final = "frozen"  # float32 [M, D]
+QUERY_ROWS: Final = "query_rows"  # int64 [B, R]: active row of each query; 0 where there is none
+ROW_PLACES: Final = "row_places"  # int64 [N]: b * R + r of the query that an active row is
+KEY_ROWS: Final = "key_rows"  # int64 [B, T]: active row, or N + frozen row, of each token; 0 where there is none
+KEY_MASK: Final = "key_mask"  # bool [B, T]: whether there is one
 
 
 def cache_name(kind: str, layer: int) -> str:
@@ -57,8 +65,14 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
 KV_RULES: Final = ("catch_up",)
+CAUSAL_LM: Final = "causal-lm"
+TASKS: Final = (CAUSAL_LM, "sequence-classification", "token-classification", "regression")
+CLASSIFY_MODES: Final = ("full", "confident")
+# what leaves a batch, and what becomes of the keys and values of deeper layers: nobody reads those of a text that left
+# as a whole; those of a token that left alone are projected from the hidden state it left with
+GRANULARITIES: Final = {"sentence": "none", "token": "propagate"}
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
-CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
+CRITERIA: Final = ("learned", *HEAD_CRITERIA, "delta", "fixed", "never")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 QUANTISED: Final = ("int8", "int4")
 BLOCK: Final = 32  # weights that share one scale, along the input dimension
@@ -73,6 +87,7 @@ MAX_EXITS: Final = 64
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22
+MAX_LABELS: Final = 4096
 MAX_CONTEXT: Final = 1 << 22
 MAX_FILES: Final = 4096
 MAX_MANIFEST_BYTES: Final = 16 << 20

@@ -15,9 +15,11 @@ from eecompile.bundle.gates import encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
+from eecompile.pipeline_encoder import build_encoder, plan_encoder
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
+from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import ExitSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
@@ -40,8 +42,11 @@ class BuildOptions:
     minimum_rows: int = 1
 
 
-def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
+def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
     """What a build would do, checked against model and target; raises UsageError where it cannot be done."""
+    if isinstance(student, EncoderStudent):
+        others = {"pending cap": options.pending_cap, "minimum of rows": None if options.minimum_rows == 1 else 2}
+        return plan_encoder(student, target, options.precision, options.context, others)
     precision = options.precision or target.precision
     if precision not in target.precisions:
         raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
@@ -60,10 +65,13 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
 
 
 def build(
-    student: Student, target: Target, out: Path, options: BuildOptions, *, progress: Progress = lambda stage: None
-) -> Manifest:
+    student: Student | EncoderStudent, target: Target, out: Path, options: BuildOptions, *,
+    progress: Progress = lambda stage: None,
+) -> Manifest:  # fmt: skip
     """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
     chosen = plan(student, target, options)
+    if isinstance(student, EncoderStudent):
+        return build_encoder(student, target, out, chosen, progress=progress)
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
         graphs = write_segments(
@@ -111,7 +119,7 @@ def _manifest_fields(
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
-            "reference": graphs.reference.model_dump(),
+            "reference": None if graphs.reference is None else graphs.reference.model_dump(),
         },
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
@@ -172,7 +180,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
         np.save(folder / f"{name}.npy", array)
 
 
-def stage_count(student: Student) -> int:
+def stage_count(student: Student | EncoderStudent) -> int:
     """How often `build` calls its progress function."""
     return 2 * len(student.exits.schema.exits) + 5
 

@@ -56,7 +56,7 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     model = manifest.model
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
-    known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
+    known |= {c.LOGITS: (-1, manifest.classes), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     for info in _declared(manifest):
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))

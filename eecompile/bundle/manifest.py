@@ -20,6 +20,7 @@ from eecompile.schema import (
     Precision,
     Sha256,
     Strict,
+    Task,
     Text,
     Thresholds,
 )
@@ -49,7 +50,7 @@ class ExitInfo(Strict):
     """An exit after `layer` layers; its gates all have to fire. `gate_units` is U of the learned gate (0: none)."""
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    adapter: Literal["norm", "affine"]
+    adapter: Literal["norm", "affine", "classifier"]
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
 
@@ -78,6 +79,14 @@ class ModelInfo(Strict):
     parameters: Annotated[int, Field(ge=0, le=1 << 48)] = 0
 
 
+class EncoderInfo(Strict):
+    """What a runtime needs to know of an encoder besides. `types`: kinds of tokens that `token_types` tells apart (0: the
+    graph has no such input). `padding`: the id whose positions are skipped (student/encoder.py), None without one."""
+
+    types: Annotated[int, Field(ge=0, le=1024)]
+    padding: TokenId | None = None
+
+
 class FileInfo(Strict):
     """A core file's size in bytes and its SHA-256."""
 
@@ -89,7 +98,8 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: positions past `context` that padding may have.
+    another kernel. `slack`: positions past `context` that padding may have. `labels`, in the classifier's order, and
+    `encoder` belong to every task but causal-lm.
     """
 
     format: Literal["eecompile-bundle"]
@@ -110,6 +120,9 @@ class Manifest(Strict):
     graphs: Graphs
     tokenizer: bool
     provenance: dict[Name, Text | int | float | bool | None]
+    task: Task = "causal-lm"
+    labels: Annotated[list[Name], Field(max_length=c.MAX_LABELS, default_factory=list)]
+    encoder: EncoderInfo | None = None
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
     digest: Sha256
 
@@ -123,6 +136,22 @@ class Manifest(Strict):
             raise ValueError("the slack is smaller than a padded pass")
         if any(token >= self.model.vocab for token in [self.model.bos or 0, *self.model.eos]):
             raise ValueError("bos or eos is not in the vocabulary")
+        return self
+
+    @property
+    def classes(self) -> int:
+        """What a head chooses from: the labels of a classifier, else the vocabulary."""
+        return len(self.labels) or self.model.vocab
+
+    @model_validator(mode="after")
+    def _task_has_its_labels(self) -> Self:
+        encodes = self.task != c.CAUSAL_LM
+        if encodes != (self.encoder is not None) or encodes != bool(self.labels):
+            raise ValueError(
+                f"labels and the encoder's description belong to a classifier, and the task is {self.task}"
+            )
+        if encodes and (self.task == "regression") != (len(self.labels) == 1):
+            raise ValueError(f"{len(self.labels)} labels for {self.task}")
         return self
 
     @model_validator(mode="after")

@@ -80,7 +80,7 @@ def permitted_thresholds(files: BundleFiles) -> list[dict[Criterion, tuple[float
     calibrations = _calibrations_by_use(files.manifest, files.policy, files.calibrations)
     if not calibrations:
         return [None] * len(files.manifest.exits)
-    vocab = files.manifest.model.vocab
+    vocab = files.manifest.classes
     return [
         None if allowed is None else {k: calibrated_range(k, v, vocab) for k, v in allowed.items()}
         for allowed in calibrated_thresholds(calibrations[0])
@@ -163,4 +163,4 @@ def _check_permitted(files: BundleFiles, policy: Policy) -> None:
 
 def _calibrations_by_use(manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration]) -> list[Calibration]:
     matching = matching_calibrations(manifest, policy, calibrations)
-    return sorted(matching, key=lambda found: bold_exit(policy.exits, found, manifest.model.vocab) is not None)
+    return sorted(matching, key=lambda found: bold_exit(policy.exits, found, manifest.classes) is not None)

@@ -1,6 +1,7 @@
 """What a policy may say: thresholds in range, and in confident mode none bolder than a matching calibration.
 
-`learned`, `max_prob` and `margin` fire above their threshold, `entropy` below its own; `fixed` and `never` carry 0.
+`learned`, `max_prob` and `margin` fire above their threshold, `entropy` below its own and so does
+`delta` (of a regression: how far an exit's value is from the one before); `fixed` and `never` carry 0.
 """
 
 import math
@@ -12,19 +13,23 @@ from eecompile.bundle.manifest import Calibration, ExitInfo, ExitPolicy, Manifes
 from eecompile.schema import Criterion
 
 Limits = tuple[float, float]
+BELOW = ("entropy", "delta")  # criteria that fire below their threshold; the others fire above it
+MOST_DELTA = 1e30
 
 
 def criterion_range(criterion: Criterion, vocab: int) -> Limits:
     """The lowest and highest threshold that `criterion` can have; entropy in nats over `vocab` tokens."""
     if criterion in ("fixed", "never"):
         return 0.0, 0.0
+    if criterion == "delta":
+        return 0.0, MOST_DELTA
     return (0.0, math.log(vocab)) if criterion == "entropy" else (0.0, 1.0)
 
 
 def calibrated_range(criterion: Criterion, calibrated: float, vocab: int) -> Limits:
     """The thresholds of `criterion` that are not bolder than `calibrated`."""
     low, high = criterion_range(criterion, vocab)
-    return (low, calibrated) if criterion == "entropy" else (calibrated, high)
+    return (low, calibrated) if criterion in BELOW else (calibrated, high)
 
 
 def thresholds_fault(thresholds: Mapping[Criterion, float], info: ExitInfo, vocab: int) -> str | None:
@@ -47,7 +52,7 @@ def policy_fault(policy: Policy, manifest: Manifest) -> str | None:
         return f"a minimum depth of {policy.minimum_depth} where the model has {model.layers} layers"
     for chosen, info in zip(policy.exits, manifest.exits, strict=True):
         for mode, thresholds in (("confident", chosen.confident), ("draft", chosen.draft)):
-            if thresholds is not None and (reason := thresholds_fault(thresholds, info, model.vocab)):
+            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.classes)):
                 return f"exit {info.layer}, {mode}: {reason}"
         if reason := _gate_fault(chosen, info, model.hidden):
             return f"exit {info.layer}: {reason}"
@@ -65,7 +70,7 @@ def calibration_fault(calibration: Calibration, manifest: Manifest) -> str | Non
         if len(point.thresholds) != len(manifest.exits):
             return f"point {number} has {len(point.thresholds)} exits where the bundle has {len(manifest.exits)}"
         for info, thresholds in zip(manifest.exits, point.thresholds, strict=True):
-            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.model.vocab)):
+            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.classes)):
                 return f"point {number}, exit {info.layer}: {reason}"
     return None
 
@@ -116,7 +121,7 @@ def confident_fault(
     matching = matching_calibrations(manifest, policy, calibrations, kv)
     if not matching:
         return "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates"
-    faults = [bold_exit(policy.exits, found, manifest.model.vocab) for found in matching]
+    faults = [bold_exit(policy.exits, found, manifest.classes) for found in matching]
     return None if None in faults else f"bolder than calibrated: {faults[0]}"
 
 

@@ -34,12 +34,12 @@ def build(
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
-    from eecompile.student.student import open_student
+    from eecompile.student.encoder_student import EncoderStudent, open_checkpoint
     from eecompile.target import load_target
 
     options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
-        student = open_student(directory, ids_from_text(exits, "--exits"))
+        student = open_checkpoint(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
         plan = pipeline.plan(student, device, options)
         if dry_run:
@@ -49,7 +49,7 @@ def build(
             return
         with stages("build", pipeline.stage_count(student)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
-    if not no_profile:
+    if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
             pipeline.profile_and_choose(output, progress=begin)
     size = sum(info.bytes for info in manifest.files.values())

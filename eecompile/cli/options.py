@@ -84,7 +84,7 @@ def _number(text: str, value: str) -> float:
 def _bounded(gate: Criterion, value: float, manifest: Manifest) -> float:
     from eecompile.bundle.ranges import criterion_range
 
-    low, high = criterion_range(gate, manifest.model.vocab)
+    low, high = criterion_range(gate, manifest.classes)
     return min(max(value, low), high)
 
 

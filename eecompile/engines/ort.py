@@ -84,6 +84,11 @@ class OrtEngine:
                 f"ONNX Runtime cannot load it: {e}", where=info.path, mend="build the bundle again"
             ) from e
 
+    def run(self, inputs: Buffers) -> dict[str, NDArray[Any]]:
+        """One pass over `inputs` by tensor name, where shapes change from pass to pass; the outputs are new arrays."""
+        names = [t.name for t in self.info.outputs]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
     def bind(self, buffers: Buffers) -> OrtPass:
         """Bind contiguous `buffers` by tensor name; outputs without a buffer are not computed into anything."""
         inputs = {t.name: buffers[t.name] for t in self.info.inputs}

@@ -12,10 +12,14 @@ from eecompile.bundle.ranges import confident_fault, matching_calibrations, thre
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
+from eecompile.runtime.classifier_rules import check_mode, confident_rules, granularity_of
+from eecompile.runtime.classify import Classifier, check_task
 from eecompile.runtime.heads import ExitAsker, ExitRule, Float
+from eecompile.runtime.labels import ClassRule
 from eecompile.runtime.session import Limits, Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
+from eecompile.runtime.texts import TextEncoder
 from eecompile.schema import GraphInfo, Thresholds
 
 
@@ -67,6 +71,8 @@ class Bundle:
         calibration allows, drafts of exact mode may be anything.
         Raises Uncalibrated, UsageError.
         """
+        if self.manifest.task != c.CAUSAL_LM:
+            raise UsageError("this bundle classifies texts", mend="use `bundle.classifier()`")
         if mode not in c.MODES:
             raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(c.MODES)}")
         cap = self.manifest.pending_cap if pending_cap is None else pending_cap
@@ -76,6 +82,31 @@ class Bundle:
         rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth)
         limits = Limits(cap=cap, budget=budget)
         return Session(self.manifest, self.graphs, self.text, mode, rules, self.askers(), limits)
+
+    def classifier(
+        self, mode: str = "full", *, granularity: str | None = None, compaction: bool = True, truncate: bool = False,
+        minimum_depth: int | None = None, budget: int | None = None,
+        thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Classifier:  # fmt: skip
+        """A classifier of texts, for bundles of encoders.
+
+        mode: full or confident. granularity: what leaves a batch on its own, "sentence" (a text) or, where each token
+        has a label, "token"; None: as calibrated. compaction: what has left is not computed any more (off: computed
+        and thrown away, for comparison). truncate: cut texts off that are too long, instead of refusing them.
+        minimum_depth, budget, thresholds: as of `session`; the budget prices each text at full depth.
+        Raises Uncalibrated, UsageError.
+        """
+        check_task(self.manifest)
+        check_mode(mode)
+        kind = granularity_of(self.files, granularity)
+        depth, budget = self._limits(minimum_depth, budget)
+        rules: list[ClassRule | None] = [None] * len(self.manifest.exits)
+        if mode == "confident":
+            rules = confident_rules(self.files, kind, thresholds or {}, depth)
+        encoder = TextEncoder(self.manifest, self.text, truncate=truncate)
+        return Classifier(
+            self.manifest, self.graphs, encoder, rules, per_token=kind == "token", compaction=compaction, budget=budget
+        )
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once."""
@@ -113,7 +144,7 @@ class Bundle:
                 raise UsageError(f"there is no exit at layer {layer}", mend=f"exits: {sorted(infos)}")
             if thresholds is None:
                 continue
-            if reason := thresholds_fault(thresholds, infos[layer], self.manifest.model.vocab):
+            if reason := thresholds_fault(thresholds, infos[layer], self.manifest.classes):
                 raise UsageError(f"exit {layer}: {reason}")
         return [
             e.model_copy(update={field: overrides[e.layer]}) if e.layer in overrides else e

@@ -24,7 +24,7 @@ class WrittenGraphs:
     segments: list[GraphInfo]
     exits: list[GraphInfo]
     head: GraphInfo
-    reference: GraphInfo
+    reference: GraphInfo | None
     hashes: dict[str, str]
 
 

@@ -1,7 +1,9 @@
 """early_exit.json: where a student may stop, how sure it must be, and where that knowledge came from.
 
-Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
-adapter.bias [D], gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1], all float32.
+Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>", all float32: adapter.weight [D, D]
+(in, out), adapter.bias [D]; gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1]; and for an encoder's exit with a
+classifier of its own pooler.weight [D, D] and pooler.bias [D] (where the model has a pooler), classifier.weight [D, C]
+and classifier.bias [C], C labels.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ class ExitSpec(Strict):
     """An exit after `layer` layers. All `gates` must fire; `draft` are thresholds for drafts of exact mode."""
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    adapter: Literal["norm", "affine"] = "norm"
+    adapter: Literal["norm", "affine", "classifier"] = "norm"
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
     draft: Thresholds | None = None
