@@ -4,7 +4,8 @@ Shapes use these symbols: B slots in a pass, R rows (tokens) of a slot in a pass
 KV key/value heads, d head size, T cache length, S context length, V vocabulary size.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Literal
 
 # -- bundle ----------------------------------------------------------------------------------------------------
 FORMAT: Final = "eecompile-bundle"
@@ -66,11 +67,11 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
 KV_RULES: Final = ("catch_up",)
 CAUSAL_LM: Final = "causal-lm"
-TASKS: Final = (CAUSAL_LM, "sequence-classification", "token-classification", "regression")
+TOKENS: Final = "token-classification"
 CLASSIFY_MODES: Final = ("full", "confident")
 # what leaves a batch, and what becomes of the keys and values of deeper layers: nobody reads those of a text that left
 # as a whole; those of a token that left alone are projected from the hidden state it left with
-GRANULARITIES: Final = {"sentence": "none", "token": "propagate"}
+GRANULARITIES: Final[Mapping[str, Literal["none", "propagate"]]] = {"sentence": "none", "token": "propagate"}
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
 CRITERIA: Final = ("learned", *HEAD_CRITERIA, "delta", "fixed", "never")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")

@@ -80,8 +80,8 @@ class ModelInfo(Strict):
 
 
 class EncoderInfo(Strict):
-    """What a runtime needs to know of an encoder besides. `types`: kinds of tokens that `token_types` tells apart (0: the
-    graph has no such input). `padding`: the id whose positions are skipped (student/encoder.py), None without one."""
+    """What a runtime needs to know of an encoder besides. `types`: kinds of tokens that `token_types` tells apart (0:
+    the graph has no such input). `padding`: the id whose positions are skipped (student/encoder.py), None: none is."""
 
     types: Annotated[int, Field(ge=0, le=1024)]
     padding: TokenId | None = None

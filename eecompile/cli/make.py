@@ -87,20 +87,34 @@ def exits(
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
+@click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
+@click.option(
+    "--tolerance", type=float, help="How far a regression's value may be off. Default: a tenth of its spread."
+)
 @KEY
 @JSON
 @user_faults
 def calibrate(
-    bundle: Path, data: Path, risk: float, error: float, limit: int | None, key: Path | None, as_json: bool
+    bundle: Path, data: Path, risk: float, error: float, limit: int | None, granularity: str | None,
+    tolerance: float | None, key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
     from eecompile.bench.defaults import apply_default_policy
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
+    from eecompile.calibrate.classifier import calibrate_classifier
     from eecompile.runtime import Bundle
 
     opened = Bundle.open(bundle)
     with stages("calibrate") as begin:
-        result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, progress=begin)
+        if opened.manifest.task == c.CAUSAL_LM:
+            if granularity is not None or tolerance is not None:
+                raise UsageError("--granularity and --tolerance are for classifiers", mend="leave them out")
+            result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, progress=begin)
+        else:
+            result = calibrate_classifier(
+                opened, data, granularity=granularity, risk=risk, error=error, tolerance=tolerance, limit=limit,
+                progress=begin,
+            )  # fmt: skip
     apply_calibration(bundle, result, key=key)
     if opened.files.profiles:
         apply_default_policy(bundle, key=key)

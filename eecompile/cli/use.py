@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from eecompile import contract as c
+from eecompile.cli.classify import refuse_options, run_classifier
 from eecompile.cli.console import err, print_json, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, thresholds_from_options
 from eecompile.errors import UsageError
@@ -29,17 +30,28 @@ from eecompile.errors import UsageError
 @click.option("--budget", type=int, help="Layer-rows that the request may spend.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option("--stream", is_flag=True, help="Print text as it is generated.")
+@click.option("--input", type=click.Path(path_type=Path), help="A classifier's texts: .jsonl, one a line.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where --input's answers go. Default: stdout.")
+@click.option("--pair", help="The second text, where a classifier takes two.")
+@click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
+@click.option("--batch", default=32, show_default=True, help="Texts that a classifier runs together.")
+@click.option("--truncate", is_flag=True, help="Cut off texts that are too long for a classifier.")
 @click.option("--threads", type=int, help="Default: the processors at hand.")
 @KEY
 @JSON
 @user_faults
 def run(bundle: Path, prompt: str | None, **options: Any) -> None:
-    """Generate from BUNDLE. Modes: full, confident (calibrated, lossy), exact (the full model's output, sooner)."""
+    """Generate from BUNDLE, or classify with it. Modes: full, confident (calibrated, lossy), exact (the full model's
+    output, sooner; not for classifiers)."""
     from eecompile.runtime import Bundle, Sampling
 
+    opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
+    if opened.manifest.task != c.CAUSAL_LM:
+        run_classifier(opened, prompt, options)
+        return
+    refuse_options(options, classifies=False)
     if (prompt is None) == (options["prompt_ids"] is None):
         raise UsageError("give either a PROMPT or --prompt-ids")
-    opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
     mode = options["mode"]
     overrides = thresholds_from_options(options["threshold"], opened.manifest, opened.files.policy.exits, mode)
     session = opened.session(

@@ -23,21 +23,14 @@ def check_mode(mode: str) -> None:
 
 
 def granularity_of(files: BundleFiles, granularity: str | None) -> str:
-    """What leaves a batch: as asked for, or as the policy's thresholds were calibrated, or whole texts."""
-    able = ["sentence", "token"] if files.manifest.task == "token-classification" else ["sentence"]
+    """What leaves a batch: as asked for, or tokens where the policy's thresholds were tested so, or whole texts."""
+    able = ["sentence", "token"] if files.manifest.task == c.TOKENS else ["sentence"]
     if granularity is None:
-        fits = [g for g in able if is_calibrated(files, c.GRANULARITIES[g])]
-        return fits[0] if fits else able[0]
+        return "token" if _is_tested(files, [e.confident for e in files.policy.exits]) else "sentence"
     if granularity not in able:
         mend = f"granularities of a {files.manifest.task}: {', '.join(able)}"
         raise UsageError(f"there is no granularity {granularity!r} here", mend=mend)
     return granularity
-
-
-def is_calibrated(files: BundleFiles, kv: str) -> bool:
-    """Whether the policy's thresholds are within a calibration of the K/V rule `kv`."""
-    found = matching_calibrations(files.manifest, files.policy, files.calibrations, kv)
-    return bool(found) and confident_fault(files.manifest, files.policy, files.calibrations, kv) is None
 
 
 def confident_rules(files: BundleFiles, granularity: str, overrides: Overrides, depth: int) -> list[ClassRule | None]:
@@ -45,7 +38,7 @@ def confident_rules(files: BundleFiles, granularity: str, overrides: Overrides, 
     exits = _overridden(files, overrides)
     _check_calibrated(files, exits, granularity)
     chosen = [None if e.confident is None or e.layer < depth else e.confident for e in exits]
-    if granularity == "token":
+    if granularity == "token" and any(thresholds is not None for thresholds in chosen):
         _check_tested(files, chosen)
     return [None if thresholds is None else ClassRule.of(thresholds) for thresholds in chosen]
 
@@ -76,17 +69,22 @@ def _check_calibrated(files: BundleFiles, exits: Sequence[ExitPolicy], granulari
         raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
 
 
+def _is_tested(files: BundleFiles, chosen: Sequence[Thresholds | None]) -> bool:
+    """Whether these are the thresholds of a point of a calibration per token, up to the one that was chosen."""
+    kv = c.GRANULARITIES["token"]
+    return any(
+        point.thresholds == list(chosen)
+        for found in matching_calibrations(files.manifest, files.policy, files.calibrations, kv)
+        for point in found.path[: (found.chosen or 0) + 1]
+    )
+
+
 def _check_tested(files: BundleFiles, chosen: Sequence[Thresholds | None]) -> None:
     """A token that leaves changes what its neighbours see, so that safer thresholds need not lose less: only points
-    that were tested, up to the one that was chosen, keep the guarantee per token."""
-    if all(thresholds is None for thresholds in chosen):
-        return
-    kv = c.GRANULARITIES["token"]
-    for found in matching_calibrations(files.manifest, files.policy, files.calibrations, kv):
-        if any(point.thresholds == list(chosen) for point in found.path[: (found.chosen or 0) + 1]):
-            return
-    raise Uncalibrated(
-        "these thresholds were not tested together with exits per token",
-        mend="take those of a point of the calibration's path up to the chosen one (`inspect BUNDLE --json`), close "
-        "all exits, or use exits per sentence, where every safer threshold is covered",
-    )
+    that were tested keep the guarantee per token."""
+    if not _is_tested(files, chosen):
+        raise Uncalibrated(
+            "these thresholds were not tested together with exits per token",
+            mend="take those of a point of the calibration's path up to the chosen one (`inspect BUNDLE --json`), "
+            "close all exits, or use exits per sentence, where every safer threshold is covered",
+        )

@@ -99,7 +99,7 @@ class Classifier:
         self.manifest, self.encoder = manifest, encoder
         self._graphs, self._rules, self._budget = graphs, list(rules), budget
         self._per_token, self._compaction = per_token, compaction
-        self._labels_tokens = manifest.task == "token-classification"
+        self._labels_tokens = manifest.task == c.TOKENS
         self._asked = [AskedExit(engine, manifest.task) for engine in graphs.exits]
         self._head = AskedExit(graphs.head, manifest.task)
 

@@ -1,6 +1,6 @@
 """early_exit.json: where a student may stop, how sure it must be, and where that knowledge came from.
 
-Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>", all float32: adapter.weight [D, D]
+Adapters and gates are float32 tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D]
 (in, out), adapter.bias [D]; gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1]; and for an encoder's exit with a
 classifier of its own pooler.weight [D, D] and pooler.bias [D] (where the model has a pooler), classifier.weight [D, C]
 and classifier.bias [C], C labels.

@@ -1,0 +1,145 @@
+"""`run` on a classifier: one text, or a file of them."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eecompile.cli.console import err, print_json, print_table, say, stages
+from eecompile.cli.options import ids_from_text, thresholds_from_options
+from eecompile.errors import UsageError
+from eecompile.runtime import Bundle, Classification, Classifier
+
+WINDOW = 512  # lines of a file that are read, sorted by length and classified at a time
+_GENERATING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "pending_cap", "raw", "stream")
+_CLASSIFYING = ("input", "output", "granularity", "batch", "truncate", "pair")
+_FORM = '{"text": "...", "pair": "..." (if it has one)} or {"prompt_ids": [1, 2, 3]} a line'
+
+
+class _Line(BaseModel):
+    """A line of the input. Other members are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    text: str | None = None
+    pair: str | None = None
+    prompt_ids: Annotated[list[int], Field(min_length=1)] | None = None
+
+
+def refuse_options(options: Mapping[str, Any], classifies: bool) -> None:
+    """Raise UsageError for an option that was given and that this kind of bundle does not have."""
+    context, names = click.get_current_context(), _GENERATING if classifies else _CLASSIFYING
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            kind = "classifies texts" if classifies else "generates text"
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is not for this bundle, which {kind}", mend="leave the option out")
+
+
+def run_classifier(opened: Bundle, prompt: str | None, options: Mapping[str, Any]) -> None:
+    """Classify what the options say and print it, or write it to the output file."""
+    refuse_options(options, classifies=True)
+    given = [name for name in ("prompt_ids", "input") if options[name] is not None] + ["prompt"] * (prompt is not None)
+    if len(given) != 1:
+        raise UsageError("give one of a text, --prompt-ids and --input FILE.jsonl")
+    mode, exits = options["mode"], opened.files.policy.exits
+    classifier = opened.classifier(
+        mode, granularity=options["granularity"], truncate=options["truncate"], minimum_depth=options["minimum_depth"],
+        budget=options["budget"],
+        thresholds=thresholds_from_options(options["threshold"], opened.manifest, exits, mode),
+    )  # fmt: skip
+    if options["input"] is not None:
+        _run_file(classifier, options["input"], options["output"], options["batch"])
+        return
+    if options["output"] is not None:
+        raise UsageError("--output goes with --input", mend="a single text is printed")
+    if options["prompt_ids"] is not None:
+        found, stats = classifier.run([ids_from_text(options["prompt_ids"], "--prompt-ids")])
+    else:
+        found, stats = classifier.run([prompt or "" if options["pair"] is None else (prompt or "", options["pair"])])
+    if options["as_json"]:
+        print_json({**as_object(found[0]), "mode": mode, "stats": _stats(stats)})
+        return
+    _print(opened, found[0])
+    err.print(f"{stats.tokens} tokens, {stats.seconds:.3f} s, mean depth {stats.mean_depth:.2f}")
+
+
+def as_object(found: Classification) -> dict[str, Any]:
+    """A classification as JSON has it."""
+    if found.tokens is None:
+        return {"label": found.label, "scores": found.scores, "exit_layer": found.exit_layer}
+    return {"tokens": [asdict(token) for token in found.tokens], "exit_layer": found.exit_layer}
+
+
+def _print(opened: Bundle, found: Classification) -> None:
+    labels = opened.manifest.labels
+    if found.tokens is not None:
+        rows = [[t.text, t.label, f"{max(t.scores):.4f}", t.exit_layer] for t in found.tokens]
+        print_table("", ["token", "label", "score", "exit layer"], rows)
+    elif opened.manifest.task == "regression":
+        say(f"{found.label} {found.scores[0]:.6g} after {found.exit_layer} layers")
+    else:
+        say(f"{found.label} after {found.exit_layer} layers")
+        for label, score in sorted(zip(labels, found.scores, strict=True), key=lambda pair: -pair[1])[:5]:
+            say(f"  {label} {score:.4f}")
+
+
+def _run_file(classifier: Classifier, source: Path, target: Path | None, batch: int) -> None:
+    """A line of JSON for each of the input's, in its order; the output file appears once it is whole."""
+    lines, began, done = _lines(source), time.perf_counter(), 0
+    partial = None if target is None else target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with stages("classify") as begin, click.open_file(str(partial or "-"), "w", encoding="utf-8") as out:
+            while window := list(islice(lines, WINDOW)):
+                begin(f"{done} texts done")
+                found = classifier.classify(window, batch)
+                out.writelines(json.dumps(as_object(one), ensure_ascii=False, allow_nan=False) + "\n" for one in found)
+                done += len(found)
+        if partial is not None and target is not None:
+            os.replace(partial, target)
+    except OSError as e:
+        raise UsageError(f"cannot be written ({e.strerror})", where=str(target)) from e
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    err.print(f"{done} texts in {time.perf_counter() - began:.2f} s")
+
+
+def _lines(source: Path) -> Iterator[Any]:
+    try:
+        stream = open(source, encoding="utf-8")  # noqa: SIM115
+    except OSError as e:
+        raise UsageError(f"cannot be read ({e.strerror})", where=str(source), mend=_FORM) from e
+    with stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield _input(line, f"{source}, line {number}")
+        except UnicodeDecodeError as e:
+            raise UsageError("the text is not UTF-8", where=str(source), mend="convert it to UTF-8") from e
+
+
+def _input(line: str, where: str) -> Any:
+    try:
+        parsed = _Line.model_validate_json(line)
+    except ValidationError as e:
+        raise UsageError(f"not a text: {e.errors()[0]['msg']}", where=where, mend=_FORM) from e
+    if (parsed.text is None) == (parsed.prompt_ids is None):
+        raise UsageError('give either "text" or "prompt_ids"', where=where, mend=_FORM)
+    if parsed.prompt_ids is not None:
+        return parsed.prompt_ids
+    return parsed.text if parsed.pair is None else (parsed.text, parsed.pair)
+
+
+def _stats(stats: Any) -> dict[str, Any]:
+    return {
+        "seconds": stats.seconds, "tokens": stats.tokens, "mean_depth": stats.mean_depth,
+        "segment_passes": stats.passes, "layer_rows": stats.layer_rows, "frozen_rows": stats.frozen_rows,
+    }  # fmt: skip
