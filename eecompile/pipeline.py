@@ -185,7 +185,7 @@ def stage_count(student: Student | EncoderStudent) -> int:
     return 2 * len(student.exits.schema.exits) + 5
 
 
-def build_plain(student: Student, out: Path) -> None:
+def build_plain(student: Student | EncoderStudent, out: Path) -> None:
     """A float32 bundle for the processor at hand, as fitting and calibrating exits need it."""
     build(student, load_target("cpu"), out, BuildOptions(precision="fp32"))
 

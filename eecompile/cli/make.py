@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -64,20 +65,29 @@ def build(
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
+@click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
 @JSON
 @user_faults
 def exits(
-    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None, as_json: bool
+    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None,
+    granularity: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit exits on CKPT in closed form and calibrate them: a student that early-exits, its backbone untouched."""
     from eecompile import pipeline
+    from eecompile.calibrate.classifier_exits import fit_classifier_exits
     from eecompile.calibrate.exits import fit_exits
+    from eecompile.student.encoder_student import is_encoder
 
     with checkpoint_directory(ckpt) as directory, stages("exits") as begin:
-        summary = fit_exits(
-            directory, ids_from_text(at, "--at"), fit, output,
-            risk=risk, error=error, limit=limit, build_bundle=pipeline.build_plain, progress=begin,
-        )  # fmt: skip
+        common: dict[str, Any] = {"risk": risk, "error": error, "limit": limit, "progress": begin}
+        layers, build_bundle = ids_from_text(at, "--at"), pipeline.build_plain
+        if is_encoder(directory):
+            summary = fit_classifier_exits(
+                directory, layers, fit, output, granularity=granularity, build_bundle=build_bundle, **common
+            )
+        else:
+            check_generates(granularity=granularity)
+            summary = fit_exits(directory, layers, fit, output, build_bundle=build_bundle, **common)
     _show(summary, as_json)
 
 
@@ -107,8 +117,7 @@ def calibrate(
     opened = Bundle.open(bundle)
     with stages("calibrate") as begin:
         if opened.manifest.task == c.CAUSAL_LM:
-            if granularity is not None or tolerance is not None:
-                raise UsageError("--granularity and --tolerance are for classifiers", mend="leave them out")
+            check_generates(granularity=granularity, tolerance=tolerance)
             result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, progress=begin)
         else:
             result = calibrate_classifier(
@@ -139,6 +148,13 @@ def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path
         yield folder / path.stem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_generates(**options: object) -> None:
+    """Raise UsageError for an option of classifiers that was given for a language model."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"--{given[0]} is for classifiers", mend="leave the option out")
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

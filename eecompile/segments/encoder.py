@@ -74,21 +74,19 @@ class EncoderWriter:
     def classify(self, g: GraphWriter, exits: StudentExits | None = None, exit_: ExitSpec | None = None) -> None:
         """hidden [N, D] -> logits [N, C], and the decision over them but for a regression, whose C is 1.
 
-        The pooler and the classifier are the model's, or the exit's own; an affine adapter maps the hidden state onto
-        what the last layer would have given. All of it in float32, whatever the precision: it is small.
+        The classifier, and the pooler before it, are the model's or the exit's own; an affine adapter maps the hidden
+        state onto what the last layer would have given. All of it in float32, whatever the precision: it is small.
         """
         spec, x = self.spec, g.input(c.HIDDEN, "float32", "N", self.spec.hidden)
-        parts = [(spec.names.pooler, "pooler")] if spec.pooler is not None else []
-        if exit_ is not None and exits is not None and exit_.adapter == "affine":
+        if exits is not None and exit_ is not None and exit_.adapter == "classifier":
+            if spec.pooler is not None and exits.has(exit_.layer, "pooler.weight"):
+                x = activated(g, self._own_linear(g, x, exits, exit_, "pooler"), spec.pooler)
+            return self._decide(g, self._own_linear(g, x, exits, exit_, "classifier"))
+        if exits is not None and exit_ is not None and exit_.adapter == "affine":
             x = self._own_linear(g, x, exits, exit_, "adapter")
-        for name, part in [*parts, (spec.names.classifier, "classifier")]:
-            if exit_ is not None and exits is not None and exit_.adapter == "classifier":
-                x = self._own_linear(g, x, exits, exit_, part)
-            else:
-                x = self._plain_linear(g, x, name)
-            if part == "pooler" and spec.pooler is not None:
-                x = activated(g, x, spec.pooler)
-        self._decide(g, x)
+        if spec.pooler is not None:
+            x = activated(g, self._plain_linear(g, x, spec.names.pooler), spec.pooler)
+        self._decide(g, self._plain_linear(g, x, spec.names.classifier))
 
     def _decide(self, g: GraphWriter, logits: str) -> None:
         g.output(logits, c.LOGITS, "float32", "N", len(self.spec.labels))

@@ -1,6 +1,6 @@
 """An encoder student: a checkpoint with a classifier, its exits, and its tokenizer if it has one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,14 @@ class EncoderStudent:
         return tokenizer_files(self.path)
 
 
+def is_encoder(path: Path) -> bool:
+    """Whether the checkpoint is of an encoder's family."""
+    return str(read_config(path).get("model_type")) in ENCODERS
+
+
 def open_checkpoint(path: Path, at: Sequence[int] = ()) -> Student | EncoderStudent:
     """Open a Hugging Face directory, whatever it is of; `at` declares exits. Raises as the two that it calls."""
-    if str(read_config(path).get("model_type")) in ENCODERS:
-        return open_encoder(path, at)
-    return open_student(path, at)
+    return open_encoder(path, at) if is_encoder(path) else open_student(path, at)
 
 
 def open_encoder(path: Path, at: Sequence[int] = ()) -> EncoderStudent:
@@ -64,7 +67,7 @@ def _declared(at: Sequence[int], spec: EncoderSpec) -> StudentExits:
 
 
 def _check_classifiers(exits: StudentExits, spec: EncoderSpec) -> None:
-    """The gates have to suit the task, and an exit's own classifier the labels."""
+    """The gates have to suit the task, and an exit's own classifier the labels; its pooler is activated as the model's."""
     able = ("delta", "fixed", "never") if spec.task == "regression" else (*c.HEAD_CRITERIA, "fixed", "never")
     shapes: dict[str, tuple[int, ...]] = {}
     for e in exits.schema.exits:
@@ -75,7 +78,9 @@ def _check_classifiers(exits: StudentExits, spec: EncoderSpec) -> None:
         if e.draft is not None:
             raise UsageError(f"exit {e.layer} drafts, and an encoder has nothing to draft", where=c.EARLY_EXIT)
         if e.adapter == "classifier":
-            shapes |= {f"exit.{e.layer}.{part}": shape for part, shape in own_classifier(spec).items()}
+            if spec.pooler is None and exits.has(e.layer, "pooler.weight"):
+                raise UsageError(f"exit {e.layer} has a pooler, and the model has none", where=c.EARLY_EXIT_WEIGHTS)
+            shapes |= {f"exit.{e.layer}.{p}": shape for p, shape in _own(spec, exits.has(e.layer, "pooler.weight"))}
     if shapes and exits.store is None:
         raise UsageError("the exits have classifiers but no weights", where=c.EARLY_EXIT)
     if exits.store is not None:
@@ -85,8 +90,8 @@ def _check_classifiers(exits: StudentExits, spec: EncoderSpec) -> None:
             raise UsageError(f"{bad[0]} is not finite", where=c.EARLY_EXIT_WEIGHTS, mend="train the exits again")
 
 
-def own_classifier(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
-    """The tensors of an exit that has a pooler (where the model has one) and a classifier of its own, [in, out]."""
+def _own(spec: EncoderSpec, pooled: bool) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """The tensors of an exit that has a classifier of its own, and a pooler before it where there is one: [in, out]."""
     d, labels = spec.hidden, len(spec.labels)
-    pooler = {"pooler.weight": (d, d), "pooler.bias": (d,)} if spec.pooler is not None else {}
-    return {**pooler, "classifier.weight": (d, labels), "classifier.bias": (labels,)}
+    pooler = {"pooler.weight": (d, d), "pooler.bias": (d,)} if pooled else {}
+    return {**pooler, "classifier.weight": (d, labels), "classifier.bias": (labels,)}.items()

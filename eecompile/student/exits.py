@@ -2,8 +2,8 @@
 
 Adapters and gates are float32 tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D]
 (in, out), adapter.bias [D]; gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1]; and for an encoder's exit with a
-classifier of its own pooler.weight [D, D] and pooler.bias [D] (where the model has a pooler), classifier.weight [D, C]
-and classifier.bias [C], C labels.
+classifier of its own classifier.weight [D, C] and classifier.bias [C], C labels, and before it, where they are there,
+pooler.weight [D, D] and pooler.bias [D] with the activation of the model's pooler.
 """
 
 import hashlib
@@ -76,6 +76,10 @@ class StudentExits:
         """The tensor "exit.<layer>.<part>", float32."""
         assert self.store is not None
         return self.store.read(f"exit.{layer}.{part}")
+
+    def has(self, layer: int, part: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return self.store is not None and f"exit.{layer}.{part}" in self.store.tensors
 
     def gate(self, exit_: ExitSpec) -> dict[str, NDArray[np.float32]] | None:
         """The learned gate's weights by part, or None where the exit has none."""
