@@ -3,9 +3,11 @@
 Per text nothing that leaves changes another text, so that one pass over the documents says what any thresholds would
 do; the loss is that of the union of exits (ltt.py), and every safer threshold is covered.
 
-Per token a row that leaves keeps its hidden state, which its neighbours then attend to (`propagate`). What thresholds
-do is only known by running them: each point of the path is run over the test documents, from safe to bold, until one
-fails. The guarantee is that of the points themselves (fixed-sequence testing), not of what lies between them.
+Per token a row that leaves keeps its hidden state, which its neighbours then attend to (`propagate`): most of what is
+lost is lost by tokens that went on among frozen ones. What thresholds do is only known by running them. So the path is
+chosen by running candidates over the path documents, and each of its points is run over the test documents, from safe
+to bold, until one fails. The guarantee is that of the points themselves (fixed-sequence testing), not of what lies
+between them.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ from eecompile.runtime.labels import ClassRule
 from eecompile.runtime.texts import TextEncoder
 from eecompile.schema import CalibrationResult, RiskPoint, Thresholds
 
-TOKEN_LEVELS: Final = tuple(float(level) for level in np.geomspace(0.002, 0.2, 12))  # each is run, so that few are
+TOKEN_LEVELS: Final = tuple(float(level) for level in np.geomspace(0.0002, 0.1, 6))  # few, since each is run
 TOLERANCE: Final = 0.1  # of the spread of the full model's values, where a regression is given no other
 Choice = Sequence[Thresholds | None]
 
@@ -61,13 +63,12 @@ def calibrate_classifier(
         raise UsageError("too few documents have an answer", where=str(data), mend="give more")
     allowed = _tolerance(bundle, path, tolerance)
     price = Price(bundle.manifest.model.layers, 0.0, bundle.manifest.classes)
-    table = answer_table(bundle, path, whole=kind == "sentence", tolerance=allowed)
-    candidates = threshold_path(table, price, LEVELS if kind == "sentence" else TOKEN_LEVELS)
     if kind == "sentence":
+        candidates = threshold_path(answer_table(bundle, path, whole=True, tolerance=allowed), price, LEVELS)
         tested = answer_table(bundle, test, whole=True, tolerance=allowed)
         points = [_union_point(tested, level, chosen, risk) for level, chosen in candidates]
     else:
-        points = _run_points(bundle, test, candidates, risk, error, progress)
+        points = _run_points(bundle, test, _token_path(bundle, path, price, risk, progress), risk, error, progress)
     return CalibrationResult(
         precision=bundle.manifest.precision,
         kv=c.GRANULARITIES[kind],
@@ -132,13 +133,42 @@ def _run_points(
     points: list[RiskPoint] = []
     for number, (level, chosen) in enumerate(candidates, 1):
         progress(f"run point {number} of at most {len(candidates)}")
-        logits, depth = run_at(bundle, test, chosen, per_token=True)
-        wrong = ~agreement(bundle, logits, test.final)
-        loss = float(union_losses(wrong[:, None], test.documents, test.count).mean())
+        loss, depth = _run_loss(bundle, test, chosen)
         points.append(_risk_point(level, chosen, loss, test.count, risk, depth, bundle.manifest.model.layers))
         if not points[-1].p_value <= error:
             break
     return points
+
+
+def _token_path(
+    bundle: Bundle, path: TracedDocuments, price: Price, risk: float, progress: Progress
+) -> list[tuple[float, Choice]]:
+    """Points from safe to bold, by what they lose on the path documents: of the deepest one, two, ... exits open at
+    each level those that no other beats in both loss and depth, as far as the loss is near the risk."""
+    levels = threshold_path(answer_table(bundle, path, whole=False), price, TOKEN_LEVELS)
+    tried: list[tuple[float, float, Choice]] = []
+    for first in reversed(range(len(bundle.manifest.exits))):
+        for _, thresholds in levels:
+            chosen: Choice = [None] * first + list(thresholds[first:])
+            if all(t is None for t in chosen) or any(chosen == other for _, _, other in tried):
+                continue
+            progress(f"try point {len(tried) + 1} of at most {len(levels) * len(bundle.manifest.exits)}")
+            loss, depth = _run_loss(bundle, path, chosen)
+            tried.append((loss, float(depth.mean()), chosen))
+    found: list[tuple[float, Choice]] = []
+    shallowest = float(bundle.manifest.model.layers)
+    for loss, mean_depth, chosen in sorted(tried, key=lambda point: point[:2]):
+        if mean_depth < shallowest and loss <= 2 * risk:
+            shallowest = mean_depth
+            found.append((loss, chosen))
+    return found
+
+
+def _run_loss(bundle: Bundle, documents: TracedDocuments, chosen: Choice) -> tuple[float, np.ndarray]:
+    """The mean loss of documents that are run with exits per token, and the exit layer of each answer."""
+    logits, depth = run_at(bundle, documents, chosen, per_token=True)
+    wrong = ~agreement(bundle, logits, documents.final)
+    return float(union_losses(wrong[:, None], documents.documents, documents.count).mean()), depth
 
 
 def _risk_point(

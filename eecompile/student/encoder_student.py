@@ -67,7 +67,7 @@ def _declared(at: Sequence[int], spec: EncoderSpec) -> StudentExits:
 
 
 def _check_classifiers(exits: StudentExits, spec: EncoderSpec) -> None:
-    """The gates have to suit the task, and an exit's own classifier the labels; its pooler is activated as the model's."""
+    """The gates have to suit the task, and an exit's own pooler and classifier the model's sizes."""
     able = ("delta", "fixed", "never") if spec.task == "regression" else (*c.HEAD_CRITERIA, "fixed", "never")
     shapes: dict[str, tuple[int, ...]] = {}
     for e in exits.schema.exits:
