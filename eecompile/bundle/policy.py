@@ -56,6 +56,8 @@ def change_policy(
     not intact or signed by another key.
     """
     files = read_for_change(bundle, key)
+    if mode == "draft" and files.manifest.task != c.CAUSAL_LM:
+        raise UsageError("a classifier drafts nothing", where=str(bundle), mend="set thresholds of mode confident")
     layers = [e.layer for e in files.manifest.exits]
     if unknown := sorted(set(thresholds) - set(layers)):
         raise UsageError(f"there is no exit after layer {unknown[0]}", where=str(bundle), mend=f"exits are at {layers}")

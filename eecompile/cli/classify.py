@@ -13,13 +13,13 @@ import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eecompile.cli.console import err, print_json, print_table, say, stages
-from eecompile.cli.options import ids_from_text, thresholds_from_options
+from eecompile.cli.options import ids_from_text, refuse_given, thresholds_from_options
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle, Classification, Classifier
 
 WINDOW = 512  # lines of a file that are read, sorted by length and classified at a time
 _GENERATING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "pending_cap", "raw", "stream")
-_CLASSIFYING = ("input", "output", "granularity", "batch", "truncate", "pair")
+CLASSIFYING = ("input", "output", "granularity", "batch", "truncate", "pair")
 _FORM = '{"text": "...", "pair": "..." (if it has one)} or {"prompt_ids": [1, 2, 3]} a line'
 
 
@@ -33,19 +33,9 @@ class _Line(BaseModel):
     prompt_ids: Annotated[list[int], Field(min_length=1)] | None = None
 
 
-def refuse_options(options: Mapping[str, Any], classifies: bool) -> None:
-    """Raise UsageError for an option that was given and that this kind of bundle does not have."""
-    context, names = click.get_current_context(), _GENERATING if classifies else _CLASSIFYING
-    for name in names:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            kind = "classifies texts" if classifies else "generates text"
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} is not for this bundle, which {kind}", mend="leave the option out")
-
-
 def run_classifier(opened: Bundle, prompt: str | None, options: Mapping[str, Any]) -> None:
     """Classify what the options say and print it, or write it to the output file."""
-    refuse_options(options, classifies=True)
+    refuse_given(*_GENERATING)
     given = [name for name in ("prompt_ids", "input") if options[name] is not None] + ["prompt"] * (prompt is not None)
     if len(given) != 1:
         raise UsageError("give one of a text, --prompt-ids and --input FILE.jsonl")

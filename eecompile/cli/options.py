@@ -15,6 +15,15 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 KEY = click.option("--key", type=click.Path(path_type=Path), help="Ed25519 key in PEM form.")
 
 
+def refuse_given(*names: str, kind: str = "classifies texts") -> None:
+    """Raise UsageError if one of these options was given on the command line: this `kind` of bundle has none."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is not for this bundle, which {kind}", mend="leave the option out")
+
+
 def ids_from_text(text: str, option: str) -> list[int]:
     """Integers separated by commas; raises UsageError naming the option."""
     try:

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from eecompile import contract as c
-from eecompile.cli.classify import refuse_options, run_classifier
+from eecompile.cli.classify import CLASSIFYING, run_classifier
 from eecompile.cli.console import err, print_json, user_faults
-from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, thresholds_from_options
+from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, refuse_given, thresholds_from_options
 from eecompile.errors import UsageError
 
 
@@ -49,7 +49,7 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     if opened.manifest.task != c.CAUSAL_LM:
         run_classifier(opened, prompt, options)
         return
-    refuse_options(options, classifies=False)
+    refuse_given(*CLASSIFYING, kind="generates text")
     if (prompt is None) == (options["prompt_ids"] is None):
         raise UsageError("give either a PROMPT or --prompt-ids")
     mode = options["mode"]

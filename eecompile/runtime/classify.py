@@ -98,7 +98,7 @@ class Classifier:
     ) -> None:  # fmt: skip
         self.manifest, self.encoder = manifest, encoder
         self._graphs, self._rules, self._budget = graphs, list(rules), budget
-        self._per_token, self._compaction = per_token, compaction
+        self.per_token, self._compaction = per_token, compaction
         self._labels_tokens = manifest.task == c.TOKENS
         self._asked = [AskedExit(engine, manifest.task) for engine in graphs.exits]
         self._head = AskedExit(graphs.head, manifest.task)
@@ -180,7 +180,7 @@ class Classifier:
 
     def _fired(self, walk: EncoderBatch, units: NDArray[np.int64], said: Said) -> Bools:
         """Which of `units` leave: those whose gate fired, but a text's tokens only all together unless per token."""
-        if not self._labels_tokens or self._per_token:
+        if not self._labels_tokens or self.per_token:
             return said.fires
         unsure = np.zeros(len(walk.first), np.bool_)
         unsure[walk.text[units[~said.fires & ~walk.special[units]]]] = True

@@ -58,7 +58,7 @@ def numpy_reference(name: str, spec: DecoderSpec, store: WeightStore, at: Sequen
 def read_recorded(root: Path, manifest: Manifest) -> tuple[list[int], ModelRows]:
     """The token ids and rows that the numpy model gave at build. Raises IntegrityError where they do not fit."""
     model = manifest.model
-    ids = _array(root, "token_ids", np.int64, (-1,))
+    ids = recorded_array(root, "token_ids", np.int64, (-1,))
     if (
         not len(ids)
         or ids.min() < 0
@@ -67,9 +67,9 @@ def read_recorded(root: Path, manifest: Manifest) -> tuple[list[int], ModelRows]
     ):
         raise IntegrityError("no token ids of this model", where=_where("token_ids"), mend="build the bundle again")
     rows = (len(ids), model.hidden)
-    hidden = {e.layer: _array(root, f"hidden_{e.layer}", np.float32, rows) for e in manifest.exits}
-    finished = _array(root, "finished", np.float32, rows)
-    logits = _array(root, "logits", np.float32, (min(RECORDED_LOGITS, len(ids)), model.vocab))
+    hidden = {e.layer: recorded_array(root, f"hidden_{e.layer}", np.float32, rows) for e in manifest.exits}
+    finished = recorded_array(root, "finished", np.float32, rows)
+    logits = recorded_array(root, "logits", np.float32, (min(RECORDED_LOGITS, len(ids)), model.vocab))
     return ids.tolist(), ModelRows(hidden, finished, logits)
 
 
@@ -83,7 +83,7 @@ def _hugging_face_rows(model: Any, ids: Sequence[int], at: Sequence[int]) -> Mod
     return ModelRows(hidden, states[-1][0].numpy(), out.logits[0].numpy())
 
 
-def _array(root: Path, name: str, dtype: type, shape: tuple[int, ...]) -> Any:
+def recorded_array(root: Path, name: str, dtype: type, shape: tuple[int, ...]) -> Any:
     """One recorded array; memory-mapped first, since numpy would believe any shape that a header claims."""
     try:
         array = np.load(root / RECORDED / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -232,14 +232,14 @@ def test_confident_mode_needs_a_calibration_of_its_granularity(bundles: dict[str
     with pytest.raises(Uncalibrated, match="calibrate"):
         plain.classifier("confident")
     whole = calibrated(plain, tmp_path / "whole", "none", bold)
-    assert not whole.classifier("confident")._per_token
+    assert not whole.classifier("confident").per_token
     whole.classifier("confident", thresholds={1: {"max_prob": 0.75}, 3: None})
     with pytest.raises(Uncalibrated, match="outside"):
         whole.classifier("confident", thresholds={1: {"max_prob": 0.5}})
     with pytest.raises(Uncalibrated, match="exits per token"):
         whole.classifier("confident", granularity="token")
     single = calibrated(plain, tmp_path / "single", "propagate", safe, bold)
-    assert single.classifier("confident")._per_token
+    assert single.classifier("confident").per_token
     single.classifier("confident", thresholds={1: safe[0], 3: safe[2]})
     single.classifier("confident", thresholds={1: None, 3: None})
     for untested in ({1: {"max_prob": 0.75}}, {1: None}):
