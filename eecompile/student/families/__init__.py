@@ -33,7 +33,7 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
         raise UsageError(
             f"model family {family!r} is not supported",
             where="config.json",
-            mend=f"supported families: {', '.join(sorted({*FAMILIES, *ENCODERS}))}",
+            mend=f"supported families: {', '.join(sorted(FAMILIES))}; encoders: {', '.join(sorted(ENCODERS))}",
         )
     _check_not_quantised(config)
     return FAMILIES[family](config)
