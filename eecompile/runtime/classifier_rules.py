@@ -26,7 +26,9 @@ def granularity_of(files: BundleFiles, granularity: str | None) -> str:
     """What leaves a batch: as asked for, or tokens where the policy's thresholds were tested so, or whole texts."""
     able = ["sentence", "token"] if files.manifest.task == c.TOKENS else ["sentence"]
     if granularity is None:
-        return "token" if _is_tested(files, [e.confident for e in files.policy.exits]) else "sentence"
+        tested = _is_tested(files, [e.confident for e in files.policy.exits])
+        only = _calibrated(files, "token") and not _calibrated(files, "sentence")
+        return "token" if tested or only else "sentence"
     if granularity not in able:
         mend = f"granularities of a {files.manifest.task}: {', '.join(able)}"
         raise UsageError(f"there is no granularity {granularity!r} here", mend=mend)
@@ -67,6 +69,12 @@ def _check_calibrated(files: BundleFiles, exits: Sequence[ExitPolicy], granulari
     fault = confident_fault(manifest, changed, files.calibrations, kv)
     if fault:
         raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
+
+
+def _calibrated(files: BundleFiles, granularity: str) -> bool:
+    """Whether there is a calibration of the bundle's exits for this granularity."""
+    kv = c.GRANULARITIES[granularity]
+    return bool(matching_calibrations(files.manifest, files.policy, files.calibrations, kv))
 
 
 def _is_tested(files: BundleFiles, chosen: Sequence[Thresholds | None]) -> bool:
