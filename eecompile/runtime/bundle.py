@@ -172,10 +172,10 @@ class Bundle:
 
 def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
-    infos = manifest.graphs
+    infos, varied = manifest.graphs, manifest.task != c.CAUSAL_LM
 
     def load(info: GraphInfo) -> OrtEngine:
-        return OrtEngine(root / info.path, info)
+        return OrtEngine(root / info.path, info, varied=varied)
 
     return LoadedGraphs(
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head)
