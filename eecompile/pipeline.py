@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.gates import encode_gate
+from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
@@ -34,18 +34,21 @@ MOST_MINIMUM_ROWS = 16
 @dataclass(frozen=True)
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
-    an engine that computes a lone row by another kernel (`verify` tells)."""
+    an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
+    most; a bundle of one slot may use faster operators."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
+    slots: int = 1
 
 
 def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
     """What a build would do, checked against model and target; raises UsageError where it cannot be done."""
     if isinstance(student, EncoderStudent):
-        others = {"pending cap": options.pending_cap, "minimum of rows": None if options.minimum_rows == 1 else 2}
+        decoders = {"minimum of rows": options.minimum_rows, "number of slots": options.slots}
+        others = {"pending cap": options.pending_cap, **{name: None if n == 1 else n for name, n in decoders.items()}}
         return plan_encoder(student, target, options.precision, options.context, others)
     precision = options.precision or target.precision
     if precision not in target.precisions:
@@ -59,8 +62,10 @@ def plan(student: Student | EncoderStudent, target: Target, options: BuildOption
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
+    if not 1 <= options.slots <= target.batch:
+        raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
     exits = [e.layer for e in student.exits.schema.exits]
-    sizes = {"context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, **sizes, "exits": exits}
 
 
@@ -72,6 +77,7 @@ def build(
     chosen = plan(student, target, options)
     if isinstance(student, EncoderStudent):
         return build_encoder(student, target, out, chosen, progress=progress)
+    student = student.at_context(chosen["context"])
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
         graphs = write_segments(
@@ -80,6 +86,7 @@ def build(
             precision=chosen["precision"],
             context=chosen["context"],
             slack=slack,
+            fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)
@@ -110,8 +117,9 @@ def _manifest_fields(
         "prefill_rows": c.PREFILL_ROWS,
         "minimum_rows": chosen["minimum_rows"],
         "slack": slack,
-        "slots": 1,
+        "slots": chosen["slots"],
         "exits": [e.model_dump() for e in _exit_infos(student)],
+        "heads": [head.model_dump() for head in student.exits.schema.heads],
         "schedule": [
             {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
         ],
@@ -119,6 +127,7 @@ def _manifest_fields(
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
+            "heads": [g.model_dump() for g in graphs.heads],
             "reference": None if graphs.reference is None else graphs.reference.model_dump(),
         },
         "tokenizer": bool(student.tokenizer_files),
@@ -129,7 +138,9 @@ def _manifest_fields(
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The student's exits as a policy, and that of its calibrations that holds for this build."""
     policy = [
-        ExitPolicy(layer=e.layer, confident=None, draft=e.draft, gate=_gate(student, e))
+        ExitPolicy(layer=e.layer, confident=None, draft=e.draft).model_copy(
+            update={kind: _gate(student, e, kind) for kind in KINDS}
+        )
         for e in student.exits.schema.exits
     ]
     overlays: dict[str, dict[str, Any]] = {}
@@ -152,13 +163,12 @@ def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[Cali
 
 
 def _exit_infos(student: Student) -> list[ExitInfo]:
-    fields = {"layer", "adapter", "gates", "gate_units"}
-    return [ExitInfo.model_validate(e.model_dump(include=fields)) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate(e.model_dump(exclude={"draft"})) for e in student.exits.schema.exits]
 
 
-def _gate(student: Student, exit_: ExitSpec) -> GateWeights | None:
-    gate = student.exits.gate(exit_)
-    return None if gate is None else encode_gate(**gate)
+def _gate(student: Student, exit_: ExitSpec, kind: str) -> GateWeights | None:
+    gate = student.exits.gate(exit_, kind)
+    return None if gate is None else encode_gate(gate.get("w1"), gate.get("b1"), gate["w2"], gate["b2"])
 
 
 def _copy_tokenizer(student: Student, root: Path) -> None:
@@ -182,7 +192,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
 
 def stage_count(student: Student | EncoderStudent) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + 5
+    return 2 * len(student.exits.schema.exits) + len(student.exits.schema.heads) + 5
 
 
 def build_plain(student: Student | EncoderStudent, out: Path) -> None:

@@ -111,5 +111,4 @@ def _overlays(student: EncoderStudent, chosen: dict[str, Any]) -> dict[str, dict
 
 
 def _exit_infos(student: EncoderStudent) -> list[ExitInfo]:
-    fields = {"layer", "adapter", "gates", "gate_units"}
-    return [ExitInfo.model_validate(e.model_dump(include=fields)) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate(e.model_dump(exclude={"draft"})) for e in student.exits.schema.exits]

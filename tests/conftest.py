@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from eecompile.runtime import Bundle
+from eecompile.shapes import HeadShape
 from eecompile.student.exits import ExitSpec
 
 hypothesis.settings.register_profile(
@@ -40,24 +41,27 @@ class Shelf:
         self._opened: dict[str, Bundle] = {}
 
     def checkpoint(
-        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (), **options: Any
+        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (),
+        heads: Sequence[HeadShape] = (), **options: Any,
     ) -> Path:  # fmt: skip
         """The checkpoint of `settings` with early-exit heads `exits`; options as tiny.checkpoint's."""
-        key = json.dumps([settings, [e.model_dump() for e in exits], options], sort_keys=True)
+        shapes = [part.model_dump() for part in (*exits, *heads)]
+        key = json.dumps([settings, shapes, options], sort_keys=True)
         path = self._root / f"checkpoint-{tiny.digest(key)}"
         if not path.exists():
             tiny.checkpoint(path, settings, **options)
             if exits:
-                tiny.add_exits(path, exits)
+                tiny.add_exits(path, exits, heads=heads)
         return path
 
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
-        precision: str = "fp32", context: int | None = None, minimum_rows: int = 1, **options: Any,
+        heads: Sequence[HeadShape] = (), precision: str = "fp32", context: int | None = None, minimum_rows: int = 1,
+        slots: int = 1, **options: Any,
     ) -> Bundle:  # fmt: skip
         """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
-        source = self.checkpoint(settings, exits, **options)
-        chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows}
+        source = self.checkpoint(settings, exits, heads, **options)
+        chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows, "slots": slots}
         key = json.dumps([source.name, list(at), chosen])
         if key not in self._opened:
             self._opened[key] = tiny.open_bundle(self._root / f"bundle-{tiny.digest(key)}", source, at, **chosen)

@@ -23,7 +23,9 @@ from eecompile.bundle.write import write_overlay
 from eecompile.engines.ort import use_threads
 from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, Sampling
+from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
+from eecompile.shapes import HeadShape, weight_shapes
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.student import open_student
@@ -58,11 +60,106 @@ def config(family: str = "llama", **changes: Any) -> Config:
         "rms_norm_eps": 1e-5, "rope_theta": 1000.0, "tie_word_embeddings": False, "sliding_window": None,
         "bos_token_id": 1, "eos_token_id": [],
     }  # fmt: skip
+    settings |= FAMILY.get(family, {})
     return {k: v for k, v in {**sizes, **settings, **changes}.items() if v is not None or k == "sliding_window"}
+
+
+FAMILY: dict[str, Config] = {  # what a family's config has otherwise; epsilons are large enough to be missed
+    "cohere": {"layer_norm_eps": 1e-2, "logit_scale": 0.7, "tie_word_embeddings": True},
+    "cohere2": {"layer_norm_eps": 1e-2, "logit_scale": 0.7, "tie_word_embeddings": True, "sliding_window": 20},
+    "gemma": {"hidden_act": "gelu", "head_dim": 16, "tie_word_embeddings": True},
+    "gemma2": {
+        "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "tie_word_embeddings": True, "sliding_window": 20,
+        "query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 6.0,
+    },
+    "gemma3_text": {
+        "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "tie_word_embeddings": True, "sliding_window": 20,
+        "query_pre_attn_scalar": 24, "sliding_window_pattern": 2, "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "gpt_neox": {
+        "layer_norm_eps": 1e-2, "rotary_pct": 0.5, "rotary_emb_base": 500.0, "hidden_act": "gelu",
+        "num_key_value_heads": None,
+    },
+    "granite": {
+        "attention_multiplier": 0.2, "embedding_multiplier": 1.5, "residual_multiplier": 0.6, "logits_scaling": 2.5,
+    },
+    "olmo3": {"sliding_window": 20},
+    "phi": {"layer_norm_eps": 1e-2, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5},
+    "phi3": {"num_key_value_heads": None, "pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0},
+    "stablelm": {"layer_norm_eps": 1e-2, "partial_rotary_factor": 0.25, "use_qkv_bias": True},
+    "starcoder2": {"norm_epsilon": 1e-2, "hidden_act": "gelu_pytorch_tanh", "sliding_window": 20},
+}  # fmt: skip
+
+
+def gpt2(**changes: Any) -> Config:
+    """config.json of a GPT-2, which has its own words for everything."""
+    settings = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 4,
+        "n_positions": 256, "n_inner": None, "vocab_size": VOCAB, "layer_norm_epsilon": 1e-2, "bos_token_id": 1,
+        "eos_token_id": [], "activation_function": "gelu_new", "tie_word_embeddings": True,
+    }  # fmt: skip
+    return {**settings, **changes}
 
 
 def variants() -> dict[str, Config]:
     """One config for each thing that a family's description can say."""
+    return {**llama_variants(), **other_variants()}
+
+
+def other_variants() -> dict[str, Config]:
+    """Those of the families that are less like llama."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    nested = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 2000.0, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    }
+    longrope = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 5.0, 9.0, 20.0]}
+    stretched = {"max_position_embeddings": 8192, "original_max_position_embeddings": 2048}
+    return {
+        "gpt2": gpt2(),
+        "gpt2-untied": gpt2(tie_word_embeddings=False, n_inner=96, activation_function="relu"),
+        "gpt2-scales": gpt2(scale_attn_by_inverse_layer_idx=True, n_head=2),
+        "gpt2-unscaled": gpt2(scale_attn_weights=False),
+        "gpt_neox": config("gpt_neox"),
+        "gpt_neox-in-turn": config("gpt_neox", use_parallel_residual=False, attention_bias=False),
+        "gpt_neox-new": config("gpt_neox", rope_parameters={"rope_theta": 200.0, "partial_rotary_factor": 1.0}),
+        "phi": config("phi"),
+        "phi3": config("phi3", sliding_window=20),
+        "phi3-groups": config("phi3", num_key_value_heads=2, partial_rotary_factor=0.75),
+        "phi3-longrope": config("phi3", **stretched, rope_scaling=longrope),
+        "gemma": config("gemma"),
+        "gemma-biases": config("gemma", attention_bias=True, num_key_value_heads=1, tie_word_embeddings=False),
+        "gemma2": config("gemma2"),
+        "gemma2-unbounded": config(
+            "gemma2", attn_logit_softcapping=None, final_logit_softcapping=9.0, num_key_value_heads=4
+        ) | {"attn_logit_softcapping": None, "layer_types": kinds[::-1]},
+        "gemma3": config("gemma3_text"),
+        "gemma3-new": config(
+            "gemma3_text", rope_theta=None, rope_scaling=None, rope_local_base_freq=None, sliding_window_pattern=None,
+            rope_parameters=nested, layer_types=kinds, final_logit_softcapping=6.0, attn_logit_softcapping=3.0,
+        ),
+        "olmo2": config("olmo2"),
+        "olmo2-biases": config("olmo2", attention_bias=True, num_key_value_heads=4),
+        "olmo3": config("olmo3"),
+        "olmo3-new": config("olmo3", rope_theta=None, rope_parameters=nested, layer_types=kinds),
+        "granite": config("granite", attention_bias=True, mlp_bias=True),
+        "starcoder2": config("starcoder2", tie_word_embeddings=True),
+        "starcoder2-plain": config("starcoder2", use_bias=False, sliding_window=None),
+        "stablelm": config("stablelm"),
+        "stablelm-parallel": config("stablelm", use_parallel_residual=True, use_qkv_bias=False),
+        "cohere": config("cohere", attention_bias=True),
+        "cohere2": config("cohere2", layer_types=kinds),
+        "smollm3": config("smollm3", no_rope_layer_interval=2),
+        "smollm3-window": config(
+            "smollm3", no_rope_layers=[1, 0, 0, 1], use_sliding_window=True, sliding_window=20, attention_bias=True
+        ),
+    }  # fmt: skip
+
+
+def llama_variants() -> dict[str, Config]:
+    """Those of llama and its nearest relatives."""
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     yarn = {"factor": 4.0, "original_max_position_embeddings": 64}
     window = {"use_sliding_window": True, "sliding_window": 20}
@@ -70,6 +167,8 @@ def variants() -> dict[str, Config]:
     new = {"rope_theta": None}  # the newer spelling keeps theta among the rope parameters
     return {
         "llama": config(),
+        "llama-fused": config(head_dim=16, attention_bias=True),
+        "llama-fused-every-head-its-keys": config(head_dim=16, num_key_value_heads=4),
         "llama-every-head-its-keys": config(num_key_value_heads=4),
         "llama-one-key-head": config(num_key_value_heads=1),
         "llama-tied": config(tie_word_embeddings=True, head_dim=None),
@@ -100,19 +199,25 @@ def variants() -> dict[str, Config]:
 
 def weights(settings: Mapping[str, Any], seed: int = 0, *, gain: float = 1.0) -> dict[str, Float]:
     """Random tensors for `settings` by checkpoint name; `gain` scales what the layers add to the embeddings."""
-    rng = np.random.default_rng(seed)
+    rng, spec = np.random.default_rng(seed), spec_from_config(settings)
+    transposed = {view.tensor for view in spec.views().values() if view.transposed}
     tensors: dict[str, Float] = {}
-    for name, shape in spec_from_config(settings).shapes().items():
+    for name, shape in spec.tensors().items():
         values = rng.standard_normal(shape)
-        if name.endswith("norm.weight"):
-            values = np.exp(0.4 * values)
-        elif name.endswith(".bias"):
+        if name.endswith(".bias"):
             values = 0.5 * values
-        elif "embed_tokens" not in name:
-            out = name.endswith(("o_proj.weight", "down_proj.weight"))
-            values *= (gain if out else 1.5) / np.sqrt(shape[-1])
+        elif len(shape) == 1:
+            values = np.exp(0.4 * values)
+        elif name not in (spec.names.embed, spec.names.positions):
+            inputs = shape[0] if name in transposed else shape[1]
+            values *= (gain if name.endswith(OUTPUTS) else 1.5) / np.sqrt(inputs)
         tensors[name] = values.astype(np.float32)
     return tensors
+
+
+OUTPUTS = (  # what attention and MLP add to the hidden state
+    "o_proj.weight", "down_proj.weight", "c_proj.weight", "dense.weight", "dense_4h_to_h.weight", "fc2.weight",
+)  # fmt: skip
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: str = "float32") -> None:
@@ -164,20 +269,34 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
     return path
 
 
-def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
-    """Give a checkpoint exits with random gates, and affine adapters near the identity."""
+def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = ()) -> Path:
+    """Give a checkpoint exits with random gates, affine adapters near the identity, and random small heads."""
+    save_exits(path, EarlyExit(exits=list(exits), heads=list(heads)), exit_tensors(path, exits, seed, heads))
+    return path
+
+
+def exit_tensors(
+    path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = ()
+) -> dict[str, Float]:  # fmt: skip
+    """Random tensors for the exits and heads of the checkpoint at `path`."""
     rng, tensors = np.random.default_rng(seed), {}
-    hidden = json.loads((path / "config.json").read_text())["hidden_size"]
+    spec = spec_from_config(json.loads((path / "config.json").read_text()))
+    hidden, vocab = spec.hidden, spec.vocab
     for e in exits:
-        u = e.gate_units
         if e.adapter == "affine":
             tensors[f"exit.{e.layer}.adapter.weight"] = np.eye(hidden) + 0.1 * rng.standard_normal((hidden, hidden))
             tensors[f"exit.{e.layer}.adapter.bias"] = 0.1 * rng.standard_normal(hidden)
-        if u:
-            shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
-            tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}
-    save_exits(path, EarlyExit(exits=list(exits)), {n: t.astype(np.float32) for n, t in tensors.items()})
-    return path
+        for kind, (inputs, units, outputs) in e.gate_sizes(hidden).items():
+            shapes = weight_shapes(inputs, units, outputs)
+            scale = 1.0 if kind == "gate" else 1 / np.sqrt(units or inputs)
+            tensors |= {f"exit.{e.layer}.{kind}.{p}": scale * rng.standard_normal(s) for p, s in shapes.items()}
+    for head in heads:
+        if head.kind == "low_rank":
+            tensors[f"head.{head.name}.down"] = rng.standard_normal((head.rank, hidden)) / np.sqrt(hidden)
+            tensors[f"head.{head.name}.up"] = 2 * rng.standard_normal((vocab, head.rank))
+        if head.bias:
+            tensors[f"head.{head.name}.bias"] = rng.standard_normal(vocab)
+    return {n: t.astype(np.float32) for n, t in tensors.items()}
 
 
 def bundle_at(out: Path, source: Path, at: Sequence[int] = (), **options: Any) -> Path:
@@ -219,11 +338,20 @@ def tokens(
 def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
     """The live rows of every cache tensor: lengths[k] rows [KV, rows, d] of each of step k's."""
     return [
-        cache[0, :, :length].copy()
+        cache[stairs.slot, :, :length].copy()
         for step, length in zip(stairs.schedule, lengths, strict=True)
         for name, cache in sorted(stairs.caches.tensors[step.cache].items())
         if not name.endswith("_out")
     ]
+
+
+def head_logits(opened: Bundle, finished: Float) -> Float:
+    """The head's logits [R, V] of finished rows [R, D]."""
+    m = opened.manifest
+    head = Head(opened.graphs.head, m.model.hidden, m.model.vocab, len(finished), m.minimum_rows)
+    logits = head(finished, logits=True).logits
+    assert logits is not None
+    return logits.copy()
 
 
 def ort_threads() -> None:

@@ -15,12 +15,12 @@ from pydantic import Field
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bench.bench import machine_facts, peak_memory_mb
-from eecompile.bench.prompts import read_prompts
 from eecompile.bench.results import Count, Machine, Positive, Rounds, Share
 from eecompile.bench.tables import Table
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.classify import Classification, Classifier, ClassifyStats, TokenLabel
+from eecompile.runtime.prompts import read_texts
 from eecompile.runtime.texts import TextInput
 from eecompile.schema import Name, Precision, Sha256, Strict, Task, Text
 
@@ -93,7 +93,7 @@ def run_classifier_bench(
     """
     if rounds < 1:
         raise UsageError(f"{rounds} rounds measure nothing", mend="one round or more")
-    given = list(read_prompts(texts) if isinstance(texts, Path) else texts or _built_in(bundle))
+    given = list(read_texts(texts) if isinstance(texts, Path) else texts or _built_in(bundle))
     contenders, refused = {"full": bundle.classifier(truncate=True)}, ""
     granularity = "sentence"
     try:

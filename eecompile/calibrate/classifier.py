@@ -62,13 +62,13 @@ def calibrate_classifier(
     if not path.count or test.count < documents_needed(risk, error):
         raise UsageError("too few documents have an answer", where=str(data), mend="give more")
     allowed = _tolerance(bundle, path, tolerance)
-    price = Price(bundle.manifest.model.layers, 0.0, bundle.manifest.classes)
+    costs = [Price(bundle.manifest.model.layers, 0.0, bundle.manifest.classes)] * len(bundle.manifest.exits)
     if kind == "sentence":
-        candidates = threshold_path(answer_table(bundle, path, whole=True, tolerance=allowed), price, LEVELS)
+        candidates = threshold_path(answer_table(bundle, path, whole=True, tolerance=allowed), costs, LEVELS)
         tested = answer_table(bundle, test, whole=True, tolerance=allowed)
         points = [_union_point(tested, level, chosen, risk) for level, chosen in candidates]
     else:
-        points = _run_points(bundle, test, _token_path(bundle, path, price, risk, progress), risk, error, progress)
+        points = _run_points(bundle, test, _token_path(bundle, path, costs, risk, progress), risk, error, progress)
     return CalibrationResult(
         precision=bundle.manifest.precision,
         kv=c.GRANULARITIES[kind],
@@ -141,11 +141,11 @@ def _run_points(
 
 
 def _token_path(
-    bundle: Bundle, path: TracedDocuments, price: Price, risk: float, progress: Progress
+    bundle: Bundle, path: TracedDocuments, costs: Sequence[Price], risk: float, progress: Progress
 ) -> list[tuple[float, Choice]]:
     """Points from safe to bold, by what they lose on the path documents: of the deepest one, two, ... exits open at
     each level those that no other beats in both loss and depth, as far as the loss is near the risk."""
-    levels = threshold_path(answer_table(bundle, path, whole=False), price, TOKEN_LEVELS)
+    levels = threshold_path(answer_table(bundle, path, whole=False), costs, TOKEN_LEVELS)
     tried: list[tuple[float, float, Choice]] = []
     for first in reversed(range(len(bundle.manifest.exits))):
         for _, thresholds in levels:

@@ -3,40 +3,33 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import click
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eecompile.cli.console import err, print_json, print_table, say, stages
 from eecompile.cli.options import ids_from_text, refuse_given, thresholds_from_options
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle, Classification, Classifier
+from eecompile.runtime.classify import BATCH
+from eecompile.runtime.prompts import read_texts
 
 WINDOW = 512  # lines of a file that are read, sorted by length and classified at a time
-_GENERATING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "pending_cap", "raw", "stream")
-CLASSIFYING = ("input", "output", "granularity", "batch", "truncate", "pair")
-_FORM = '{"text": "...", "pair": "..." (if it has one)} or {"prompt_ids": [1, 2, 3]} a line'
-
-
-class _Line(BaseModel):
-    """A line of the input. Other members are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    text: str | None = None
-    pair: str | None = None
-    prompt_ids: Annotated[list[int], Field(min_length=1)] | None = None
+_GENERATING = (
+    "max_new_tokens", "kv", "temperature", "top_k", "top_p", "seed", "sled", "sled_rate", "pending_cap", "raw",
+    "stream",
+)  # fmt: skip
+CLASSIFYING = ("granularity", "truncate", "pair")
 
 
 def run_classifier(opened: Bundle, prompt: str | None, options: Mapping[str, Any]) -> None:
     """Classify what the options say and print it, or write it to the output file."""
     refuse_given(*_GENERATING)
-    given = [name for name in ("prompt_ids", "input") if options[name] is not None] + ["prompt"] * (prompt is not None)
+    given = [name for name in ("prompt_ids", "input_") if options[name] is not None] + ["prompt"] * (prompt is not None)
     if len(given) != 1:
         raise UsageError("give one of a text, --prompt-ids and --input FILE.jsonl")
     mode, exits = options["mode"], opened.files.policy.exits
@@ -45,8 +38,9 @@ def run_classifier(opened: Bundle, prompt: str | None, options: Mapping[str, Any
         budget=options["budget"],
         thresholds=thresholds_from_options(options["threshold"], opened.manifest, exits, mode),
     )  # fmt: skip
-    if options["input"] is not None:
-        _run_file(classifier, options["input"], options["output"], options["batch"])
+    if options["input_"] is not None:
+        batch = BATCH if options["batch"] is None else options["batch"]
+        _run_file(classifier, options["input_"], options["output"], batch)
         return
     if options["output"] is not None:
         raise UsageError("--output goes with --input", mend="a single text is printed")
@@ -83,7 +77,7 @@ def _print(opened: Bundle, found: Classification) -> None:
 
 def _run_file(classifier: Classifier, source: Path, target: Path | None, batch: int) -> None:
     """A line of JSON for each of the input's, in its order; the output file appears once it is whole."""
-    lines, began, done = _lines(source), time.perf_counter(), 0
+    lines, began, done = read_texts(source), time.perf_counter(), 0
     partial = None if target is None else target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with stages("classify") as begin, click.open_file(str(partial or "-"), "w", encoding="utf-8") as out:
@@ -100,32 +94,6 @@ def _run_file(classifier: Classifier, source: Path, target: Path | None, batch: 
         if partial is not None:
             partial.unlink(missing_ok=True)
     err.print(f"{done} texts in {time.perf_counter() - began:.2f} s")
-
-
-def _lines(source: Path) -> Iterator[Any]:
-    try:
-        stream = open(source, encoding="utf-8")  # noqa: SIM115
-    except OSError as e:
-        raise UsageError(f"cannot be read ({e.strerror})", where=str(source), mend=_FORM) from e
-    with stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield _input(line, f"{source}, line {number}")
-        except UnicodeDecodeError as e:
-            raise UsageError("the text is not UTF-8", where=str(source), mend="convert it to UTF-8") from e
-
-
-def _input(line: str, where: str) -> Any:
-    try:
-        parsed = _Line.model_validate_json(line)
-    except ValidationError as e:
-        raise UsageError(f"not a text: {e.errors()[0]['msg']}", where=where, mend=_FORM) from e
-    if (parsed.text is None) == (parsed.prompt_ids is None):
-        raise UsageError('give either "text" or "prompt_ids"', where=where, mend=_FORM)
-    if parsed.prompt_ids is not None:
-        return parsed.prompt_ids
-    return parsed.text if parsed.pair is None else (parsed.text, parsed.pair)
 
 
 def _stats(stats: Any) -> dict[str, Any]:

@@ -16,12 +16,12 @@ KEY = click.option("--key", type=click.Path(path_type=Path), help="Ed25519 key i
 
 
 def refuse_given(*names: str, kind: str = "classifies texts") -> None:
-    """Raise UsageError if one of these options was given on the command line: this `kind` of bundle has none."""
+    """Raise UsageError if one of these options was given on the command line: a model of this `kind` has none."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} is not for this bundle, which {kind}", mend="leave the option out")
+            option = f"--{name.rstrip('_').replace('_', '-')}"
+            raise UsageError(f"{option} is not for a model that {kind}", mend="leave the option out")
 
 
 def ids_from_text(text: str, option: str) -> list[int]:
@@ -30,6 +30,11 @@ def ids_from_text(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as e:
         raise UsageError(f"{option} {text!r} is not a list of numbers", mend=f"as in {option} 6,12,18") from e
+
+
+def names_from_text(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def thresholds_from_options(

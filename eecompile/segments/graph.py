@@ -1,11 +1,12 @@
 """A small ONNX graph writer: nodes with generated names, initialisers inline or in a weight file.
 
 Written on onnx's protobuf helpers; it adds names, the opset, and external data by reference. The dialect is opset 24
-with standard operators only, which ONNX Runtime and TensorRT both parse.
+with standard operators, which ONNX Runtime and TensorRT both parse; ONNX Runtime's own (`RUNTIME_DOMAIN`) appear only
+where a build is for it alone.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from eecompile.segments.weights import Values, WeightBook, proto_from_stored
 
 OPSET = 24
 IR_VERSION = 11
+RUNTIME_DOMAIN = "com.microsoft"
+Pass = Callable[[list[onnx.NodeProto], Container[str]], tuple[list[onnx.NodeProto], bool]]
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -40,6 +43,8 @@ class GraphWriter:
         self.outputs: list[TensorInfo] = []
         self.functions: list[onnx.FunctionProto] = []
         self._nodes: list[onnx.NodeProto] = []
+        self._written = 0
+        self._settled = 0  # nodes that no later rewrite touches
         self._initializers: dict[str, onnx.TensorProto] = {}
 
     def input(self, name: str, dtype: Dtype, *shape: int | str) -> str:
@@ -61,7 +66,8 @@ class GraphWriter:
         self, kind: str, count: int, *inputs: str, named: Sequence[str] = (), domain: str = "", **attributes: Any
     ) -> Sequence[str]:
         """Add a node with `count` outputs and return their names."""
-        label = f"{kind}_{len(self._nodes)}"
+        label = f"{kind}_{self._written}"
+        self._written += 1
         names = list(named) or [label if count == 1 else f"{label}_{i}" for i in range(count)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=label, domain=domain, **attributes))
         return names
@@ -86,6 +92,13 @@ class GraphWriter:
         """As `weight`, for an array that is stored as it is."""
         return self.weight(name, lambda: Values.of(make()), file)
 
+    def apply(self, rewrite: Pass) -> None:
+        """Rewrite the nodes written since the last call; `rewrite` gets them and the names of the initialisers."""
+        done = self._nodes[: self._settled]
+        fresh, _ = rewrite(self._nodes[self._settled :], self._initializers)
+        self._nodes = done + fresh
+        self._settled = len(self._nodes)
+
     def save(self, path: Path, *, layers: int = 0, relative: str = "") -> GraphInfo:
         """Write the model and describe it; `relative` is its path in the bundle (default: under segments/)."""
         graph = helper.make_graph(
@@ -98,6 +111,8 @@ class GraphWriter:
         opsets = [helper.make_opsetid("", OPSET)]
         if self.functions:
             opsets.append(helper.make_opsetid(c.DECISION_DOMAIN, int(c.DECISION_VERSION)))
+        if any(node.domain == RUNTIME_DOMAIN for node in self._nodes):
+            opsets.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
         model = helper.make_model(
             graph, opset_imports=opsets, functions=self.functions, ir_version=IR_VERSION, producer_name="eecompile"
         )

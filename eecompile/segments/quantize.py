@@ -34,9 +34,8 @@ def dense(store: WeightStore, names: Sequence[str], precision: str) -> Values:
 
 def table(store: WeightStore, name: str, precision: str) -> Values:
     """A matrix [rows, columns] in its own orientation: float32, or float16 in every smaller precision."""
-    location = store.tensors[name]
     dtype = np.float32 if precision == "fp32" else np.float16
-    out = np.empty(location.shape, dtype)
+    out = np.empty(store.shape(name), dtype)
     for start, rows in store.chunks(name):
         out[start : start + len(rows)] = _narrow(rows, dtype, name, store)
     return Values.of(out)
@@ -129,7 +128,7 @@ def _narrow(rows: Float, dtype: Any, name: str, store: WeightStore) -> NDArray[A
 
 
 def _widths(store: WeightStore, names: Sequence[str]) -> tuple[int, list[int]]:
-    shapes = [store.tensors[name].shape for name in names]
+    shapes = [store.shape(name) for name in names]
     return shapes[0][1], [shape[0] for shape in shapes]
 
 
@@ -139,4 +138,4 @@ def _columns(store: WeightStore, names: Sequence[str]) -> Iterator[tuple[int, Fl
     for name in names:
         for start, rows in store.chunks(name):
             yield column + start, rows
-        column += store.tensors[name].shape[0]
+        column += store.shape(name)[0]

@@ -3,13 +3,16 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
+from eecompile.segments.exits import write_exit
 from eecompile.segments.graph import GraphWriter
-from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
+from eecompile.segments.heads import write_small_head
+from eecompile.segments.outer import decide, head_logits, write_embed, write_head
 from eecompile.segments.weights import WeightBook
 from eecompile.student.student import Student
 
@@ -24,6 +27,7 @@ class WrittenGraphs:
     segments: list[GraphInfo]
     exits: list[GraphInfo]
     head: GraphInfo
+    heads: list[GraphInfo]
     reference: GraphInfo | None
     hashes: dict[str, str]
 
@@ -41,38 +45,49 @@ def write_segments(
     precision: str,
     context: int,
     slack: int = c.SLACK,
+    fused: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
+
+    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
-    d = DecoderWriter(student.spec, student.store, precision, context, slack)
+    d = DecoderWriter(student.spec, student.store, precision, context, slack, fused)
 
     progress("embed")
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
-    segments = []
-    for k, layers in enumerate(cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])):
+    segments, pieces = [], cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])
+    for k, layers in enumerate(pieces):
         progress(f"segment {k}")
         segments.append(_write_segment(d, book, folder, k, layers))
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
-        g = GraphWriter(f"exit_{k}", book)
-        write_exit(g, d, student.exits, exit_)
-        exits.append(g.save(folder / f"exit_{k}.onnx"))
+        exits.append(_write(book, folder, f"exit_{k}", partial(write_exit, d=d, exits=student.exits, exit_=exit_)))
     progress("head")
-    g = GraphWriter("head", book)
-    write_head(g, d)
-    head = g.save(folder / "head.onnx")
-    reference = write_reference(d, book, root)
+    head = _write(book, folder, "head", partial(write_head, d=d))
+    heads = []
+    for small in student.exits.schema.heads:
+        progress(f"head {small.name}")
+        write = partial(write_small_head, d=d, exits=student.exits, head=small)
+        heads.append(_write(book, folder, f"head_{small.name}", write))
+    reference = write_reference(d, book, root, pieces)
     book.close()
-    return WrittenGraphs(embed, segments, exits, head, reference, {f"segments/{f}": h for f, h in book.hashes.items()})
+    hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, hashes)
+
+
+def _write(book: WeightBook, folder: Path, name: str, write: Callable[[GraphWriter], None]) -> GraphInfo:
+    g = GraphWriter(name, book)
+    write(g)
+    return g.save(folder / f"{name}.onnx")
 
 
 def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:
@@ -83,18 +98,25 @@ def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, lay
         x = d.layer(g, x, layer, cache)
     if layers.stop == d.spec.layers:
         x = d.norm(g, x, d.spec.names.norm)
+    d.finish(g)
     g.output(x, c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     return g.save(folder / f"segment_{k}.onnx", layers=len(layers))
 
 
-def write_reference(d: DecoderWriter, book: WeightBook, root: Path) -> GraphInfo:
-    """The uncut model, from token ids to decision, on the same weight files: what a bundle is compared with."""
+def write_reference(d: DecoderWriter, book: WeightBook, root: Path, pieces: list[range]) -> GraphInfo:
+    """The uncut model, from token ids to decision, on the same weight files: what a bundle is compared with.
+
+    No operator is fused across the edges of `pieces`, so that the chain computes the same bits.
+    """
     g = GraphWriter("reference", book, prefix="segments/")
     x = write_embed(g, d)
     d.inputs(g)
-    for layer in range(d.spec.layers):
-        x = d.layer(g, x, layer, layer)
-    x = d.norm(g, x, d.spec.names.norm)
+    for layers in pieces:
+        for layer in layers:
+            x = d.layer(g, x, layer, layer)
+        if layers.stop == d.spec.layers:
+            x = d.norm(g, x, d.spec.names.norm)
+        d.finish(g)
     flat = g.op("Reshape", x, g.constant([-1, d.spec.hidden]))
     g.input(c.THRESHOLDS, "float32", "N", 3)
     decide(g, head_logits(g, d, flat), d.spec.vocab)

@@ -54,4 +54,5 @@ def write_encoder(
     asked = [written(f"exit_{k}", partial(classifier, exit_=exit_)) for k, exit_ in enumerate(exits)]
     head = written("head", partial(classifier, exit_=None))
     book.close()
-    return WrittenGraphs(made, segments, asked, head, None, {f"segments/{f}": h for f, h in book.hashes.items()})
+    hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
+    return WrittenGraphs(made, segments, asked, head, [], None, hashes)

@@ -10,7 +10,15 @@ from eecompile import contract as c
 from eecompile.errors import UsageError
 from eecompile.schema import Criterion
 from eecompile.student.encoder import EncoderSpec
-from eecompile.student.exits import EarlyExit, ExitSpec, StudentExits, check_exits, declared_exits, load_exits
+from eecompile.student.exits import (
+    EarlyExit,
+    ExitSpec,
+    StudentExits,
+    check_exits,
+    check_task,
+    declared_exits,
+    load_exits,
+)
 from eecompile.student.families import ENCODERS, encoder_from_config
 from eecompile.student.store import WeightStore
 from eecompile.student.student import Student, check_tokenizer, open_student, read_config, tokenizer_files
@@ -51,7 +59,7 @@ def open_encoder(path: Path, at: Sequence[int] = ()) -> EncoderStudent:
     store = WeightStore.open(path)
     store.require(spec.shapes())
     exits = _declared(at, spec) if at else load_exits(path)
-    check_exits(exits, spec.layers, spec.hidden)
+    check_exits(exits, spec.layers, spec.hidden, spec.vocab)
     _check_classifiers(exits, spec)
     student = EncoderStudent(path, spec, store, exits)
     check_tokenizer(student.tokenizer_files, spec.vocab)
@@ -68,13 +76,9 @@ def _declared(at: Sequence[int], spec: EncoderSpec) -> StudentExits:
 
 def _check_classifiers(exits: StudentExits, spec: EncoderSpec) -> None:
     """The gates have to suit the task, and an exit's own pooler and classifier the model's sizes."""
-    able = ("delta", "fixed", "never") if spec.task == "regression" else (*c.HEAD_CRITERIA, "fixed", "never")
+    check_task(exits, spec.task)
     shapes: dict[str, tuple[int, ...]] = {}
     for e in exits.schema.exits:
-        unable = [gate for gate in e.gates if gate not in able]
-        if unable:
-            what = f"exit {e.layer} has the gate {unable[0]}, which a {spec.task} cannot have"
-            raise UsageError(what, where=c.EARLY_EXIT, mend=f"gates: {', '.join(able)}")
         if e.draft is not None:
             raise UsageError(f"exit {e.layer} drafts, and an encoder has nothing to draft", where=c.EARLY_EXIT)
         if e.adapter == "classifier":

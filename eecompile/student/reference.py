@@ -6,15 +6,17 @@ its engines still compute the model.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.student.model import DecoderSpec
-from eecompile.student.rope import rope_tables
+from eecompile.student.model import DecoderSpec, Norm, bias_name
+from eecompile.student.rope import Rope, rope_tables
 from eecompile.student.store import WeightStore
 
 Float = NDArray[np.float32]
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 class ReferenceModel:
@@ -26,41 +28,77 @@ class ReferenceModel:
     def run(self, ids: Sequence[int], at: Sequence[int]) -> tuple[dict[int, Float], Float, Float]:
         """Hidden states [R, D] after each number of layers in `at`, finished rows [R, D], and logits [R, V]."""
         s = self.spec
-        x = self._rows(s.names.embed, ids)
-        cos, sin = rope_tables(s.rope, s.head_dim, len(ids))
+        x = self._rows(s.names.embed, ids) * np.float32(s.embed_scale)
+        if s.names.positions:
+            x = x + self._rows(s.names.positions, range(len(ids)))
         boundaries: dict[int, Float] = {}
         for layer in range(s.layers):
-            x = self._layer(x, layer, cos, sin)
+            x = self._layer(x, layer)
             if layer + 1 in at:
                 boundaries[layer + 1] = x
         finished = self._norm(x, s.names.norm)
-        return boundaries, finished, self._project(finished, s.head_weight)
+        return boundaries, finished, self.logits(finished)
 
-    def _layer(self, x: Float, layer: int, cos: Float, sin: Float) -> Float:
+    def logits(self, finished: Float) -> Float:
+        """Logits [R, V] of rows [R, D] that the final norm or an exit has made ready."""
+        s = self.spec
+        logits = self._project(finished, s.head_weight)
+        logits *= np.float32(s.logit_scale)
+        if s.names.head_bias:
+            logits += self.store.read(s.names.head_bias)
+        return logits if s.logit_softcap is None else _softcap(logits, s.logit_softcap)
+
+    def _layer(self, x: Float, layer: int) -> Float:
         n, s = self.spec.names, self.spec
 
-        def linear(value: Float, name: str, bias: bool) -> Float:
-            out = self._project(value, f"{name.format(i=layer)}.weight")
-            return out + self.store.read(f"{name.format(i=layer)}.bias") if bias else out
+        def norm(value: Float, name: str | None) -> Float:
+            return value if name is None else self._norm(value, name.format(i=layer))
 
-        normed = self._norm(x, n.attention_norm.format(i=layer))
-        q, k, v = (linear(normed, name, s.qkv_bias) for name in (n.q, n.k, n.v))
+        normed = norm(x, n.attention_norm)
+        after = x + norm(self._attention(normed, layer), n.attention_post_norm) * np.float32(s.residual_scale)
+        if not s.parallel:
+            normed = norm(after, n.mlp_norm)
+        elif n.mlp_norm is not None:
+            normed = norm(x, n.mlp_norm)
+        update = norm(self._mlp(normed, layer), n.mlp_post_norm) * np.float32(s.residual_scale)
+        return np.asarray(after + update, np.float32)
+
+    def _attention(self, x: Float, layer: int) -> Float:
+        n, s = self.spec.names, self.spec
+        q, k, v = (self._linear(x, name, layer, s.qkv_bias) for name in (n.q, n.k, n.v))
+        if s.qk_norm == "whole":
+            q, k = self._rms(q, n.q_norm.format(i=layer)), self._rms(k, n.k_norm.format(i=layer))
         q, k, v = (t.reshape(len(x), -1, s.head_dim) for t in (q, k, v))
-        if s.qk_norm:
-            q, k = self._norm(q, n.q_norm.format(i=layer)), self._norm(k, n.k_norm.format(i=layer))
-        mixed = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, s.windows[layer])
-        x = x + linear(mixed.reshape(len(x), -1), n.o, s.o_bias)
-        normed = self._norm(x, n.mlp_norm.format(i=layer))
-        gate = ACTIVATIONS[s.activation](linear(normed, n.gate, s.mlp_bias))
-        return x + linear(gate * linear(normed, n.up, s.mlp_bias), n.down, s.mlp_bias)
+        if s.qk_norm == "head":
+            q, k = self._rms(q, n.q_norm.format(i=layer)), self._rms(k, n.k_norm.format(i=layer))
+        rope = s.ropes[layer]
+        if rope is not None:
+            q, k = _rotate(q, rope), _rotate(k, rope)
+        mixed = _attend(q * np.float32(s.scales[layer]), k, v, s.windows[layer], s.softcap)
+        return self._linear(mixed.reshape(len(x), -1), n.o, layer, s.o_bias)
+
+    def _mlp(self, x: Float, layer: int) -> Float:
+        n, s = self.spec.names, self.spec
+        act = ACTIVATIONS[s.activation]
+        up = self._linear(x, n.up, layer, s.mlp_bias)
+        inner = act(self._linear(x, n.gate, layer, s.mlp_bias)) * up if s.gated else act(up)
+        return self._linear(inner, n.down, layer, s.mlp_bias)
+
+    def _linear(self, x: Float, name: str, layer: int, bias: bool) -> Float:
+        out = self._project(x, f"{name}.weight".format(i=layer))
+        return out + self.store.read(f"{name}.bias".format(i=layer)) if bias else out
 
     def _norm(self, x: Float, name: str) -> Float:
-        scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(self.spec.norm_eps))
-        return np.asarray(x * scale * self.store.read(name), np.float32)
+        s = self.spec
+        bias = self.store.read(bias_name(name)) if s.norm_bias else None
+        return np.asarray(normalise(x, s.norm, s.norm_eps, self.store.read(name), bias), np.float32)
+
+    def _rms(self, x: Float, name: str) -> Float:
+        return np.asarray(normalise(x, "rms", self.spec.norm_eps, self.store.read(name)), np.float32)
 
     def _project(self, x: Float, name: str) -> Float:
         """x [R, in] times the transpose of the weight [out, in], a chunk of its rows at a time."""
-        out = np.empty((len(x), self.store.tensors[name].shape[0]), np.float32)
+        out = np.empty((len(x), self.store.shape(name)[0]), np.float32)
         for start, rows in self.store.chunks(name):
             out[:, start : start + len(rows)] = x @ rows.T
         return out
@@ -74,23 +112,45 @@ class ReferenceModel:
         return out
 
 
-def _rotate(x: Float, cos: Float, sin: Float) -> Float:
-    half = x.shape[-1] // 2
-    a, b, c, s = x[..., :half], x[..., half:], cos[:, None], sin[:, None]
-    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+def normalise(x: NDArray[Real], norm: Norm, eps: float, weight: Float, bias: Float | None = None) -> NDArray[Real]:
+    """x over its last dimension, in the precision of x: RMS or layer normalisation."""
+    if norm == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + x.dtype.type(eps))
+    return np.asarray(x * scale * weight if bias is None else x * scale * weight + bias, x.dtype)
 
 
-def _attend(q: Float, k: Float, v: Float, window: int | None) -> Float:
-    """q [R, H, d], k and v [R, KV, d] -> [R, H, d], causal, inside the window where there is one."""
+def _rotate(x: Float, rope: Rope) -> Float:
+    """x [R, heads, d] turned by its positions 0, 1, .."""
+    cos, sin = (table[:, None] for table in rope_tables(rope, x.shape[-1], len(x)))
+    turned = rope.rotated(x.shape[-1])
+    half = turned // 2
+    first, second = (np.s_[..., :turned:2], np.s_[..., 1:turned:2]) if rope.interleaved else (
+        np.s_[..., :half], np.s_[..., half:turned]
+    )  # fmt: skip
+    out: Float = x.copy()
+    a, b = x[first], x[second]
+    out[first], out[second] = a * cos - b * sin, b * cos + a * sin
+    return out
+
+
+def _attend(q: Float, k: Float, v: Float, window: int | None, softcap: float | None) -> Float:
+    """q [R, H, d] (scaled), k and v [R, KV, d] -> [R, H, d], causal, inside the window where there is one."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("rhd,shd->hrs", q, k) / np.sqrt(np.float32(q.shape[-1]))
+    scores = np.einsum("rhd,shd->hrs", q, k)
+    if softcap is not None:
+        scores = _softcap(scores, softcap)
     rows, keys = np.arange(len(q))[:, None], np.arange(len(q))[None, :]
     seen = (keys <= rows) & (keys > rows - (window or len(q)))
     scores = np.where(seen, scores, np.float32(-np.inf))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.asarray(np.einsum("hrs,shd->rhd", weights, v), np.float32)
+
+
+def _softcap(x: Float, most: float) -> Float:
+    return np.asarray(np.tanh(x / np.float32(most)) * np.float32(most), np.float32)
 
 
 def _gelu(x: Float) -> Float:

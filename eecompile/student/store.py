@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,32 @@ class TensorLocation:
 
 
 @dataclass(frozen=True)
+class View:
+    """A weight that a checkpoint keeps in another form: outputs of its tensor `tensor`, which has shape `shape` there.
+
+    runs: the outputs in order, as runs of consecutive ones. transposed: the tensor is [in, out]. add: to every value.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    runs: tuple[range, ...]
+    transposed: bool = False
+    add: float = 0.0
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The weight's own shape: [out, in], or [out] of a vector."""
+        outputs = sum(len(run) for run in self.runs)
+        return (outputs, self.shape[0]) if self.transposed else (outputs, *self.shape[1:])
+
+
+@dataclass(frozen=True)
 class WeightStore:
-    """A checkpoint's tensors by name. Every read returns float32."""
+    """A checkpoint's weights by name: its tensors, and `views` of them, which go first. Every read returns float32."""
 
     directory: Path
     tensors: Mapping[str, TensorLocation]
+    views: Mapping[str, View] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path) -> "WeightStore":
@@ -76,30 +97,76 @@ class WeightStore:
                     mend=f"save the weights as one of {', '.join(DTYPES)}",
                 )
 
+    def with_views(self, views: Mapping[str, View]) -> "WeightStore":
+        """The same checkpoint with weights that are parts of its tensors."""
+        return replace(self, views=views)
+
+    def with_prefix(self, prefix: str, name: str) -> "WeightStore":
+        """The same checkpoint where tensors may be called with `prefix` too, if only so `name` is found: checkpoints of
+        a model without its head leave it out."""
+        if name in self.tensors or name.removeprefix(prefix) not in self.tensors:
+            return self
+        return replace(self, tensors={**self.tensors, **{prefix + n: t for n, t in self.tensors.items()}})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.views[name].weight_shape if name in self.views else self.tensors[name].shape
+
     def read(self, name: str) -> NDArray[np.float32]:
-        """The whole tensor, float32, in its own shape."""
-        location = self.tensors[name]
-        out = np.empty(location.shape, np.float32)
+        """The whole weight, float32, in its own shape."""
+        out = np.empty(self.shape(name), np.float32)
         for start, rows in self.chunks(name):
             out[start : start + len(rows)] = rows
         return out
 
     def chunks(self, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first row, rows as float32), about 16 MiB at a time, so that memory stays bounded."""
-        location = self.tensors[name]
-        dtype = np.dtype(DTYPES[location.dtype])
-        width = int(np.prod(location.shape[1:], dtype=np.int64))
-        step = max(1, _CHUNK_BYTES // max(1, width * dtype.itemsize))
+        view = self.views.get(name)
+        if view is None:
+            shape = self.tensors[name].shape
+            view = View(name, shape, (range(shape[0]),))
+        location, start = self.tensors[view.tensor], 0
+        read = _columns if view.transposed else _rows
         with open(location.file, "rb", buffering=0) as file:
-            for start in range(0, location.shape[0], step):
-                count = min(step, location.shape[0] - start)
-                data = _pread(
-                    file.fileno(), count * width * dtype.itemsize, location.offset + start * width * dtype.itemsize
-                )
-                if len(data) != count * width * dtype.itemsize:
-                    raise UsageError(f"{name} is cut short", where=str(location.file), mend="download the file again")
-                rows = np.frombuffer(data, dtype).astype(np.float32, copy=False)
-                yield start, rows.reshape(count, *location.shape[1:])
+            for run in view.runs:
+                for rows in read(file.fileno(), view.tensor, location, run):
+                    yield start, rows + np.float32(view.add) if view.add else rows
+                    start += len(rows)
+
+
+def _rows(file: int, name: str, location: TensorLocation, run: range) -> Iterator[NDArray[np.float32]]:
+    """The rows `run` of a tensor, some at a time."""
+    dtype = np.dtype(DTYPES[location.dtype])
+    row = int(np.prod(location.shape[1:], dtype=np.int64)) * dtype.itemsize
+    step = max(1, _CHUNK_BYTES // max(1, row))
+    for start in range(run.start, run.stop, step):
+        count = min(step, run.stop - start)
+        data = _values(file, name, location, start * row, count * row, dtype)
+        yield data.reshape(count, *location.shape[1:])
+
+
+def _columns(file: int, name: str, location: TensorLocation, run: range) -> Iterator[NDArray[np.float32]]:
+    """The columns `run` of a matrix as rows, some at a time; each column of a row of the file costs a read."""
+    dtype = np.dtype(DTYPES[location.dtype])
+    inputs, width = location.shape
+    step = max(1, _CHUNK_BYTES // max(1, inputs * dtype.itemsize))
+    for start in range(run.start, run.stop, step):
+        count = min(step, run.stop - start)
+        out = np.empty((inputs, count), np.float32)
+        for i in range(inputs):
+            first = (i * width + start) * dtype.itemsize
+            out[i] = _values(file, name, location, first, count * dtype.itemsize, dtype)
+        yield out.T
+
+
+def _values(
+    file: int, name: str, location: TensorLocation, first: int, count: int, dtype: np.dtype[Any]
+) -> NDArray[np.float32]:
+    """`count` bytes of a tensor from its byte `first` on, as float32."""
+    data = _pread(file, count, location.offset + first)
+    if len(data) != count:
+        raise UsageError(f"{name} is cut short", where=str(location.file), mend="download the file again")
+    return np.frombuffer(data, dtype).astype(np.float32, copy=False)
 
 
 def read_header(file: Path) -> dict[str, TensorLocation]:

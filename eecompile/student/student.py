@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eecompile import contract as c
 from eecompile.errors import UsageError
-from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
+from eecompile.student.exits import StudentExits, check_exits, check_task, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import WeightStore
@@ -30,6 +31,10 @@ class Student:
     store: WeightStore
     exits: StudentExits
 
+    def at_context(self, context: int) -> "Student":
+        """The student as a build for `context` positions has it."""
+        return replace(self, spec=self.spec.at_context(context))
+
     @property
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer's files that are there; empty where the checkpoint runs on ids alone."""
@@ -43,12 +48,12 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     """
     config = read_config(path)
     spec = spec_from_config(config)
-    store = WeightStore.open(path)
-    store.require(spec.shapes())
+    store = WeightStore.open(path).with_prefix(spec.prefix, spec.names.embed)
+    store.require(spec.tensors())
+    store = store.with_views(spec.views())
     exits = declared_exits(at) if at else load_exits(path)
-    check_exits(exits, spec.layers, spec.hidden)
-    if any(e.adapter == "classifier" for e in exits.schema.exits):
-        raise UsageError("an exit has a classifier of its own", where=str(path), mend="only exits of encoders may")
+    check_exits(exits, spec.layers, spec.hidden, spec.vocab)
+    check_task(exits, c.CAUSAL_LM)
     student = Student(path, spec, store, exits)
     check_tokenizer(student.tokenizer_files, spec.vocab)
     return student

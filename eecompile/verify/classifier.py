@@ -14,14 +14,15 @@ from eecompile.errors import IntegrityError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.classify import Classifier
 from eecompile.runtime.labels import ClassRule, Said
-from eecompile.runtime.texts import EncodedText, TextEncoder
+from eecompile.runtime.prompts import Prompt, read_texts
+from eecompile.runtime.texts import EncodedText, TextEncoder, TextInput
 from eecompile.runtime.trace_texts import TextTrace, TextTracer
 from eecompile.student.encoder_reference import EncoderReference
 from eecompile.student.encoder_student import EncoderStudent, open_encoder
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import criteria_of
 from eecompile.verify.parity import check_rows
-from eecompile.verify.prompts import PASSAGE, TEXTS, Prompt, fixed_ids, read_prompts
+from eecompile.verify.prompts import PASSAGE, TEXTS, fixed_ids
 from eecompile.verify.references import recorded_array
 from eecompile.verify.report import Check, VerifyReport, at_most
 from eecompile.verify.tolerances import NODE, PARITY, PASSES
@@ -78,9 +79,9 @@ def verify_classifier(
     )
 
 
-def _inputs(bundle: Bundle, prompts: Path | Sequence[Prompt] | None) -> Sequence[Prompt]:
+def _inputs(bundle: Bundle, prompts: Path | Sequence[Prompt] | None) -> Sequence[TextInput]:
     if isinstance(prompts, Path):
-        return read_prompts(prompts)
+        return list(read_texts(prompts))
     if prompts is not None:
         return prompts
     model = bundle.manifest.model

@@ -4,13 +4,12 @@ A decision differs only where a threshold lies between the engine's value and th
 reference's value from the threshold says how large an error it took.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
-from eecompile.student.store import WeightStore
 from eecompile.verify.criteria import Double, Values, criteria_of, fires
 from eecompile.verify.parity import Walks
 from eecompile.verify.report import Check, at_most
@@ -18,18 +17,6 @@ from eecompile.verify.rows import ExitRows, Float, Walker
 from eecompile.verify.tolerances import NODE, Band
 
 JUDGED = ("learned", *c.HEAD_CRITERIA)  # `fixed` and `never` decide nothing from the rows
-
-
-def checkpoint_logits(store: WeightStore, head: str) -> Callable[[Float], Float]:
-    """Logits [N, V] of normalised rows [N, D] by the matrix called `head`, a chunk of it in memory at a time."""
-
-    def project(rows: Float) -> Float:
-        out = np.empty((len(rows), store.tensors[head].shape[0]), np.float32)
-        for start, weight in store.chunks(head):
-            out[:, start : start + len(weight)] = rows @ weight.T
-        return out
-
-    return project
 
 
 def check_node(walker: Walker, rows: Float) -> Check:

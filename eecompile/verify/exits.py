@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from eecompile.bundle.gates import decode_gate
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec
+from eecompile.student.model import Norm, bias_name
+from eecompile.student.reference import normalise
 from eecompile.student.student import Student
 from eecompile.verify.compare import Comparator
 from eecompile.verify.parity import Walks
@@ -19,15 +21,25 @@ from eecompile.verify.tolerances import CONFIDENCE, EXITS
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
 Adapter = tuple[Float, Float]
+NORMS: Mapping[str, Norm] = {"RMSNormalization": "rms", "LayerNormalization": "layer"}
+
+
+@dataclass(frozen=True)
+class FinalNorm:
+    """A norm's kind, epsilon, weight [D] and bias [D] or None."""
+
+    kind: Norm
+    eps: float
+    weight: Float
+    bias: Float | None
 
 
 @dataclass(frozen=True)
 class ExitMath:
-    """An exit's weights: RMS norm [D] and its epsilon, affine adapter [D, D] and [D] or None, learned gate by part or
-    None. `source` says where norm and adapter were read."""
+    """An exit's weights: the final norm, affine adapter [D, D] and [D] or None, learned gate by part or None. `source`
+    says where norm and adapter were read."""
 
-    norm: Float
-    eps: float
+    norm: FinalNorm
     adapter: Adapter | None
     gate: Mapping[str, Float] | None
     source: str
@@ -35,8 +47,8 @@ class ExitMath:
     def __call__(self, hidden: Float) -> tuple[Double, Double]:
         """hidden [N, D] -> (exit_hidden [N, D], confidence [N]; ones without a learned gate), in float64."""
         x = hidden.astype(np.float64)
-        normed = x / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + self.eps) * self.norm
-        adapted = normed if self.adapter is None else normed @ self.adapter[0] + self.adapter[1]
+        normed = normalise(x, self.norm.kind, self.norm.eps, self.norm.weight, self.norm.bias)
+        adapted: Double = normed if self.adapter is None else normed @ self.adapter[0] + self.adapter[1]
         if self.gate is None:
             return adapted, np.ones(len(x))
         inner = np.tanh(normed @ self.gate["w1"].astype(np.float64) + self.gate["b1"])
@@ -73,17 +85,17 @@ def _check(math: ExitMath, exit_: int, layer: int, walks: Sequence[Walks], compa
 
 def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
     info, chosen = bundle.manifest.exits[exit_], bundle.files.policy.exits[exit_]
-    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)._asdict()
-    norm, eps, adapter = _stored(bundle, exit_)
+    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)
+    norm, adapter = _stored(bundle, exit_)
     if student is None:
-        return ExitMath(norm, eps, adapter, gate, "the bundle")
-    norm, eps, source = student.store.read(student.spec.names.norm), student.spec.norm_eps, "the checkpoint"
+        return ExitMath(norm, adapter, gate, "the bundle")
+    norm, source = _checkpoint_norm(student), "the checkpoint"
     fitted = next((e for e in student.exits.schema.exits if e.layer == info.layer), None)
     if info.adapter == "affine" and fitted is not None and fitted.adapter == "affine":
         adapter = _fitted(student, fitted)
     elif info.adapter == "affine":
         source = "the checkpoint, the adapter from the bundle"
-    return ExitMath(norm, eps, adapter, gate, source)
+    return ExitMath(norm, adapter, gate, source)
 
 
 def _fitted(student: Student, exit_: ExitSpec) -> Adapter:
@@ -91,17 +103,24 @@ def _fitted(student: Student, exit_: ExitSpec) -> Adapter:
     return weight, bias
 
 
-def _stored(bundle: Bundle, exit_: int) -> tuple[Float, float, Adapter | None]:
-    """Norm, epsilon and adapter as the exit's graph has them."""
+def _checkpoint_norm(student: Student) -> FinalNorm:
+    spec, name = student.spec, student.spec.names.norm
+    bias = student.store.read(bias_name(name)) if spec.norm_bias else None
+    return FinalNorm(spec.norm, spec.norm_eps, student.store.read(name), bias)
+
+
+def _stored(bundle: Bundle, exit_: int) -> tuple[FinalNorm, Adapter | None]:
+    """Norm and adapter as the exit's graph has them."""
     info, layer = bundle.manifest.graphs.exits[exit_], bundle.manifest.exits[exit_].layer
     model, tensors = graph_tensors(bundle.files.path, info)
     folder = (bundle.files.path / info.path).parent
-    norm = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
-    eps = next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+    node = next(node for node in model.graph.node if node.op_type in NORMS)
+    eps = next(attribute.f for attribute in node.attribute if attribute.name == "epsilon")
 
     def read(name: str) -> Float:
         return read_tensor(tensors[name], folder).astype(np.float32)
 
     affine = bundle.manifest.exits[exit_].adapter == "affine"
     adapter = (read(f"exit.{layer}.weight"), read(f"exit.{layer}.bias")) if affine else None
-    return read(norm.input[1]), eps, adapter
+    bias = read(node.input[2]) if len(node.input) > 2 else None
+    return FinalNorm(NORMS[node.op_type], eps, read(node.input[1]), bias), adapter

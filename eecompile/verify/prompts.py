@@ -3,15 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
-from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
-
-Prompt = str | Sequence[int]
+from eecompile.runtime.prompts import Prompt, encode_prompt, read_prompts
 
 PARITY_EXTRA = 44  # rows of the long sequence past two full prefill passes: a third pass, of an odd size
-_FORMAT = 'write {"text": "..."} or {"prompt_ids": [1, 2, 3]} on each line of a .jsonl file'
 
 TEXTS = (
     "A farmer has seven hens and each hen lays two eggs a day. How many eggs are there after three days?",
@@ -33,31 +28,6 @@ PASSAGE = (
 )
 
 
-class _Record(BaseModel):
-    """A line of a .jsonl file; other keys are the data set's own."""
-
-    prompt: str | None = None
-    text: str | None = None
-    prompt_ids: list[int] | None = None
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a .txt file, one a line, or of a .jsonl file of {"prompt"}, {"text"} or {"prompt_ids"}.
-
-    Blank lines are skipped. Raises UsageError with the line at fault.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"the prompts cannot be read: {e}", where=str(path)) from e
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UsageError("there is no prompt to run", where=str(path))
-    if path.suffix != ".jsonl":
-        return [line for _, line in numbered]
-    return [_record(line, f"{path}:{number}") for number, line in numbered]
-
-
 def prompt_ids(bundle: Bundle, prompts: Path | Sequence[Prompt] | None, tokens: int) -> list[list[int]]:
     """The prompts as token ids.
 
@@ -71,7 +41,7 @@ def prompt_ids(bundle: Bundle, prompts: Path | Sequence[Prompt] | None, tokens: 
         model, budget = bundle.manifest.model, bundle.files.policy.budget
         room = min(model.context - tokens, model.context if budget is None else budget // model.layers)
         return [ids[: max(1, room)] for ids in _built_in(bundle)]
-    return [_encoded(bundle, prompt) for prompt in prompts]
+    return [encode_prompt(bundle, prompt) for prompt in prompts]
 
 
 def fixed_ids(count: int, vocab: int, seed: int) -> list[int]:
@@ -85,24 +55,3 @@ def _built_in(bundle: Bundle) -> list[list[int]]:
         return [fixed_ids(7, vocab, 1), fixed_ids(long, vocab, 2)]
     texts = [bundle.text.encode(text) for text in (*TEXTS, PASSAGE)]
     return [fixed_ids(7, vocab, 1), *texts[:-1], texts[-1][:long]]
-
-
-def _encoded(bundle: Bundle, prompt: Prompt) -> list[int]:
-    if not isinstance(prompt, str):
-        return list(prompt)
-    if bundle.text is None:
-        raise UsageError("this bundle has no tokenizer to read text prompts with", mend=_FORMAT)
-    return bundle.text.encode(prompt)
-
-
-def _record(line: str, where: str) -> Prompt:
-    try:
-        record = _Record.model_validate_json(line)
-    except ValidationError as e:
-        raise UsageError(f"not a prompt: {e}", where=where, mend=_FORMAT) from e
-    if record.prompt_ids is not None:
-        return record.prompt_ids
-    text = record.prompt if record.prompt is not None else record.text
-    if text is None:
-        raise UsageError("no prompt in this line", where=where, mend=_FORMAT)
-    return text

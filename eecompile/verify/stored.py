@@ -5,7 +5,7 @@ the numpy model, that the engines compute what these weights say (which leaves q
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class StoredWeight:
 class StoredWeights(WeightStore):
     """A bundle's weights as a checkpoint for the numpy model. A tied head that is quantised has values of its own."""
 
-    parts: Mapping[str, StoredWeight]
+    parts: Mapping[str, StoredWeight] = field(default_factory=dict)
 
     def read(self, name: str) -> Float:
         """The tensor called `name` in the checkpoint, float32."""
@@ -93,7 +93,7 @@ def stored_weights(root: Path, manifest: Manifest, spec: DecoderSpec) -> tuple[S
     parts |= head
     shapes = spec.shapes()
     locations = {n: TensorLocation(root, "F32", shapes[n], 0, 0) for n in parts if n in shapes}
-    return StoredWeights(root, locations, parts), spec
+    return StoredWeights(root, locations, parts=parts), spec
 
 
 def graph_tensors(root: Path, info: GraphInfo) -> tuple[onnx.ModelProto, Tensors]:
@@ -123,7 +123,7 @@ def check_weights(stored: StoredWeights, names: Sequence[str], source: WeightSto
         if name in missing:
             continue
         part, expected = stored.parts[name], source.read(aliases.get(name, name))
-        same, worst = _is_rounded(part, expected, precision)
+        same, worst = is_rounded(part, expected, precision)
         steps = max(steps, worst)
         if not same:
             wrong.append(name)
@@ -156,7 +156,7 @@ def _parts(root: Path, info: GraphInfo, spec: DecoderSpec) -> dict[str, StoredWe
     return parts
 
 
-def _is_rounded(part: StoredWeight, expected: Float, precision: str) -> tuple[bool, float]:
+def is_rounded(part: StoredWeight, expected: Float, precision: str) -> tuple[bool, float]:
     """Whether the stored tensor is `expected` in its precision; and the worst rounding in quantisation steps."""
     values, scale = part.stored()
     values = values.T if part.flipped else values

@@ -12,17 +12,21 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.runtime import Bundle
+from eecompile.runtime.prompts import Prompt
 from eecompile.student.model import DecoderSpec
+from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student, open_student
 from eecompile.verify.classifier import verify_classifier
 from eecompile.verify.commands import polygraphy_commands
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
-from eecompile.verify.decisions import check_flips, check_node, checkpoint_logits, engine_values, node_rows
+from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
 from eecompile.verify.exact import check_exact
 from eecompile.verify.exits import check_exits, exit_math
+from eecompile.verify.gates import check_gates
+from eecompile.verify.heads import check_small_heads, small_head_logits
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
-from eecompile.verify.prompts import PARITY_EXTRA, Prompt, prompt_ids
+from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Float, ModelRows, Walker
@@ -101,7 +105,9 @@ def verify_bundle(
         found, names = _against_checkpoint(subject, student)
         checks, references = checks + found, references + names
     said = [engine_values([w.prefill.exits[i] for w in subject.walks]) for i in range(len(subject.layers))]
-    checks.append(check_node(walker, node_rows(subject.walks, walker.rows)))
+    rows = node_rows(subject.walks, walker.rows)
+    checks.append(check_node(walker, rows))
+    checks += check_small_heads(bundle, walker, rows, student, subject.compare) + check_gates(bundle, subject.walks)
     checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)
     return VerifyReport(
         bundle.manifest.digest, subject.precision, tuple(references), subject.compare.name, tuple(checks),
@@ -142,21 +148,30 @@ def _recorded(s: _Subject, student: Student | None) -> list[Check]:
 def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], list[str]]:
     """Everything that needs the checkpoint: the checks and the names of the references."""
     s.progress("weights")
+    plain, student = student, student.at_context(s.bundle.manifest.model.context)
     stored, spec = stored_weights(s.bundle.files.path, s.bundle.manifest, student.spec)
     tied = {spec.names.head: student.spec.head_weight}
     weights = check_weights(stored, list(spec.shapes()), student.store, tied, s.precision)
     s.progress("checkpoint")
-    reference = checkpoint_reference(student.path, student.spec, student.store, s.layers)
+    reference = _reference(s, student, plain.spec == student.spec)
     truth = _run(s, reference, s.walks)
     checks = [weights, *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision])]
     quantised = s.precision in c.QUANTISED
-    head = checkpoint_logits(student.store, student.spec.head_weight)
+    head = ReferenceModel(student.spec, student.store).logits
     band = None if quantised else BANDS[s.precision]
     checks += _decisions(s, _Evidence("checkpoint", s.walks, truth, head, band), student)
     if s.precision not in ARITHMETIC or not weights.passed:
         return checks, [reference.name]
     own, name = _against_own_weights(s, student, stored, spec)
     return checks + own, [reference.name, name]
+
+
+def _reference(s: _Subject, student: Student, plain: bool) -> Reference:
+    """plain: the build's context changes nothing in the model. Hugging Face goes by each prompt's length instead."""
+    if plain:
+        return checkpoint_reference(student.path, student.spec, student.store, s.layers)
+    name = "numpy float32 on the checkpoint (rotated as the build's context wants)"
+    return numpy_reference(name, student.spec, student.store, s.layers)
 
 
 def _against_own_weights(
@@ -169,7 +184,7 @@ def _against_own_weights(
     truth = _run(s, reference, walks)
     checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.precision])
     if s.precision in c.QUANTISED:
-        head = checkpoint_logits(stored, spec.head_weight)
+        head = ReferenceModel(spec, stored).logits
         checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.precision]), student)
     return checks, reference.name
 
@@ -189,7 +204,8 @@ def _decisions(s: _Subject, evidence: _Evidence, student: Student | None) -> lis
     for i, math in enumerate(exit_math(s.bundle, student)):
         info = s.bundle.manifest.exits[i]
         hidden, confidence = math(np.concatenate([rows.hidden[info.layer] for rows in evidence.rows]))
-        expected: Values = {"learned": confidence, **criteria_of(evidence.logits(hidden.astype(np.float32)))}
+        logits = evidence.logits if info.head == c.FULL_HEAD else small_head_logits(s.bundle, info.head)
+        expected: Values = {"learned": confidence, **criteria_of(logits(hidden.astype(np.float32)))}
         actual = engine_values([w.prefill.exits[i] for w in evidence.walks])
         checks.append(check_flips(evidence.label, info, policies[i], actual, expected, evidence.band))
     return checks

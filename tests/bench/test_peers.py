@@ -96,6 +96,11 @@ def test_a_command_that_is_not_a_peer(tmp_path: Path) -> None:
         PeerProcess("none", setup(tmp_path), [sys.executable, "-c", "pass"])
 
 
+def test_a_peer_that_hangs_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(PeerFailed, match="sleeper did not answer within"):
+        PeerProcess("sleeper", setup(tmp_path), [sys.executable, "-c", "import time; time.sleep(60)"], patience=0.5)
+
+
 class Scripted:
     """A peer inside this process."""
 

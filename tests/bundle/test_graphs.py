@@ -61,7 +61,7 @@ def subgraph(tensor: Any) -> Any:
         (lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 5), r"\['B', 'R', 5\]"),
         (lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "Q"), r"\['Q', 'R', 4\]"),
         (lambda m: m.graph.output[0].type.tensor_type.shape.dim[1].Clear(), r"\['B', None, 4\]"),
-        (lambda m: setattr(m.graph.node[0], "domain", "com.microsoft"), "operator of the domain 'com.microsoft'"),
+        (lambda m: setattr(m.graph.node[0], "domain", "com.example"), "operator of the domain 'com.example'"),
         (lambda m: m.functions.add(name="F", domain="com.evil"), "function of the domain 'com.evil'"),
         (
             lambda m: m.functions.add(name="F", domain=c.DECISION_DOMAIN).node.add(op_type="X", domain="x"),

@@ -93,7 +93,7 @@ def test_a_failing_file_leaves_the_old_answers(place: Path, tmp_path: Path) -> N
     (tmp_path / "in.jsonl").write_text('{"text": "the cat"}\n{"text": 3}\n')
     (tmp_path / "out.jsonl").write_text("old")
     arguments = ("run", place / "sequence-bundle", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
-    assert "line 2" in cli(*arguments, status=2).stderr
+    assert "in.jsonl:2" in cli(*arguments, status=2).stderr
     assert (tmp_path / "out.jsonl").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -152,18 +152,24 @@ def test_bench_and_report(place: Path, tmp_path: Path) -> None:
         (["run", "sequence-bundle", "--input", "nowhere.jsonl"], "cannot be read"),
         (["run", "sequence-bundle", "the " * 90], "--truncate"),
         (["run", "lm-bundle", "--prompt-ids", "1", "--granularity", "token"], "generates text"),
-        (["run", "lm-bundle", "--input", "x.jsonl"], "generates text"),
-        (["calibrate", "lm-bundle", "--data", "texts.jsonl", "--granularity", "token"], "is for classifiers"),
+        (["run", "lm-bundle", "--input", "x.jsonl"], "go together"),
+        (
+            ["calibrate", "lm-bundle", "--data", "texts.jsonl", "--granularity", "token"],
+            "generates text",
+        ),
         (["calibrate", "sequence-bundle", "--data", "texts.jsonl", "--granularity", "token"], "granularities"),
         (["calibrate", "sequence-bundle", "--data", "nowhere.jsonl"], "no documents here"),
         (["profile", "sequence-bundle"], "generate text are profiled"),
         (["bench", "sequence-bundle", "--against", "genai"], "classifies texts"),
+        (["bench", "sequence-bundle", "--batch", "4"], "classifies texts"),
+        (["exits", "sequence", "--at", "2", "--fit", "texts.jsonl", "-o", "x", "--gates", "max_prob"], "classifies"),
         (["bench", "sequence-bundle", "--max-new-tokens", "4"], "classifies texts"),
         (["report", "sequence-bundle", "--max-new-tokens", "4"], "classifies texts"),
         (["build", "sequence", "-o", "x", "--pending-cap", "4"], "an encoder has no pending cap"),
         (["build", "sequence", "-o", "x", "--minimum-rows", "2"], "an encoder has no minimum"),
+        (["build", "sequence", "-o", "x", "--batch", "8"], "an encoder has no number of slots"),
         (["build", "sequence", "-o", "x", "--context", "99"], "context 99"),
-        (["exits", "lm", "--at", "2", "--fit", "texts.jsonl", "-o", "x", "--granularity", "token"], "for classifiers"),
+        (["exits", "lm", "--at", "2", "--fit", "texts.jsonl", "-o", "x", "--granularity", "token"], "generates text"),
     ],
 )
 def test_faults_say_what_and_how_to_mend(

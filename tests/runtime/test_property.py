@@ -30,6 +30,7 @@ SAMPLINGS = st.one_of(
 MODELS = {
     "groups": tiny.config(),
     "window": tiny.config("mistral", sliding_window=16, num_key_value_heads=4),
+    "fused": tiny.config("mistral", sliding_window=16, head_dim=16),
     "qwen3": tiny.config("qwen3", head_dim=16, tie_word_embeddings=True),
 }
 

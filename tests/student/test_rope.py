@@ -8,9 +8,16 @@ import pytest
 import tiny
 
 from eecompile.errors import UsageError
-from eecompile.student.rope import Rope, rope_from_config, rope_tables
+from eecompile.student import rope as module
+from eecompile.student.rope import Rope, rope_tables
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64.0}
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [float(n + 2) for n in range(8)]}
+
+
+def rope_from_config(config: dict[str, Any], head_dim: int = 16, **options: Any) -> Rope:
+    return module.rope_from_config(config, head_dim, **options)
 
 
 def frequencies(rope: Rope, head_dim: int = 16) -> Any:
@@ -67,9 +74,9 @@ def test_both_spellings_are_one() -> None:
     assert rope_from_config({}) == Rope(10_000.0, "default", {"max_position_embeddings": 2048.0})
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "proportional", "", None, 3])
+@pytest.mark.parametrize("kind", ["dynamic", "su", "proportional", "", None, 3])
 def test_an_unknown_scaling_is_named_with_the_known(kind: Any) -> None:
-    with pytest.raises(UsageError, match=rf"'?{kind}'?(.|\n)*default, linear, llama3, yarn"):
+    with pytest.raises(UsageError, match=rf"'?{kind}'?(.|\n)*default, linear, llama3, longrope, yarn"):
         rope_from_config({"rope_scaling": {"rope_type": kind, "factor": 2.0}})
 
 
@@ -92,6 +99,12 @@ def test_a_scaling_without_its_numbers_is_refused(kind: str) -> None:
         {"rope_scaling": {"rope_type": "linear", "factor": "4"}},
         {"rope_scaling": {"rope_type": "linear", "factor": 0}},
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}},
+        {"rope_scaling": {**LONGROPE, "original_max_position_embeddings": 1}},
+        {"rope_scaling": {**LONGROPE, "short_factor": [1.0] * 7}},
+        {"rope_scaling": {**LONGROPE, "long_factor": [1.0] * 7 + [0.0]}},
+        {"rope_scaling": {**LONGROPE, "long_factor": None}},
+        {"rope_scaling": {**LONGROPE, "factor": 0}},
+        {"rope_scaling": LONGROPE, "original_max_position_embeddings": "4096"},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
@@ -100,8 +113,57 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     assert caught.value.where == "config.json"
 
 
+@pytest.mark.parametrize("share", [0.0, 1.5, -0.5, "half", 0.2, float("nan")])
+def test_an_impossible_share_is_refused(share: Any) -> None:
+    """0.2 of 16 dimensions are 3, which do not pair."""
+    with pytest.raises(UsageError, match="no even number"):
+        rope_from_config({"partial_rotary_factor": share}, share=1.0)
+
+
+def test_a_share_of_a_head_has_frequencies_of_its_own() -> None:
+    """The config's share goes before the family's, in either spelling, and the tables are those of a smaller head."""
+    half = rope_from_config({"rope_theta": 100.0, "partial_rotary_factor": 0.5}, share=0.25)
+    new = rope_from_config({"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}}, share=0.25)
+    assert half == new
+    assert half.rotated(16) == 8
+    assert rope_from_config({}, share=0.25).rotated(16) == 4
+    for part, whole in zip(rope_tables(half, 16, 5), rope_tables(Rope(100.0), 8, 5), strict=True):
+        np.testing.assert_array_equal(part, whole)
+
+
+def test_longrope_divides_by_what_the_context_asks_for() -> None:
+    """Up to the original context the short divisors hold, beyond it the long ones; the magnitude is of both."""
+    rope = rope_from_config(
+        {"rope_theta": 1000.0, "max_position_embeddings": 4096, "original_max_position_embeddings": 1024}
+        | {"rope_scaling": LONGROPE}
+    )
+    magnitude = np.sqrt(1 + np.log(4) / np.log(1024))
+    plain = frequencies(Rope(1000.0))
+    for context, divisors in ((1024, np.ones(8)), (1025, np.arange(2, 10))):
+        cos, sin = rope_tables(rope.at_context(context), 16, 2)
+        np.testing.assert_allclose(np.hypot(cos, sin), magnitude, rtol=1e-6)
+        np.testing.assert_allclose(np.arctan2(sin[1], cos[1]), plain / divisors, rtol=1e-5)
+    assert Rope(1000.0).at_context(1 << 20) == Rope(1000.0)
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("name", [n for n in tiny.variants() if "yarn" in n or "ll" in n])
+@pytest.mark.parametrize("context", [100, 300])
+def test_longrope_tables_are_transformers_own(context: int) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    settings = {
+        "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 1024, "pad_token_id": 0,
+        "original_max_position_embeddings": 256, "rope_theta": 1000.0, "rope_scaling": dict(LONGROPE),
+    }  # fmt: skip
+    ours = rope_tables(rope_from_config(settings).at_context(context), 16, context)
+    config = transformers.AutoConfig.for_model("phi3", **settings)
+    rotary = transformers.models.phi3.modeling_phi3.Phi3RotaryEmbedding(config)
+    for mine, theirs in zip(ours, rotary(torch.zeros(1), torch.arange(context)[None]), strict=True):
+        np.testing.assert_allclose(mine, theirs[0, :, :8].numpy(), atol=3e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", [n for n in tiny.llama_variants() if "llama" in n])
 def test_tables_are_transformers_own(tmp_path: Path, name: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -111,7 +173,7 @@ def test_tables_are_transformers_own(tmp_path: Path, name: str) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     cos, sin = rotary(torch.zeros(1), torch.arange(200)[None])
-    ours = rope_tables(rope_from_config(settings), head_dim, 200)
+    ours = rope_tables(rope_from_config(settings, head_dim), head_dim, 200)
     for mine, theirs in zip(ours, (cos, sin), strict=True):
         np.testing.assert_array_equal(theirs[0, :, : head_dim // 2], theirs[0, :, head_dim // 2 :])
         np.testing.assert_allclose(mine, theirs[0, :, : head_dim // 2].numpy(), atol=3e-5)

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from eecompile import contract as c
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.bundle.write import write_overlay
-from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
-from eecompile.runtime.decode import Decoder, Emitted
+from eecompile.runtime.decode import Continuation, Decoder
+from eecompile.runtime.gates import ExitGates
 from eecompile.verify.compare import Comparator, find_comparator, measure_with_numpy, measure_with_polygraphy
 from eecompile.verify.criteria import criteria_of, fires
 from eecompile.verify.decisions import check_flips
 from eecompile.verify.exact import check_exact
-from eecompile.verify.prompts import prompt_ids, read_prompts
+from eecompile.verify.prompts import prompt_ids
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Walker
 from eecompile.verify.tolerances import Band
@@ -150,10 +150,11 @@ def _exact(bundle: Bundle, noise: float) -> dict[str, Check]:
 def _accept_all(monkeypatch: pytest.MonkeyPatch) -> None:
     verify = Decoder._verify
 
-    def gullible(self: Decoder, rows: Any) -> list[Emitted]:
-        drafts = list(self._drafts)
-        certain = verify(self, rows[-1:] if drafts else rows)
-        return [*drafts, *certain[-1:]] if drafts else certain
+    def gullible(self: Decoder, one: Continuation, decided: Any, at: int, finite: list[bool]) -> None:
+        drafts, one.drafts = one.drafts, []
+        last = min(len(drafts), len(finite) - 1) if drafts else 0
+        verify(self, one, decided, at + last, finite[last:])
+        one.certain = [*drafts, *one.certain[-1:]]
 
     monkeypatch.setattr(Decoder, "_verify", gullible)
 
@@ -172,7 +173,7 @@ def test_a_difference_within_the_rounding_noise_is_a_tie(pristine: Path, monkeyp
 
 
 def test_forced_drafts_that_are_never_made_fail(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "_ask", lambda self, rule, row: None)
+    monkeypatch.setattr(ExitGates, "ask", lambda self, exit_, rows, states: [None] * len(states))
     checks = _exact(Bundle.open(pristine), 0.0)
     assert checks["exact greedy, policy drafts"].passed
     forced = checks["exact greedy, forced drafts, cap 1"]
@@ -187,25 +188,6 @@ def test_a_budget_may_end_exact_mode_sooner(bundle: Path) -> None:
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------
-
-
-def test_prompt_files(tmp_path: Path) -> None:
-    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    text.write_text("one\n\n two \n")
-    assert read_prompts(text) == ["one", " two "]
-    lines.write_text('{"text": "a", "label": 3}\n{"prompt": "b"}\n\n{"prompt_ids": [1, 2]}\n')
-    assert read_prompts(lines) == ["a", "b", [1, 2]]
-
-
-@pytest.mark.parametrize("line", ["", "{}", "no", "[1]", '{"prompt_ids": ["x"]}', '{"text": 3}', "{" * 5000])
-def test_prompt_files_that_hold_none(line: str, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(f"\n{line}\n")
-    with pytest.raises(UsageError) as caught:
-        read_prompts(file)
-    assert caught.value.where.startswith(str(file))
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_prompts(tmp_path / "absent.txt")
 
 
 @pytest.mark.parametrize(("context", "tokens", "budget"), [(256, 32, None), (64, 60, None), (8, 7, None), (256, 4, 40)])

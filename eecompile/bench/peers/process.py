@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,17 +18,20 @@ from eecompile.bench.peers.base import Facts, PeerSetup
 from eecompile.bench.runs import Ids, PeerFailed, Run
 
 QUIT_SECONDS = 10
+ANSWER_SECONDS = 900  # a peer that converts a model first is slow; one that says nothing for so long hangs
 
 
 class PeerProcess:
     """A contender whose runs happen in a child process, asked over JSON lines. Not thread-safe; use in `with`.
 
-    `facts` says what it runs. command: of the child, by default worker.py for the peer `name`.
-    Raises PeerFailed where the peer cannot be prepared.
+    `facts` says what it runs. command: of the child, by default worker.py for the peer `name`. patience: seconds until
+    a silent child is ended. Raises PeerFailed where the peer cannot be prepared.
     """
 
-    def __init__(self, name: str, setup: PeerSetup, command: Sequence[str] = ()) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, setup: PeerSetup, command: Sequence[str] = (), *, patience: float = ANSWER_SECONDS
+    ) -> None:
+        self.name, self._patience, self._hung = name, patience, False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             command or [sys.executable, "-m", "eecompile.bench.peers.worker", name],
@@ -73,18 +77,28 @@ class PeerProcess:
         self.close()
 
     def _ask(self, request: dict[str, Any]) -> Any:
+        watch = threading.Timer(self._patience, self._give_up)
+        watch.start()
         try:
             self._requests.write(json.dumps(request) + "\n")
             self._requests.flush()
             line = self._answers.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            watch.cancel()
+        if self._hung:
+            raise PeerFailed(f"{self.name} did not answer within {self._patience:g} seconds")
         if not line:
             raise PeerFailed(f"{self.name} ended: {self._last_words()}")
         answer = json.loads(line)
         if "error" in answer:
             raise PeerFailed(str(answer["error"]))
         return answer
+
+    def _give_up(self) -> None:
+        self._hung = True
+        self._process.kill()
 
     def _last_words(self) -> str:
         """The last line that the child wrote to stderr."""

@@ -5,14 +5,52 @@ from typing import Any
 
 from eecompile.errors import UsageError
 from eecompile.student.encoder import EncoderSpec
-from eecompile.student.families import bert, distilbert, llama, mistral, qwen2, qwen3, roberta
+from eecompile.student.families import (
+    bert,
+    cohere,
+    cohere2,
+    distilbert,
+    gemma,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    olmo3,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from eecompile.student.model import DecoderSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
+    "cohere": cohere.describe,
+    "cohere2": cohere2.describe,
+    "gemma": gemma.describe,
+    "gemma2": gemma2.describe,
+    "gemma3_text": gemma3_text.describe,
+    "gpt2": gpt2.describe,
+    "gpt_neox": gpt_neox.describe,
+    "granite": granite.describe,
     "llama": llama.describe,
     "mistral": mistral.describe,
+    "olmo2": olmo2.describe,
+    "olmo3": olmo3.describe,
+    "phi": phi.describe,
+    "phi3": phi3.describe,
     "qwen2": qwen2.describe,
     "qwen3": qwen3.describe,
+    "smollm3": smollm3.describe,
+    "stablelm": stablelm.describe,
+    "starcoder2": starcoder2.describe,
 }
 
 ENCODERS: Mapping[str, Callable[[Mapping[str, Any]], EncoderSpec]] = {

@@ -12,4 +12,4 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """head_dim defaults to 128, as the published configs have it, whatever D / H is."""
     bias = bool(config.get("attention_bias", False))
     full = {**qwen2.DEFAULTS, "head_dim": 128, **config}
-    return gated_decoder(full, qkv_bias=bias, o_bias=bias, qk_norm=True, windows=window_in_some)
+    return gated_decoder(full, qkv_bias=bias, o_bias=bias, qk_norm="head", windows=window_in_some)
