@@ -80,7 +80,7 @@ def test_an_edited_threshold(bundle: Path) -> None:
         (lambda d: d.update(precision="int8"), "confident thresholds without a calibration"),
         (lambda d: d.update(pending_cap=4), "confident thresholds without a calibration"),
         (lambda d: d.update(gates="b" * 64), "confident thresholds without a calibration"),
-        (lambda d: d.update(kv="propagate"), "kv: Input should be 'catch_up'"),
+        (lambda d: d.update(kv="guess"), "kv: Input should be 'catch_up'"),
     ],
 )
 def test_calibrations_that_do_not_carry_the_policy(bundle: Path, edit: Edit, message: str) -> None:
