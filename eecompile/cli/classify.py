@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from eecompile.cli.console import err, print_json, print_table, say, stages
 from eecompile.cli.options import ids_from_text, refuse_given, thresholds_from_options
 from eecompile.errors import UsageError
-from eecompile.runtime import Bundle, Classification, Classifier
-from eecompile.runtime.classify import BATCH
-from eecompile.runtime.prompts import read_texts
+
+if TYPE_CHECKING:
+    from eecompile.runtime import Bundle, Classification, Classifier
 
 WINDOW = 512  # lines of a file that are read, sorted by length and classified at a time
 _GENERATING = (
@@ -26,8 +26,10 @@ _GENERATING = (
 CLASSIFYING = ("granularity", "truncate", "pair")
 
 
-def run_classifier(opened: Bundle, prompt: str | None, options: Mapping[str, Any]) -> None:
+def run_classifier(opened: "Bundle", prompt: str | None, options: Mapping[str, Any]) -> None:
     """Classify what the options say and print it, or write it to the output file."""
+    from eecompile.runtime.classify import BATCH
+
     refuse_given(*_GENERATING)
     given = [name for name in ("prompt_ids", "input_") if options[name] is not None] + ["prompt"] * (prompt is not None)
     if len(given) != 1:
@@ -55,14 +57,14 @@ def run_classifier(opened: Bundle, prompt: str | None, options: Mapping[str, Any
     err.print(f"{stats.tokens} tokens, {stats.seconds:.3f} s, mean depth {stats.mean_depth:.2f}")
 
 
-def as_object(found: Classification) -> dict[str, Any]:
+def as_object(found: "Classification") -> dict[str, Any]:
     """A classification as JSON has it."""
     if found.tokens is None:
         return {"label": found.label, "scores": found.scores, "exit_layer": found.exit_layer}
     return {"tokens": [asdict(token) for token in found.tokens], "exit_layer": found.exit_layer}
 
 
-def _print(opened: Bundle, found: Classification) -> None:
+def _print(opened: "Bundle", found: "Classification") -> None:
     labels = opened.manifest.labels
     if found.tokens is not None:
         rows = [[t.text, t.label, f"{max(t.scores):.4f}", t.exit_layer] for t in found.tokens]
@@ -75,8 +77,10 @@ def _print(opened: Bundle, found: Classification) -> None:
             say(f"  {label} {score:.4f}")
 
 
-def _run_file(classifier: Classifier, source: Path, target: Path | None, batch: int) -> None:
+def _run_file(classifier: "Classifier", source: Path, target: Path | None, batch: int) -> None:
     """A line of JSON for each of the input's, in its order; the output file appears once it is whole."""
+    from eecompile.runtime.prompts import read_texts
+
     lines, began, done = read_texts(source), time.perf_counter(), 0
     partial = None if target is None else target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
