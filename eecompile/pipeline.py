@@ -15,11 +15,13 @@ from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
+from eecompile.pipeline_encoder import build_encoder, plan_encoder
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.encoder_decoder_reference import reference_model
+from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import ExitSpec
 from eecompile.student.student import Student
 from eecompile.target import Target, load_target
@@ -46,8 +48,12 @@ class BuildOptions:
     cache: str = "fp32"
 
 
-def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
+def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
     """What a build would do, checked against model and target; raises UsageError where it cannot be done."""
+    if isinstance(student, EncoderStudent):
+        decoders = {"minimum of rows": options.minimum_rows, "number of slots": options.slots}
+        others = {"pending cap": options.pending_cap, **{name: None if n == 1 else n for name, n in decoders.items()}}
+        return plan_encoder(student, target, options.precision, options.context, others)
     precision = options.precision or target.precision
     if precision not in target.precisions:
         raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
@@ -79,10 +85,13 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
 
 
 def build(
-    student: Student, target: Target, out: Path, options: BuildOptions, *, progress: Progress = lambda stage: None
-) -> Manifest:
+    student: Student | EncoderStudent, target: Target, out: Path, options: BuildOptions, *,
+    progress: Progress = lambda stage: None,
+) -> Manifest:  # fmt: skip
     """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
     chosen = plan(student, target, options)
+    if isinstance(student, EncoderStudent):
+        return build_encoder(student, target, out, chosen, progress=progress)
     student = student.at_context(chosen["context"])
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
@@ -137,7 +146,7 @@ def _manifest_fields(
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
             "heads": [g.model_dump() for g in graphs.heads],
-            "reference": graphs.reference.model_dump(),
+            "reference": None if graphs.reference is None else graphs.reference.model_dump(),
             "kv": [None if g is None else g.model_dump() for g in graphs.kv],
             "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
         },
@@ -208,13 +217,13 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
         np.save(folder / f"{name}.npy", array)
 
 
-def stage_count(student: Student) -> int:
+def stage_count(student: Student | EncoderStudent) -> int:
     """How often `build` calls its progress function."""
     schema = student.exits.schema
     return 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
 
 
-def build_plain(student: Student, out: Path) -> None:
+def build_plain(student: Student | EncoderStudent, out: Path) -> None:
     """A float32 bundle for the processor at hand, as fitting and calibrating exits need it."""
     build(student, load_target("cpu"), out, BuildOptions(precision="fp32"))
 

@@ -156,7 +156,7 @@ def _result(
         policy=bundle.files.policy.digest,
         precision=bundle.manifest.precision,
         layers=bundle.manifest.model.layers,
-        machine=_machine(bundle.threads),
+        machine=machine_facts(bundle.threads),
         prompts=len(prompts),
         prompt_tokens=sum(map(len, prompts)),
         max_new_tokens=max_new_tokens,
@@ -191,7 +191,8 @@ def _peer_result(peer: PeerProcess, runs: Runs, full: Runs) -> PeerResult:
     )
 
 
-def _machine(threads: int) -> Machine:
+def machine_facts(threads: int) -> Machine:
+    """Where this runs."""
     return Machine(
         device=device_name(),
         processors=len(os.sched_getaffinity(0)),

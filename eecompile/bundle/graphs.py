@@ -58,13 +58,13 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     scale = (*cache[:3], 1)
     cross = (-1, model.heads, -1, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
-    known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
+    known |= {c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
     narrow = {
         graph.path: head.rows(model.vocab) for graph, head in zip(manifest.graphs.heads, manifest.heads, strict=True)
     }
     for info in _declared(manifest):
-        known[c.LOGITS] = (-1, narrow.get(info.path, model.vocab))
+        known[c.LOGITS] = (-1, narrow.get(info.path, manifest.classes))
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
             is_scale = tensor.name.startswith(("key_scale_", "value_scale_"))

@@ -20,11 +20,12 @@ from eecompile.schema import (
     Precision,
     Sha256,
     Strict,
+    Task,
     Text,
     Thresholds,
     TokenId,
 )
-from eecompile.shapes import ExitShape, HeadShape, exits_fault
+from eecompile.shapes import ExitShape, HeadShape, exits_fault, task_fault
 
 
 class Graphs(Strict):
@@ -79,6 +80,14 @@ class SourceInfo(Strict):
     start: TokenId
 
 
+class EncoderInfo(Strict):
+    """What a runtime needs to know of an encoder besides. `types`: kinds of tokens that `token_types` tells apart (0:
+    the graph has no such input). `padding`: the id whose positions are skipped (student/encoder.py), None: none is."""
+
+    types: Annotated[int, Field(ge=0, le=1024)]
+    padding: TokenId | None = None
+
+
 class FileInfo(Strict):
     """A core file's size in bytes and its SHA-256."""
 
@@ -91,7 +100,8 @@ class Manifest(Strict):
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
     another kernel. `slack`: positions past `context` that padding may have. `cache`: what keys and values are kept in.
-    `source`: of an encoder-decoder, whose prompts are sources and whose decoder begins by itself.
+    `source`: of an encoder-decoder, whose prompts are sources and whose decoder begins by itself. `labels`, in the
+    classifier's order, and `encoder` belong to every task but causal-lm.
     """
 
     format: Literal["eecompile-bundle"]
@@ -115,6 +125,9 @@ class Manifest(Strict):
     source: SourceInfo | None = None
     tokenizer: bool
     provenance: dict[Name, Text | int | float | bool | None]
+    task: Task = "causal-lm"
+    labels: Annotated[list[Name], Field(max_length=c.MAX_LABELS, default_factory=list)]
+    encoder: EncoderInfo | None = None
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
     digest: Sha256
 
@@ -136,10 +149,32 @@ class Manifest(Strict):
             raise ValueError("bos or eos is not in the vocabulary")
         return self
 
+    @property
+    def classes(self) -> int:
+        """What a head chooses from: the labels of a classifier, else the vocabulary."""
+        return len(self.labels) or self.model.vocab
+
+    @model_validator(mode="after")
+    def _task_has_its_labels(self) -> Self:
+        encodes = self.task != c.CAUSAL_LM
+        if encodes != (self.encoder is not None) or encodes != bool(self.labels):
+            raise ValueError(
+                f"labels and the encoder's description belong to a classifier, and the task is {self.task}"
+            )
+        if encodes and (self.task == "regression") != (len(self.labels) == 1):
+            raise ValueError(f"{len(self.labels)} labels for {self.task}")
+        if reason := task_fault(self.exits, self.heads, self.task):
+            raise ValueError(reason)
+        return self
+
     @model_validator(mode="after")
     def _rules_have_their_graphs(self) -> Self:
         segments, kv = self.graphs.segments, self.graphs.kv
-        if len(set(self.kv_rules)) != len(self.kv_rules) or self.kv_rules[0] != "catch_up":
+        if self.task != c.CAUSAL_LM:
+            if kv or not set(self.kv_rules) <= set(c.GRANULARITIES.values()):
+                raise ValueError("an encoder has no rule or graph for caches, which it lacks")
+            return self
+        if "none" in self.kv_rules or len(set(self.kv_rules)) != len(self.kv_rules) or self.kv_rules[0] != "catch_up":
             raise ValueError("the K/V rules are not catch_up and others, each once")
         if ("propagate" in self.kv_rules) != bool(kv) or (kv and len(kv) != len(segments)):
             raise ValueError("the rule propagate needs a place for a K/V-only graph for each segment")

@@ -56,7 +56,7 @@ class ExitTable:
         for criterion, threshold in (thresholds or {}).items():
             if criterion in ("max_prob", "margin", "patience"):
                 fired &= self.values[criterion] > np.float32(threshold)
-            elif criterion == "entropy":
+            elif criterion in ("entropy", "delta"):
                 fired &= self.values[criterion] < np.float32(threshold)
         return fired
 

@@ -32,7 +32,7 @@ class WrittenGraphs:
     exits: list[GraphInfo]
     head: GraphInfo
     heads: list[GraphInfo]
-    reference: GraphInfo
+    reference: GraphInfo | None
     encoder: GraphInfo | None
     hashes: dict[str, str]
     kv: list[GraphInfo | None] = field(default_factory=list)

@@ -3,7 +3,9 @@
 Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
 adapter.bias [D], and for each gate that has weights (gate, the learned one; router; predictor) w1 [in, U], b1 [U],
 w2 [U, out], b2 [out], without w1 and b1 where a router is linear. A low-rank head is "head.<name>.down" [rank, D],
-"head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. All float32.
+"head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. An encoder's exit with a classifier of its
+own has classifier.weight [D, C] and classifier.bias [C], C labels, and before it, where they are there, pooler.weight
+[D, D] and pooler.bias [D] with the activation of the model's pooler. All float32.
 """
 
 import hashlib
@@ -20,15 +22,15 @@ from typing_extensions import Self
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
-from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Text, Thresholds
-from eecompile.shapes import ExitShape, HeadShape, exits_fault, weight_shapes
+from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Task, Text, Thresholds
+from eecompile.shapes import ExitShape, HeadShape, exits_fault, gates_of, task_fault, weight_shapes
 from eecompile.student.store import WeightStore, read_header
 
 
 class ExitSpec(ExitShape):
     """An exit of a student; `draft` are its thresholds for drafts of exact mode."""
 
-    adapter: Literal["norm", "affine"] = "norm"
+    adapter: Literal["norm", "affine", "classifier"] = "norm"
     draft: Thresholds | None = None
 
     @model_validator(mode="after")
@@ -75,6 +77,10 @@ class StudentExits:
         """The tensor "exit.<layer>.<part>", float32."""
         assert self.store is not None
         return self.store.read(f"exit.{layer}.{part}")
+
+    def has(self, layer: int, part: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return self.store is not None and f"exit.{layer}.{part}" in self.store.tensors
 
     def gate(self, exit_: ExitSpec, kind: str = "gate") -> dict[str, NDArray[np.float32]] | None:
         """The weights by part of an exit's learned gate, or of its "router" or "predictor"; None without one."""
@@ -140,6 +146,12 @@ def check_exits(exits: StudentExits, layers: int, hidden: int, vocab: int) -> No
         bad = [n for n in shapes if not np.isfinite(exits.store.read(n)).all()]
         if bad:
             raise UsageError(f"{bad[0]} is not finite", where=c.EARLY_EXIT_WEIGHTS, mend="fit the exits again")
+
+
+def check_task(exits: StudentExits, task: Task) -> None:
+    """Raise UsageError where the exits have what a model of this task cannot have."""
+    if reason := task_fault(exits.schema.exits, exits.schema.heads, task):
+        raise UsageError(reason, where=c.EARLY_EXIT, mend=f"gates of a {task}: {', '.join(gates_of(task))}")
 
 
 def save_exits(directory: Path, schema: EarlyExit, tensors: Mapping[str, NDArray[np.float32]]) -> EarlyExit:

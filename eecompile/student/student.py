@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eecompile import contract as c
 from eecompile.errors import UsageError
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
-from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
+from eecompile.student.exits import StudentExits, check_exits, check_task, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import WeightStore
@@ -38,9 +39,7 @@ class Student:
     @property
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer's files that are there; empty where the checkpoint runs on ids alone."""
-        if not (self.path / "tokenizer.json").exists():
-            return []
-        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
+        return tokenizer_files(self.path)
 
 
 def open_student(path: Path, at: Sequence[int] = ()) -> Student:
@@ -57,8 +56,9 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     store = store.with_views(spec.views())
     exits = declared_exits(at) if at else load_exits(path)
     check_exits(exits, spec.layers, spec.hidden, spec.vocab)
+    check_task(exits, c.CAUSAL_LM)
     student = Student(path, spec, store, exits)
-    _check_tokenizer(student)
+    check_tokenizer(student.tokenizer_files, spec.vocab)
     return student
 
 
@@ -87,9 +87,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_tokenizer(student: Student) -> None:
+def tokenizer_files(path: Path) -> list[Path]:
+    """The tokenizer's files in a checkpoint's directory; empty without a tokenizer.json."""
+    if not (path / "tokenizer.json").exists():
+        return []
+    return [path / name for name in TOKENIZER_FILES if (path / name).exists()]
+
+
+def check_tokenizer(files: Sequence[Path], vocab: int) -> None:
     """Its files have to be readable. It may know fewer ids than the model (padded embeddings), never more."""
-    files = student.tokenizer_files
     if not files:
         return
     from tokenizers import Tokenizer
@@ -102,9 +108,9 @@ def _check_tokenizer(student: Student) -> None:
         if file.suffix == ".json":
             _read_json(file)
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if highest >= student.spec.vocab:
+    if highest >= vocab:
         raise UsageError(
-            f"the tokenizer has ids up to {highest}, the model only {student.spec.vocab} embeddings",
+            f"the tokenizer has ids up to {highest}, the model only {vocab} embeddings",
             where=str(files[0]),
             mend="put the tokenizer that belongs to this checkpoint beside it",
         )

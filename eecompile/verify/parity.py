@@ -54,12 +54,12 @@ def check_parity(label: str, reference: str, walks: Sequence[Walks], expected: S
     """One check a boundary: both walks of every sequence against the rows of `reference`."""
     pairs = [(rows, truth) for w, truth in zip(walks, expected, strict=True) for rows in (w.prefill, w.decode)]
     return [
-        _check(f"{label} {name}", reference, actual, wanted, compare, tolerance, logits=name == "logits")
+        check_rows(f"{label} {name}", reference, actual, wanted, compare, tolerance, logits=name == "logits")
         for name, (actual, wanted) in _stacked(pairs).items()
     ]
 
 
-def _check(name: str, reference: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
+def check_rows(name: str, reference: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
            logits: bool) -> Check:  # fmt: skip
     measured = compare(actual, expected, tolerance.bounds)
     figures: dict[str, Figure] = {"rows": len(actual), **{s: figure for s, (figure, _) in measured.items()}}

@@ -69,9 +69,9 @@ def read_recorded(root: Path, manifest: Manifest) -> tuple[list[int], list[int] 
     ids = _ids(root, "token_ids", model.vocab, min(model.context, manifest.prefill_rows))
     source = None if manifest.source is None else _ids(root, "source_ids", model.vocab, manifest.source.context)
     rows = (len(ids), model.hidden)
-    hidden = {e.layer: _array(root, f"hidden_{e.layer}", np.float32, rows) for e in manifest.exits}
-    finished = _array(root, "finished", np.float32, rows)
-    logits = _array(root, "logits", np.float32, (min(RECORDED_LOGITS, len(ids)), model.vocab))
+    hidden = {e.layer: recorded_array(root, f"hidden_{e.layer}", np.float32, rows) for e in manifest.exits}
+    finished = recorded_array(root, "finished", np.float32, rows)
+    logits = recorded_array(root, "logits", np.float32, (min(RECORDED_LOGITS, len(ids)), model.vocab))
     return ids, source, ModelRows(hidden, finished, logits)
 
 
@@ -92,14 +92,14 @@ def _hugging_face_rows(model: Any, ids: Sequence[int], source: Sequence[int] | N
 
 
 def _ids(root: Path, name: str, vocab: int, most: int) -> list[int]:
-    ids = _array(root, name, np.int64, (-1,))
+    ids = recorded_array(root, name, np.int64, (-1,))
     if not len(ids) or ids.min() < 0 or ids.max() >= vocab or len(ids) > most:
         raise IntegrityError("no token ids of this model", where=_where(name), mend="build the bundle again")
     found: list[int] = ids.tolist()
     return found
 
 
-def _array(root: Path, name: str, dtype: type, shape: tuple[int, ...]) -> Any:
+def recorded_array(root: Path, name: str, dtype: type, shape: tuple[int, ...]) -> Any:
     """One recorded array; memory-mapped first, since numpy would believe any shape that a header claims."""
     try:
         array = np.load(root / RECORDED / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -16,6 +16,7 @@ from eecompile.runtime.prompts import Prompt
 from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student, open_student
+from eecompile.verify.classifier import verify_classifier
 from eecompile.verify.commands import polygraphy_commands
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
@@ -91,6 +92,8 @@ def verify_bundle(
     """
     progress("hashes")
     bundle = Bundle.open(path)
+    if bundle.manifest.task != c.CAUSAL_LM:
+        return verify_classifier(bundle, _hashes(bundle), checkpoint=checkpoint, prompts=prompts, progress=progress)
     ids = prompt_ids(bundle, prompts, tokens)
     full = bundle.session(mode="full")
     for prompt in ids:
