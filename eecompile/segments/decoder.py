@@ -82,6 +82,7 @@ class DecoderWriter:
         return g.op("LayerNormalization", x, scale, *biases, axis=-1, epsilon=self.spec.norm_eps)
 
     def layer_norm(self, g: GraphWriter, x: str, name: str | None, layer: int) -> str:
+        """x normalised by the layer's norm `name`, or as it is where the family has none there."""
         return x if name is None else self.norm(g, x, name.format(i=layer))
 
     def _add(self, g: GraphWriter, x: str, update: str, post_norm: str | None, layer: int) -> str:

@@ -77,7 +77,7 @@ class EncoderWriter(DecoderWriter):
 
     whole: EncoderDecoderSpec | None = None
 
-    def _cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
+    def cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
         """There is no cache: keys and values are the pass's own."""
         return update
 
