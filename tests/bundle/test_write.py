@@ -211,7 +211,8 @@ def test_without_locks_the_process_number_decides(bundle: Path, monkeypatch: pyt
 
 
 KILLED = """
-    import pathlib, sys
+    import pathlib, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it, and so would this
     sys.path.insert(0, sys.argv[1])
     from tiny_bundle import policy_fields, write_core
     from eecompile.bundle.write import BundleWriter
