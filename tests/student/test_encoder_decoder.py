@@ -56,6 +56,19 @@ def test_sizes_and_starts() -> None:
     assert len(shapes) == 1 + 2 + 2 + 2 * (6 + 2) + 2 * (6 + 5 + 2)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_what_a_config_leaves_out_is_transformers_default(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.for_model(family).to_dict()
+    spec = described({"model_type": family})
+    assert spec == described({**theirs, "model_type": family})
+    sizes = (spec.vocab, spec.hidden, spec.head_dim, spec.intermediate, spec.heads, spec.encoder.layers, spec.layers)
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers")
+    assert sizes == tuple(theirs[name] for name in names)
+    assert (spec.gated, spec.norm_eps, spec.eos) == (theirs["is_gated_act"], theirs["layer_norm_epsilon"], (1,))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

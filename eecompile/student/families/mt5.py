@@ -6,7 +6,11 @@ from typing import Any
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.families.t5 import encoder_decoder
 
+DEFAULTS = {
+    "vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+
 
 def describe(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """Configs say anything of `tie_word_embeddings`; what the checkpoint holds decides."""
-    return encoder_decoder({"feed_forward_proj": "gated-gelu", **config}, tied=True)
+    return encoder_decoder({**DEFAULTS, **config}, tied=True)
