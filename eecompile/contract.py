@@ -47,6 +47,15 @@ def cache_out_name(kind: str, layer: int) -> str:
     return f"{kind}_cache_{layer}_out"
 
 
+LOW_RANK: Final = "lora_"
+
+
+def low_rank_name(part: str, layer: int, projection: str) -> str:
+    """Name of a LoRA input of a segment that repeats: part "a" is float32 [in, rank], "b" [rank, out]; `layer` counts
+    the graph's layers, `projection` is q, k, v, o, gate, up or down."""
+    return f"{LOW_RANK}{part}_{layer}_{projection}"
+
+
 # -- the exit decision: a model-local function, a TensorRT plugin and a host rule of one name -------------------
 DECISION_DOMAIN: Final = "eecompile"
 DECISION_OP: Final = "ExitDecision"
@@ -70,6 +79,8 @@ SLACK: Final = 64  # positions past the context: padding rows may have them
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024
 MAX_EXITS: Final = 64
+MAX_LOOPS: Final = 256
+MAX_RANK: Final = 4096
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22

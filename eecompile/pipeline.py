@@ -54,7 +54,7 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
-    exits = [e.layer for e in student.exits.schema.exits]
+    exits = [e.depth for e in student.exits.schema.exits]
     sizes = {"context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, **sizes, "exits": exits}
 
@@ -87,15 +87,14 @@ def build(
 def _manifest_fields(
     student: Student, target: Target, graphs: WrittenGraphs, chosen: dict[str, Any], slack: int
 ) -> dict[str, Any]:
-    spec, exits = student.spec, student.exits.schema.exits
-    layers = [segment.layers for segment in graphs.segments]
+    spec = student.spec
     return {
         "eecompile": __version__,
         "model": {
             "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "heads": spec.heads,
             "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "vocab": spec.vocab, "context": chosen["context"],
             "bos": spec.bos, "eos": list(spec.eos),
-            "parameters": sum(int(np.prod(shape)) for shape in spec.shapes().values()),
+            "parameters": _parameters(student),
         },
         "target": target.name,
         "precision": chosen["precision"],
@@ -106,10 +105,8 @@ def _manifest_fields(
         "slack": slack,
         "slots": 1,
         "exits": [e.model_dump() for e in _exit_infos(student)],
-        "schedule": [
-            {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
-        ],
-        "caches": layers,
+        "schedule": graphs.schedule,
+        "caches": [graphs.segments[step["segment"]].layers for step in graphs.schedule],
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
@@ -120,10 +117,17 @@ def _manifest_fields(
     }  # fmt: skip
 
 
+def _parameters(student: Student) -> int:
+    """Weights that are stored: a layer that runs several times counts once, its loops' LoRA as it is."""
+    own, loops = student.own_spec, student.loops
+    shapes = [*own.shapes().values(), *(loops.factor_shapes(own).values() if loops is not None else ())]
+    return sum(int(np.prod(shape)) for shape in shapes)
+
+
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The student's exits as a policy, and that of its calibrations that holds for this build."""
     policy = [
-        ExitPolicy(layer=e.layer, confident=None, draft=e.draft, gate=_gate(student, e))
+        ExitPolicy(layer=e.depth, confident=None, draft=e.draft, gate=_gate(student, e))
         for e in student.exits.schema.exits
     ]
     overlays: dict[str, dict[str, Any]] = {}
@@ -146,8 +150,10 @@ def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[Cali
 
 
 def _exit_infos(student: Student) -> list[ExitInfo]:
-    fields = {"layer", "adapter", "gates", "gate_units"}
-    return [ExitInfo.model_validate(e.model_dump(include=fields)) for e in student.exits.schema.exits]
+    fields = {"adapter", "gates", "gate_units"}
+    return [
+        ExitInfo.model_validate({"layer": e.depth, **e.model_dump(include=fields)}) for e in student.exits.schema.exits
+    ]
 
 
 def _gate(student: Student, exit_: ExitSpec) -> GateWeights | None:
@@ -166,7 +172,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
     spec = student.spec
     count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
-    at = [e.layer for e in student.exits.schema.exits]
+    at = [e.depth for e in student.exits.schema.exits]
     boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)
     folder.mkdir()
     arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}

@@ -11,6 +11,7 @@ import tiny
 
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec
+from eecompile.student.loops import Loops
 
 hypothesis.settings.register_profile(
     "eecompile",
@@ -40,23 +41,25 @@ class Shelf:
         self._opened: dict[str, Bundle] = {}
 
     def checkpoint(
-        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (), **options: Any
+        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (), loops: Loops | None = None,
+        **options: Any,
     ) -> Path:  # fmt: skip
-        """The checkpoint of `settings` with early-exit heads `exits`; options as tiny.checkpoint's."""
-        key = json.dumps([settings, [e.model_dump() for e in exits], options], sort_keys=True)
+        """The checkpoint of `settings` with early-exit heads `exits`, its layers in `loops`; options as tiny.checkpoint's."""
+        schedule = loops and loops.model_dump()
+        key = json.dumps([settings, [e.model_dump() for e in exits], schedule, options], sort_keys=True)
         path = self._root / f"checkpoint-{tiny.digest(key)}"
         if not path.exists():
             tiny.checkpoint(path, settings, **options)
-            if exits:
-                tiny.add_exits(path, exits)
+            if exits or loops:
+                tiny.add_exits(path, exits, loops=loops, gain=options.get("gain", 1.0))
         return path
 
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
-        precision: str = "fp32", context: int | None = None, minimum_rows: int = 1, **options: Any,
+        loops: Loops | None = None, precision: str = "fp32", context: int | None = None, minimum_rows: int = 1, **options: Any,
     ) -> Bundle:  # fmt: skip
         """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
-        source = self.checkpoint(settings, exits, **options)
+        source = self.checkpoint(settings, exits, loops, **options)
         chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows}
         key = json.dumps([source.name, list(at), chosen])
         if key not in self._opened:

@@ -26,6 +26,7 @@ from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
+from eecompile.student.loops import Loops
 from eecompile.student.student import open_student
 from eecompile.target import load_target
 
@@ -267,9 +268,17 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
     return path
 
 
-def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
-    """Give a checkpoint exits with random gates, and affine adapters near the identity."""
+def add_exits(
+    path: Path, exits: Sequence[ExitSpec], seed: int = 0, *, loops: Loops | None = None, gain: float = 1.0
+) -> Path:
+    """Give a checkpoint exits with random gates, and affine adapters near the identity; and a schedule `loops`, with
+    LoRA about as large as `gain` times the weights."""
     rng, tensors = np.random.default_rng(seed), {}
+    if loops is not None:
+        spec = spec_from_config(json.loads((path / "config.json").read_text()))
+        for name, shape in loops.factor_shapes(spec).items():
+            scale = gain / np.sqrt(loops.rank) if name.endswith(".b") else 1 / np.sqrt(shape[1])
+            tensors[name] = scale * rng.standard_normal(shape)
     hidden = json.loads((path / "config.json").read_text())["hidden_size"]
     for e in exits:
         u = e.gate_units
@@ -279,7 +288,7 @@ def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0) -> Path:
         if u:
             shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
             tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}
-    save_exits(path, EarlyExit(exits=list(exits)), {n: t.astype(np.float32) for n, t in tensors.items()})
+    save_exits(path, EarlyExit(exits=list(exits), schedule=loops), {n: t.astype(np.float32) for n, t in tensors.items()})
     return path
 
 

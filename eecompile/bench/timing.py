@@ -68,6 +68,7 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         [timed(engine, f"segment_{i}") for i, engine in enumerate(graphs.segments)],
         [timed(engine, f"exit_{i}") for i, engine in enumerate(graphs.exits)],
         timed(graphs.head, "head"),
+        graphs.factors,
     )
     return replace(bundle, graphs=loaded)
 

@@ -84,8 +84,10 @@ def _fit_into(
     shutil.rmtree(work / "plain")
 
     copy_checkpoint(student.path, work / "student")
-    tensors = {name: tensor for exit_ in fitted for name, tensor in _tensors(exit_).items()}
-    save_exits(work / "student", EarlyExit(exits=specs), tensors)
+    tensors = _schedule_tensors(student)
+    tensors |= {name: tensor for exit_ in fitted for name, tensor in _tensors(exit_).items()}
+    plain = EarlyExit(exits=specs, schedule=student.loops)
+    save_exits(work / "student", plain, tensors)
     progress("build the fitted exits")
     build_bundle(open_student(work / "student"), work / "fitted")
     bundle = Bundle.open(work / "fitted", integrity="size")
@@ -96,7 +98,8 @@ def _fit_into(
     specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
     summary = _summary(fitted, path, drafts, result)
     provenance = _provenance(summary, data, len(path.documents), seed)
-    save_exits(work / "student", EarlyExit(exits=specs, calibrations=[result], provenance=provenance), tensors)
+    update = {"exits": specs, "calibrations": [result], "provenance": provenance}
+    save_exits(work / "student", plain.model_copy(update=update), tensors)
     return summary
 
 
@@ -131,6 +134,14 @@ def _tensors(fitted: FittedExit) -> dict[str, Float]:
     parts = {"adapter.weight": fitted.weight, "adapter.bias": fitted.bias}
     parts |= {f"gate.{part}": tensor for part, tensor in (fitted.gate or {}).items()}
     return {f"exit.{fitted.layer}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _schedule_tensors(student: Student) -> dict[str, Float]:
+    """What the checkpoint's early_exit.safetensors holds for its schedule, which fitting leaves as it is."""
+    loops, store = student.loops, student.exits.store
+    if loops is None or store is None:
+        return {}
+    return {name: store.read(name) for name in loops.factor_shapes(student.own_spec)}
 
 
 def _check_documents(student: Student, data: Documents, risk: float, error: float) -> None:

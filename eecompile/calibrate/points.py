@@ -38,10 +38,10 @@ class Price:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Price":
-        """By bytes read, which is what a pass of few rows costs."""
+        """By bytes read, which is what a pass of few rows costs: a layer that runs several times is read as often."""
         model = manifest.model
-        table = model.vocab * model.hidden
-        return cls(model.layers, table * model.layers / max(1, model.parameters - table), model.vocab)
+        table, stored = model.vocab * model.hidden, sum(segment.layers for segment in manifest.graphs.segments)
+        return cls(model.layers, table * stored / max(1, model.parameters - table), model.vocab)
 
 
 @dataclass(frozen=True)

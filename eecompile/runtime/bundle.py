@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eecompile import contract as c
+from eecompile.bundle.factors import read_factors
 from eecompile.bundle.gates import decode_gate
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
@@ -147,5 +148,6 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
         return OrtEngine(root / info.path, info)
 
     return LoadedGraphs(
-        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head)
-    )
+        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
+        read_factors(root, manifest),
+    )  # fmt: skip

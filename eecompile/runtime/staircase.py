@@ -5,12 +5,14 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.runtime.caches import Caches
@@ -20,12 +22,17 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LoadedGraphs:
-    """A bundle's graphs, loaded; shared by all sessions."""
+    """A bundle's graphs, loaded; shared by all sessions. factors: LoRA by step and input; none for no step's."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
     exits: list[OrtEngine]
     head: OrtEngine
+    factors: Sequence[Factors] = ()
+
+    def factors_of(self, step: int) -> Factors:
+        """What step number `step` binds beside rows and caches."""
+        return self.factors[step] if self.factors else {}
 
 
 class Staircase:
@@ -160,4 +167,5 @@ class Staircase:
             c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start,
             **self.caches.tensors[step.cache],
+            **self._graphs.factors_of(k - 1),
         })  # fmt: skip

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
+from eecompile.segments.low_rank import LowRank
 from eecompile.segments.quantize import blockwise, dense, table
 from eecompile.student.model import DecoderSpec, bias_name
 from eecompile.student.rope import Rope, rope_tables
@@ -33,7 +34,8 @@ SHARED_FILE = "shared.weights"  # rope tables: every segment refers to the same 
 class DecoderWriter:
     """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
 
-    fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot.
+    fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot. low_rank: LoRA
+    of a block that repeats.
     """
 
     spec: DecoderSpec
@@ -42,6 +44,7 @@ class DecoderWriter:
     context: int
     slack: int
     fused: bool = False
+    low_rank: LowRank | None = None
     masks: dict[int | None, str] = field(default_factory=dict)
     group_query: GroupQuery | None = None
 
@@ -51,6 +54,8 @@ class DecoderWriter:
         g.input(c.WRITE_INDEX, "int64", "B")
         self.masks.clear()
         self.group_query = None
+        if self.low_rank is not None:
+            self.low_rank.inputs = {}
         if self.fused and can_fuse(self.spec):
             self.group_query = GroupQuery.of(g)
 
@@ -62,6 +67,8 @@ class DecoderWriter:
     def layer(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
         """One decoder layer on x [B, R, D]; `cache` numbers its cache tensors in this graph."""
         n, s = self.spec.names, self.spec
+        if self.low_rank is not None:
+            self.low_rank.enter(layer, cache)
         if layer == 0 and n.positions:
             x = self._add_positions(g, x, n.positions)
         normed = self._layer_norm(g, x, n.attention_norm, layer)
@@ -110,6 +117,8 @@ class DecoderWriter:
     def linear(self, g: GraphWriter, x: str, names: Sequence[str], bias: bool) -> str:
         """Projections of x [.., in] side by side: [.., sum of out]."""
         out = g.op("MatMul", x, self.matrix(g, [f"{n}.weight" for n in names]))
+        if self.low_rank is not None:
+            out = self.low_rank.add(g, x, out, names)
         if not bias:
             return out
         biases = [f"{n}.bias" for n in names]

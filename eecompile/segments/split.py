@@ -1,16 +1,19 @@
 """Cut a student at its exits into segment, exit, embed and head graphs, and the uncut graph to hold them against."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
+from eecompile.segments.low_rank import LowRank, factor_bytes
 from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
+from eecompile.segments.plan import Plan, Visit, plan_segments
 from eecompile.segments.weights import WeightBook
+from eecompile.student.store import WeightStore
 from eecompile.student.student import Student
 
 REFERENCE = "reference.onnx"
@@ -18,20 +21,16 @@ REFERENCE = "reference.onnx"
 
 @dataclass(frozen=True)
 class WrittenGraphs:
-    """What `write_segments` wrote; `hashes` are SHA-256 of the weight files by path in the bundle."""
+    """What `write_segments` wrote; `schedule` are the manifest's steps, `hashes` the SHA-256 of weight files by their
+    paths in the bundle."""
 
     embed: GraphInfo
     segments: list[GraphInfo]
     exits: list[GraphInfo]
     head: GraphInfo
     reference: GraphInfo
+    schedule: list[dict[str, Any]]
     hashes: dict[str, str]
-
-
-def cuts(layers: int, exits: list[int]) -> list[range]:
-    """The layers of each segment: [18, 22] of 30 gives 0..17, 18..21, 22..29."""
-    edges = [0, *exits, layers]
-    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def write_segments(
@@ -53,16 +52,16 @@ def write_segments(
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
-    d = DecoderWriter(student.spec, student.store, precision, context, slack, fused)
+    loops = student.loops
+    low_rank = LowRank(student.own_spec, loops) if loops is not None and loops.rank else None
+    d = DecoderWriter(student.own_spec, student.own_store, precision, context, slack, fused, low_rank)
 
     progress("embed")
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
-    segments, pieces = [], cuts(d.spec.layers, [e.layer for e in student.exits.schema.exits])
-    for k, layers in enumerate(pieces):
-        progress(f"segment {k}")
-        segments.append(_write_segment(d, book, folder, k, layers))
+    plan = plan_segments(d.spec.layers, [e.depth for e in student.exits.schema.exits], loops)
+    segments, schedule = _write_chain(d, book, folder, plan, student.exits.store, progress)
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
@@ -73,39 +72,76 @@ def write_segments(
     g = GraphWriter("head", book)
     write_head(g, d)
     head = g.save(folder / "head.onnx")
-    reference = write_reference(d, book, root, pieces)
+    reference = write_reference(d, book, root, plan)
     book.close()
-    return WrittenGraphs(embed, segments, exits, head, reference, {f"segments/{f}": h for f, h in book.hashes.items()})
+    hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
+    return WrittenGraphs(embed, segments, exits, head, reference, schedule, hashes)
 
 
-def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:
+def _write_chain(
+    d: DecoderWriter, book: WeightBook, folder: Path, plan: Plan, factors: WeightStore | None,
+    progress: Callable[[str], None],
+) -> tuple[list[GraphInfo], list[dict[str, Any]]]:  # fmt: skip
+    """Write each piece once, and what each visit binds to it; returns the graphs and the schedule's steps."""
+    segments: list[GraphInfo] = []
+    steps: dict[int, dict[str, Any]] = {}
+    for k, layers in enumerate(plan.pieces):
+        progress(f"segment {k}")
+        segments.append(_write_segment(d, book, folder, k, layers, last=k == plan.visits[-1].piece))
+        for number, visit in enumerate(plan.visits):
+            if visit.piece == k:
+                steps[number] = {"segment": k, "cache": number, "exit": visit.exit}
+                steps[number] |= _write_factors(d, folder, number, visit, factors)
+    return segments, [steps[number] for number in range(len(plan.visits))]
+
+
+def _write_factors(
+    d: DecoderWriter, folder: Path, number: int, visit: Visit, store: WeightStore | None
+) -> dict[str, str]:
+    """The LoRA of a visit to the piece that was just written."""
+    if d.low_rank is None or not d.low_rank.inputs:
+        return {}
+    assert visit.loop is not None  # only a block that repeats has any
+    assert store is not None
+    name = f"factors_{number}.weights"
+    (folder / name).write_bytes(factor_bytes(d.low_rank.inputs, visit.loop, store))
+    return {"factors": f"segments/{name}"}
+
+
+def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range, *, last: bool) -> GraphInfo:
     g = GraphWriter(f"segment_{k}", book)
     x = g.input(c.HIDDEN, "float32", "B", "R", d.spec.hidden)
     d.inputs(g)
     for cache, layer in enumerate(layers):
         x = d.layer(g, x, layer, cache)
-    if layers.stop == d.spec.layers:
+    if last:
         x = d.norm(g, x, d.spec.names.norm)
     d.finish(g)
     g.output(x, c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     return g.save(folder / f"segment_{k}.onnx", layers=len(layers))
 
 
-def write_reference(d: DecoderWriter, book: WeightBook, root: Path, pieces: list[range]) -> GraphInfo:
+def write_reference(d: DecoderWriter, book: WeightBook, root: Path, plan: Plan) -> GraphInfo:
     """The uncut model, from token ids to decision, on the same weight files: what a bundle is compared with.
 
-    No operator is fused across the edges of `pieces`, so that the chain computes the same bits.
+    No operator is fused across the edges of the plan's pieces, so that the chain computes the same bits. A layer that
+    runs again has its weights under other names, since ONNX Runtime would dequantise a shared matrix for all of them
+    together, and not inside their products.
     """
     g = GraphWriter("reference", book, prefix="segments/")
     x = write_embed(g, d)
     d.inputs(g)
-    for layers in pieces:
-        for layer in layers:
-            x = d.layer(g, x, layer, layer)
-        if layers.stop == d.spec.layers:
+    depth = 0
+    for visit in plan.visits:
+        g.alias = f".loop_{visit.loop}" if visit.loop else ""
+        for layer in plan.pieces[visit.piece]:
+            x = d.layer(g, x, layer, depth)
+            depth += 1
+        g.alias = ""
+        if visit is plan.visits[-1]:
             x = d.norm(g, x, d.spec.names.norm)
         d.finish(g)
     flat = g.op("Reshape", x, g.constant([-1, d.spec.hidden]))
     g.input(c.THRESHOLDS, "float32", "N", 3)
     decide(g, head_logits(g, d, flat), d.spec.vocab)
-    return g.save(root / REFERENCE, layers=d.spec.layers, relative=REFERENCE)
+    return g.save(root / REFERENCE, layers=depth, relative=REFERENCE)

@@ -19,15 +19,21 @@ from typing_extensions import Self
 from eecompile import contract as c
 from eecompile.errors import UsageError
 from eecompile.schema import CalibrationResult, Criterion, Name, Sha256, Strict, Text, Thresholds
+from eecompile.student.loops import Loops
 from eecompile.student.store import WeightStore, read_header
 
 GATE_PARTS = ("w1", "b1", "w2", "b2")
 
 
 class ExitSpec(Strict):
-    """An exit after `layer` layers. All `gates` must fire; `draft` are thresholds for drafts of exact mode."""
+    """An exit at the `layer`-th layer that runs. All `gates` must fire; `draft` are thresholds of exact mode's drafts.
+
+    placement, as in EE-LLM (Chen et al., 2024): "post" reads what the layer gives, "pre" what it is given, that is what
+    the layer before it gives. A bundle knows neither: there an exit is called by its `depth`.
+    """
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
+    placement: Literal["pre", "post"] = "post"
     adapter: Literal["norm", "affine"] = "norm"
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -41,7 +47,14 @@ class ExitSpec(Strict):
             raise ValueError("a gate is listed twice")
         if self.draft is not None and set(self.draft) != set(self.gates):
             raise ValueError("draft needs one threshold for each gate")
+        if not self.depth:
+            raise ValueError("an exit before the first layer would read the embeddings alone")
         return self
+
+    @property
+    def depth(self) -> int:
+        """Layers that run before this exit."""
+        return self.layer - (self.placement == "pre")
 
 
 class EarlyExit(Strict):
@@ -49,6 +62,7 @@ class EarlyExit(Strict):
 
     version: Literal[1] = 1
     exits: Annotated[list[ExitSpec], Field(max_length=c.MAX_EXITS)]
+    schedule: Loops | None = None
     weights: Sha256 | None = None
     calibrations: Annotated[list[CalibrationResult], Field(max_length=256)] = Field(default_factory=list)
     provenance: dict[Name, Text | int | float | bool | None] = Field(default_factory=dict)
@@ -80,13 +94,18 @@ class StudentExits:
         return {p: self.tensor(exit_.layer, f"gate.{p}") for p in GATE_PARTS} if exit_.gate_units else None
 
 
-def declared_exits(layers: Sequence[int]) -> StudentExits:
-    """Exits on a plain checkpoint: final norm and head at each layer, uncalibrated, drafting where p > 0.9."""
+def declared_exits(layers: Sequence[int], found: StudentExits | None = None) -> StudentExits:
+    """Plain exits: final norm and head at each layer, uncalibrated, drafting where p > 0.9.
+
+    found: what the checkpoint's early_exit.json says; its schedule stays.
+    """
     outside = [n for n in layers if not 1 <= n <= c.MAX_LAYERS]
     if outside:
         raise UsageError(f"exit {outside[0]} is not a layer", mend="exits are numbers of layers run, from 1")
     exits = [ExitSpec(layer=n, gates=["max_prob"], draft={"max_prob": 0.9}) for n in layers]
-    return StudentExits(EarlyExit(exits=exits, provenance={"source": "declared on the command line"}))
+    kept = {} if found is None else {"schedule": found.schema.schedule, "weights": found.schema.weights}
+    schema = EarlyExit(exits=exits, provenance={"source": "declared on the command line"}).model_copy(update=kept)
+    return StudentExits(schema, None if found is None else found.store)
 
 
 def load_exits(directory: Path) -> StudentExits:
@@ -109,7 +128,7 @@ def load_exits(directory: Path) -> StudentExits:
 
 def check_exits(exits: StudentExits, layers: int, hidden: int) -> None:
     """Raise UsageError unless the exits are in order, inside the model and have every tensor they need."""
-    at = [e.layer for e in exits.schema.exits]
+    at = [e.depth for e in exits.schema.exits]
     if at != sorted(set(at)):
         raise UsageError(f"exits {at} are not in strictly increasing order", mend="list each layer once, shallow first")
     outside = [n for n in at if n >= layers]

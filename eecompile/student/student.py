@@ -9,6 +9,7 @@ from typing import Any
 from eecompile.errors import UsageError
 from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
+from eecompile.student.loops import Loops, check_loops
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import WeightStore
 
@@ -23,16 +24,27 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Student:
-    """What a build starts from. Weights stay on disk."""
+    """What a build starts from. Weights stay on disk.
+
+    spec, store: the model as it runs, a recursive one unrolled. own_spec, own_store: the checkpoint, where a layer that
+    runs several times is one layer.
+    """
 
     path: Path
     spec: DecoderSpec
     store: WeightStore
     exits: StudentExits
+    own_spec: DecoderSpec
+    own_store: WeightStore
+
+    @property
+    def loops(self) -> Loops | None:
+        """How layers repeat, if they do."""
+        return self.exits.schema.schedule
 
     def at_context(self, context: int) -> "Student":
         """The student as a build for `context` positions has it."""
-        return replace(self, spec=self.spec.at_context(context))
+        return replace(self, spec=self.spec.at_context(context), own_spec=self.own_spec.at_context(context))
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -48,13 +60,18 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     Raises UsageError for an unsupported family, a config or weights that do not fit, and impossible exits.
     """
     config = read_config(path)
-    spec = spec_from_config(config)
-    store = WeightStore.open(path).with_prefix(spec.prefix, spec.names.embed)
-    store.require(spec.tensors())
-    store = store.with_views(spec.views())
-    exits = declared_exits(at) if at else load_exits(path)
+    own = spec_from_config(config)
+    own_store = WeightStore.open(path).with_prefix(own.prefix, own.names.embed)
+    own_store.require(own.tensors())
+    own_store = own_store.with_views(own.views())
+    exits = load_exits(path)
+    exits = declared_exits(at, exits) if at else exits
+    spec, store, loops = own, own_store, exits.schema.schedule
+    if loops is not None:
+        check_loops(loops, own, exits.store)
+        spec, store = loops.unrolled(own), loops.unrolled_store(own, own_store, loops.factors(own, exits.store))
     check_exits(exits, spec.layers, spec.hidden)
-    student = Student(path, spec, store, exits)
+    student = Student(path, spec, store, exits, own, own_store)
     _check_tokenizer(student)
     return student
 

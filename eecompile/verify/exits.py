@@ -90,7 +90,7 @@ def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
     if student is None:
         return ExitMath(norm, adapter, gate, "the bundle")
     norm, source = _checkpoint_norm(student), "the checkpoint"
-    fitted = next((e for e in student.exits.schema.exits if e.layer == info.layer), None)
+    fitted = next((e for e in student.exits.schema.exits if e.depth == info.layer), None)
     if info.adapter == "affine" and fitted is not None and fitted.adapter == "affine":
         adapter = _fitted(student, fitted)
     elif info.adapter == "affine":

@@ -12,6 +12,8 @@ from eecompile.errors import IntegrityError
 from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.store import WeightStore
+from eecompile.student.student import Student
+from eecompile.verify.loops import unroll_model
 from eecompile.verify.rows import LOGIT_ROWS, ModelRows
 
 RECORDED = "reference"  # folder in the bundle
@@ -26,20 +28,21 @@ class Reference:
     run: Callable[[Sequence[int]], ModelRows]
 
 
-def checkpoint_reference(path: Path, spec: DecoderSpec, store: WeightStore, at: Sequence[int]) -> Reference:
+def checkpoint_reference(student: Student, at: Sequence[int]) -> Reference:
     """Hugging Face in float32 where torch and transformers are installed; otherwise the numpy model on these weights.
 
-    path: a checkpoint in Hugging Face form. at: the layers whose output is wanted.
+    at: the layers whose output is wanted, as they run.
     """
     try:
         import torch
         import transformers
     except ImportError as e:
-        run = numpy_reference("", spec, store, at).run
+        run = numpy_reference("", student.spec, student.store, at).run
         return Reference(f"numpy float32 on the checkpoint ({e.name} is not installed)", run)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
+        str(student.path), dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
     ).eval()
+    unroll_model(model, student)
     name = f"hugging face float32 (transformers {transformers.__version__}, torch {torch.__version__})"
     return Reference(name, lambda ids: _hugging_face_rows(model, ids, at))
 

@@ -22,6 +22,7 @@ from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
 from eecompile.verify.exact import check_exact
 from eecompile.verify.exits import check_exits, exit_math
+from eecompile.verify.loops import check_loops, own_model
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
 from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
@@ -142,13 +143,17 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
     """Everything that needs the checkpoint: the checks and the names of the references."""
     s.progress("weights")
     plain, student = student, student.at_context(s.bundle.manifest.model.context)
-    stored, spec = stored_weights(s.bundle.files.path, s.bundle.manifest, student.spec)
+    stored, spec = stored_weights(s.bundle.files.path, s.bundle.manifest, student.own_spec)
     tied = {spec.names.head: student.spec.head_weight}
-    weights = check_weights(stored, list(spec.shapes()), student.store, tied, s.precision)
+    weights = check_weights(stored, list(spec.shapes()), student.own_store, tied, s.precision)
     s.progress("checkpoint")
     reference = _reference(s, student, plain.spec == student.spec)
     truth = _run(s, reference, s.walks)
-    checks = [weights, *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision])]
+    checks = [
+        weights,
+        *check_loops(s.bundle, student),
+        *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision]),
+    ]
     quantised = s.precision in c.QUANTISED
     head = ReferenceModel(student.spec, student.store).logits
     band = None if quantised else BANDS[s.precision]
@@ -162,7 +167,7 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
 def _reference(s: _Subject, student: Student, plain: bool) -> Reference:
     """plain: the build's context changes nothing in the model. Hugging Face goes by each prompt's length instead."""
     if plain:
-        return checkpoint_reference(student.path, student.spec, student.store, s.layers)
+        return checkpoint_reference(student, s.layers)
     name = "numpy float32 on the checkpoint (rotated as the build's context wants)"
     return numpy_reference(name, student.spec, student.store, s.layers)
 
@@ -171,13 +176,14 @@ def _against_own_weights(
     s: _Subject, student: Student, stored: StoredWeights, spec: DecoderSpec
 ) -> tuple[list[Check], str]:
     """The engines against the numpy model on the weights that the bundle stores: without the error of quantisation."""
-    reference = numpy_reference("numpy float32 on the bundle's own weights", spec, stored, s.layers)
+    spec, store = own_model(student, spec, stored)
+    reference = numpy_reference("numpy float32 on the bundle's own weights", spec, store, s.layers)
     longest = max(s.walks, key=lambda w: len(w.ids))
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
     truth = _run(s, reference, walks)
     checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.precision])
     if s.precision in c.QUANTISED:
-        head = ReferenceModel(spec, stored).logits
+        head = ReferenceModel(spec, store).logits
         checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.precision]), student)
     return checks, reference.name
 
