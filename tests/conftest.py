@@ -44,7 +44,7 @@ class Shelf:
         self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (), loops: Loops | None = None,
         **options: Any,
     ) -> Path:  # fmt: skip
-        """The checkpoint of `settings` with early-exit heads `exits`, its layers in `loops`; options as tiny.checkpoint's."""
+        """The checkpoint of `settings` with exits `exits`, its layers in `loops`; options as tiny.checkpoint's."""
         schedule = loops and loops.model_dump()
         key = json.dumps([settings, [e.model_dump() for e in exits], schedule, options], sort_keys=True)
         path = self._root / f"checkpoint-{tiny.digest(key)}"
@@ -56,7 +56,8 @@ class Shelf:
 
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
-        loops: Loops | None = None, precision: str = "fp32", context: int | None = None, minimum_rows: int = 1, **options: Any,
+        loops: Loops | None = None, precision: str = "fp32", context: int | None = None, minimum_rows: int = 1,
+        **options: Any,
     ) -> Bundle:  # fmt: skip
         """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
         source = self.checkpoint(settings, exits, loops, **options)

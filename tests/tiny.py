@@ -274,12 +274,12 @@ def add_exits(
     """Give a checkpoint exits with random gates, and affine adapters near the identity; and a schedule `loops`, with
     LoRA about as large as `gain` times the weights."""
     rng, tensors = np.random.default_rng(seed), {}
+    spec = spec_from_config(json.loads((path / "config.json").read_text()))
+    hidden = spec.hidden
     if loops is not None:
-        spec = spec_from_config(json.loads((path / "config.json").read_text()))
         for name, shape in loops.factor_shapes(spec).items():
             scale = gain / np.sqrt(loops.rank) if name.endswith(".b") else 1 / np.sqrt(shape[1])
             tensors[name] = scale * rng.standard_normal(shape)
-    hidden = json.loads((path / "config.json").read_text())["hidden_size"]
     for e in exits:
         u = e.gate_units
         if e.adapter == "affine":
@@ -288,7 +288,8 @@ def add_exits(
         if u:
             shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
             tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}
-    save_exits(path, EarlyExit(exits=list(exits), schedule=loops), {n: t.astype(np.float32) for n, t in tensors.items()})
+    schema = EarlyExit(exits=list(exits), schedule=loops)
+    save_exits(path, schema, {n: t.astype(np.float32) for n, t in tensors.items()})
     return path
 
 
