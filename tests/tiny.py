@@ -27,6 +27,7 @@ from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.loops import Loops
+from eecompile.student.modules import MODULES, module_shapes
 from eecompile.student.student import open_student
 from eecompile.target import load_target
 
@@ -271,8 +272,8 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
 def add_exits(
     path: Path, exits: Sequence[ExitSpec], seed: int = 0, *, loops: Loops | None = None, gain: float = 1.0
 ) -> Path:
-    """Give a checkpoint exits with random gates, and affine adapters near the identity; and a schedule `loops`, with
-    LoRA about as large as `gain` times the weights."""
+    """Give a checkpoint exits with random gates and modules, and affine adapters near the identity; and a schedule
+    `loops`, with LoRA about as large as `gain` times the weights."""
     rng, tensors = np.random.default_rng(seed), {}
     spec = spec_from_config(json.loads((path / "config.json").read_text()))
     hidden = spec.hidden
@@ -285,6 +286,11 @@ def add_exits(
         if e.adapter == "affine":
             tensors[f"exit.{e.layer}.adapter.weight"] = np.eye(hidden) + 0.1 * rng.standard_normal((hidden, hidden))
             tensors[f"exit.{e.layer}.adapter.bias"] = 0.1 * rng.standard_normal(hidden)
+        if e.adapter in MODULES:
+            for name, shape in module_shapes(spec, e).items():
+                values = rng.standard_normal(shape)
+                is_norm = len(shape) == 1 and not name.endswith(".bias")
+                tensors[name] = np.exp(0.4 * values) if is_norm else values / np.sqrt(shape[-1])
         if u:
             shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
             tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}

@@ -56,7 +56,7 @@ class ExitInfo(Strict):
     """An exit after `layer` layers; its gates all have to fire. `gate_units` is U of the learned gate (0: none)."""
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    adapter: Literal["norm", "affine"]
+    adapter: Literal["norm", "affine", "mlp", "layer"]
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
 
@@ -124,6 +124,8 @@ class Manifest(Strict):
     def _sizes_agree(self) -> Self:
         if len(self.graphs.exits) != len(self.exits):
             raise ValueError(f"{len(self.exits)} exits but {len(self.graphs.exits)} exit graphs")
+        if any((e.adapter == "layer") != g.layers for e, g in zip(self.exits, self.graphs.exits, strict=True)):
+            raise ValueError("an exit's graph has as many layers as its adapter says: one of a layer, else none")
         if self.model.heads % self.model.kv_heads:
             raise ValueError(f"{self.model.heads} heads cannot share {self.model.kv_heads} key/value heads evenly")
         if self.minimum_rows > self.slack or self.pending_cap + 1 > self.slack:

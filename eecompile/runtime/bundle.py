@@ -14,6 +14,7 @@ from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.heads import ExitAsker, ExitRule, Float
+from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.session import Limits, Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
@@ -79,10 +80,16 @@ class Bundle:
         return Session(self.manifest, self.graphs, self.text, mode, rules, self.askers(), limits)
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
-        """The exits' adapters and gates, each over up to `rows` rows at once."""
+        """The exits' adapters and gates, each over up to `rows` rows at once; those with a layer of their own are about
+        one sequence, whose rows they have to see (Staircase.watch)."""
         size = self.manifest.model.hidden
         engines = zip(self.graphs.exits, self.files.policy.exits, strict=True)
-        return [ExitAsker(engine, size, rows, self._gate(policy)) for engine, policy in engines]
+        return [
+            LayerAsker(engine, self.manifest, self._gate(policy))
+            if engine.info.layers
+            else ExitAsker(engine, size, rows, self._gate(policy))
+            for engine, policy in engines
+        ]
 
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""

@@ -86,6 +86,7 @@ class Session:
         self.manifest, self.mode, self.text = manifest, mode, text
         self._rules, self._askers, self._limits = rules, askers, limits
         self._stairs = Staircase(manifest, graphs)
+        self._stairs.watch(askers, {rule.exit for rule in rules if rule is not None})
         self._current: Decoder | None = None
         self._head = Head(graphs.head, model.hidden, model.vocab, manifest.pending_cap + 1, manifest.minimum_rows)
 

@@ -5,7 +5,7 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.runtime.caches import Caches
+from eecompile.runtime.heads import ExitAsker
+from eecompile.runtime.modules import LayerAsker
 
 Rows = NDArray[np.float32]
 
@@ -48,6 +50,7 @@ class Staircase:
         self.passes = 0
         self.layer_rows = 0
         self._graphs = graphs
+        self.watchers: dict[int, LayerAsker] = {}
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
         width, steps = manifest.model.hidden, len(self.schedule)
@@ -68,9 +71,20 @@ class Staircase:
         """Tokens that have not been through the last step."""
         return self.length - self.filled[-1]
 
+    def watch(self, askers: Sequence[ExitAsker], open_exits: Collection[int]) -> None:
+        """From now on, let those of the exits that attend to earlier rows see the rows that come by."""
+        self.watchers = {
+            k: asker
+            for k, step in enumerate(self.schedule)
+            if askers and step.exit is not None and step.exit in open_exits
+            if isinstance(asker := askers[step.exit], LayerAsker)
+        }
+
     def reset(self) -> None:
         """Forget the sequence and free its caches."""
         self.rewind(0)
+        for watcher in self.watchers.values():
+            watcher.reset()
         self.passes = self.layer_rows = 0
         self.caches.resize(0)
         self._placed = (-1, 0)
@@ -85,6 +99,8 @@ class Staircase:
         self.length = length
         self.filled = [min(f, length) for f in self.filled]
         self._waiting = [0] * len(self._waiting)
+        for watcher in self.watchers.values():
+            watcher.rewind(length)
 
     def append(self, tokens: list[int]) -> None:
         """Embed tokens (at most a pass's rows) into the first boundary."""
@@ -104,6 +120,8 @@ class Staircase:
         self._waiting[k] = 0
         out = self._pass_into(k + 1, rows, padded)
         self.filled[k] = start + rows
+        if k in self.watchers:
+            self.watchers[k].offer(out)
         self.passes += 1
         self.layer_rows += rows * self._layers[k]
         return out

@@ -54,6 +54,7 @@ class Tracer:
         model = manifest.model
         self._head = Head(bundle.graphs.head, model.hidden, model.vocab, self._rows, manifest.minimum_rows)
         self._askers = bundle.askers(self._rows) if exits else []
+        self._stairs.watch(self._askers, range(len(self._askers)))
 
     def trace(self, ids: Sequence[int]) -> DocumentTrace:
         """Trace one document of at least one token, at most the context."""

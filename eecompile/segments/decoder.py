@@ -23,6 +23,7 @@ from eecompile.segments.graph import GraphWriter
 from eecompile.segments.low_rank import LowRank
 from eecompile.segments.quantize import blockwise, dense, table
 from eecompile.student.model import DecoderSpec, bias_name
+from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
 from eecompile.student.store import WeightStore
 
@@ -76,6 +77,11 @@ class DecoderWriter:
         if not (s.parallel and n.mlp_norm is None):
             normed = self._layer_norm(g, x if s.parallel else after, n.mlp_norm, layer)
         return self._add(g, after, self._mlp(g, normed, layer), n.mlp_post_norm, layer)
+
+    def mlp_block(self, g: GraphWriter, x: str, layer: int) -> str:
+        """The MLP of a layer alone on x [.., D], with its norm and residual."""
+        normed = self._layer_norm(g, x, mlp_norm(self.spec), layer)
+        return self._add(g, x, self._mlp(g, normed, layer), self.spec.names.mlp_post_norm, layer)
 
     def norm(self, g: GraphWriter, x: str, name: str) -> str:
         """Normalisation over the last dimension by the weight `name`, RMS or layer as the model has it."""

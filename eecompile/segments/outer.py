@@ -6,8 +6,10 @@ from eecompile import contract as c
 from eecompile.segments.decision import exit_decision
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
+from eecompile.segments.modules import write_module
 from eecompile.segments.quantize import table
 from eecompile.student.exits import ExitSpec, StudentExits
+from eecompile.student.modules import MODULES
 
 EMBED_FILE = "embed.weights"  # a tied head of the same precision reads its matrix from here
 
@@ -26,12 +28,14 @@ def write_exit(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: Exi
 
     The hidden state is normalised by the model's final norm; an affine adapter then maps it onto what the last layer
     would have given. Both the gate and the adapter read the normalised state. The gate's weights are inputs: a policy
-    replaces them without a rebuild.
+    replaces them without a rebuild. A module (modules.py) reads the hidden state as it is and has a norm of its own.
     """
     size = d.spec.hidden
-    g.input(c.HIDDEN, "float32", "N", size)
-    normed = d.norm(g, c.HIDDEN, d.spec.names.norm)
-    adapted = normed
+    if exit_.adapter in MODULES:
+        rows, adapted = write_module(g, d, exits, exit_)
+        normed = d.norm(g, rows, d.spec.names.norm) if exit_.gate_units else ""
+    else:
+        normed = adapted = d.norm(g, g.input(c.HIDDEN, "float32", "N", size), d.spec.names.norm)
     if exit_.adapter == "affine":
         weight = g.array(f"exit.{exit_.layer}.weight", lambda: exits.tensor(exit_.layer, "adapter.weight"))
         bias = g.array(f"exit.{exit_.layer}.bias", lambda: exits.tensor(exit_.layer, "adapter.bias"))

@@ -67,7 +67,7 @@ def write_segments(
         progress(f"exit {k}")
         g = GraphWriter(f"exit_{k}", book)
         write_exit(g, d, student.exits, exit_)
-        exits.append(g.save(folder / f"exit_{k}.onnx"))
+        exits.append(g.save(folder / f"exit_{k}.onnx", layers=int(exit_.adapter == "layer")))
     progress("head")
     g = GraphWriter("head", book)
     write_head(g, d)

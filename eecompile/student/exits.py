@@ -1,7 +1,7 @@
 """early_exit.json: where a student may stop, how sure it must be, and where that knowledge came from.
 
 Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
-adapter.bias [D], gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1], all float32.
+adapter.bias [D], those of modules (modules.py), gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1], all float32.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class ExitSpec(Strict):
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
     placement: Literal["pre", "post"] = "post"
-    adapter: Literal["norm", "affine"] = "norm"
+    adapter: Literal["norm", "affine", "mlp", "layer"] = "norm"
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
     draft: Thresholds | None = None

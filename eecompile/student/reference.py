@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.student.model import DecoderSpec, Norm, bias_name
+from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
 from eecompile.student.store import WeightStore
 
@@ -47,6 +48,21 @@ class ReferenceModel:
         if s.names.head_bias:
             logits += self.store.read(s.names.head_bias)
         return logits if s.logit_softcap is None else _softcap(logits, s.logit_softcap)
+
+    def mlp_block(self, x: Float, layer: int) -> Float:
+        """The MLP of a layer alone on rows x [R, D], with its norm and residual."""
+        n = self.spec.names
+
+        def norm(value: Float, name: str | None) -> Float:
+            return value if name is None else self._norm(value, name.format(i=layer))
+
+        update = norm(self._mlp(norm(x, mlp_norm(self.spec)), layer), n.mlp_post_norm)
+        return np.asarray(x + update * np.float32(self.spec.residual_scale), np.float32)
+
+    def module(self, x: Float, *, mlp: bool) -> Float:
+        """Rows [R, D] of one sequence through its last layer, or that layer's MLP block, and the final norm."""
+        last = self.spec.layers - 1
+        return self._norm(self.mlp_block(x, last) if mlp else self._layer(x, last), self.spec.names.norm)
 
     def _layer(self, x: Float, layer: int) -> Float:
         n, s = self.spec.names, self.spec

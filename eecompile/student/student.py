@@ -11,6 +11,7 @@ from eecompile.student.exits import StudentExits, check_exits, declared_exits, l
 from eecompile.student.families import spec_from_config
 from eecompile.student.loops import Loops, check_loops
 from eecompile.student.model import DecoderSpec
+from eecompile.student.modules import check_modules
 from eecompile.student.store import WeightStore
 
 TOKENIZER_FILES = (
@@ -71,6 +72,7 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
         check_loops(loops, own, exits.store)
         spec, store = loops.unrolled(own), loops.unrolled_store(own, own_store, loops.factors(own, exits.store))
     check_exits(exits, spec.layers, spec.hidden)
+    check_modules(exits, spec)
     student = Student(path, spec, store, exits, own, own_store)
     _check_tokenizer(student)
     return student

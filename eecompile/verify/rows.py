@@ -56,6 +56,7 @@ class Walker:
         model = manifest.model
         self.head = Head(bundle.graphs.head, model.hidden, model.vocab, self.rows, manifest.minimum_rows)
         self._askers = bundle.askers(self.rows)
+        self._stairs.watch(self._askers, range(len(self._askers)))
 
     def prefill_widths(self, length: int) -> list[int]:
         """Passes of a prefill: as wide as they come."""

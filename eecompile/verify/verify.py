@@ -21,7 +21,7 @@ from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
 from eecompile.verify.exact import check_exact
-from eecompile.verify.exits import check_exits, exit_math
+from eecompile.verify.exits import check_exits, check_modules, exit_math
 from eecompile.verify.loops import check_loops, own_model
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
 from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
@@ -152,6 +152,7 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
     checks = [
         weights,
         *check_loops(s.bundle, student),
+        *check_modules(s.bundle, student),
         *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision]),
     ]
     quantised = s.precision in c.QUANTISED
@@ -202,7 +203,9 @@ def _decisions(s: _Subject, evidence: _Evidence, student: Student | None) -> lis
     policies = s.bundle.files.policy.exits
     for i, math in enumerate(exit_math(s.bundle, student)):
         info = s.bundle.manifest.exits[i]
-        hidden, confidence = math(np.concatenate([rows.hidden[info.layer] for rows in evidence.rows]))
+        if math is None:
+            continue
+        hidden, confidence = math([rows.hidden[info.layer] for rows in evidence.rows])
         expected: Values = {"learned": confidence, **criteria_of(evidence.logits(hidden.astype(np.float32)))}
         actual = engine_values([w.prefill.exits[i] for w in evidence.walks])
         checks.append(check_flips(evidence.label, info, policies[i], actual, expected, evidence.band))
