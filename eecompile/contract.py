@@ -28,13 +28,24 @@ GATE_B1: Final = "gate_b1"  # float32 [U]
 GATE_W2: Final = "gate_w2"  # float32 [U, 1]
 GATE_B2: Final = "gate_b2"  # float32 [1]
 CONFIDENCE: Final = "confidence"  # float32 [N]: the learned gate's probability that this exit agrees
+PREVIOUS: Final = "previous"  # float32 [N, D]: the rows at the exit before, zeros where there are none
+SATURATION: Final = "saturation"  # float32 [N]: cosine of a row with the one at the exit before
+ROUTER: Final = "router"  # a router's weights are router_w1 [D, U], router_b1 [U], router_w2 [U or D, C], router_b2 [C]
+CHOICES: Final = "choices"  # float32 [N, C]: a router's logits: stop here, at the exits after it, at full depth
+PREDICTOR: Final = "predictor"  # predictor_w1 [3 K, U], predictor_b1 [U], predictor_w2 [U, 1], predictor_b2 [1]
+CANDIDATES: Final = "candidates"  # int64 [N, K]: places in the small head's logits; negative: choose them here
+LAST_LOCAL: Final = "last_local"  # float32 [N, K]: the candidates' probabilities at the exit before, zeros at first
+CANDIDATES_OUT: Final = "candidates_out"  # int64 [N, K]
+CANDIDATE_TOKENS: Final = "candidate_tokens"  # int64 [N, K]
+LOCAL: Final = "local"  # float32 [N, K]: probabilities among the candidates
+PREDICTION: Final = "prediction"  # float32 [N]: the predictor's probability that the token is a candidate
 THRESHOLDS: Final = "thresholds"  # float32 [N, 3]: max_prob above, margin above, entropy below
 TOKEN: Final = "token"  # int64 [N]
 MAX_PROB: Final = "max_prob"  # float32 [N]
 MARGIN: Final = "margin"  # float32 [N]: first minus second probability
 ENTROPY: Final = "entropy"  # float32 [N], nats
 EXIT_FLAG: Final = "exit_flag"  # bool [N]
-LOGITS: Final = "logits"  # float32 [N, V]
+LOGITS: Final = "logits"  # float32 [N, V]; of a shortlist head [N, its tokens]
 
 
 def cache_name(kind: str, layer: int) -> str:
@@ -47,13 +58,13 @@ def cache_out_name(kind: str, layer: int) -> str:
     return f"{kind}_cache_{layer}_out"
 
 
-LOW_RANK: Final = "lora_"
+LORA: Final = "lora_"
 
 
 def low_rank_name(part: str, layer: int, projection: str) -> str:
     """Name of a LoRA input of a segment that repeats: part "a" is float32 [in, rank], "b" [rank, out]; `layer` counts
     the graph's layers, `projection` is q, k, v, o, gate, up or down."""
-    return f"{LOW_RANK}{part}_{layer}_{projection}"
+    return f"{LORA}{part}_{layer}_{projection}"
 
 
 # -- the exit decision: a model-local function, a TensorRT plugin and a host rule of one name -------------------
@@ -66,8 +77,16 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
 KV_RULES: Final = ("catch_up",)
-HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")
-CRITERIA: Final = ("learned", *HEAD_CRITERIA, "fixed", "never")
+CHEAP_CRITERIA: Final = ("learned", "saturation", "router", "predictor")  # asked before any head runs
+HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")  # columns of `thresholds`
+CRITERIA: Final = (*CHEAP_CRITERIA, *HEAD_CRITERIA, "patience", "fixed", "never")
+FULL_HEAD: Final = "full"  # the model's own head; the small ones have names
+HEADS: Final = (FULL_HEAD, "low_rank", "shortlist")
+LOW_RANK: Final = 64  # unless asked for otherwise
+SHORTLIST: Final = 2048  # tokens, unless asked for otherwise
+SCHEDULES: Final = ("none", "decay", "adaptive")
+CANDIDATE_COUNT: Final = 4  # K, tokens that a predictor looks at
+COSINE_SLACK: Final = 1e-5  # a cosine may come out this much above one
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 QUANTISED: Final = ("int8", "int4")
 BLOCK: Final = 32  # weights that share one scale, along the input dimension
@@ -81,6 +100,8 @@ MAX_LAYERS: Final = 1024
 MAX_EXITS: Final = 64
 MAX_LOOPS: Final = 256
 MAX_RANK: Final = 4096
+MAX_HEADS_OF_EXITS: Final = 16
+MAX_SHORTLIST: Final = 1 << 16
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22

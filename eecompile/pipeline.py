@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.gates import encode_gate
+from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
@@ -32,12 +32,14 @@ MOST_MINIMUM_ROWS = 16
 @dataclass(frozen=True)
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
-    an engine that computes a lone row by another kernel (`verify` tells)."""
+    an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
+    most; a bundle of one slot may use faster operators."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
+    slots: int = 1
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -54,8 +56,10 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"pending cap {cap} is not from 1 to {target.pending}")
     if not 1 <= options.minimum_rows <= MOST_MINIMUM_ROWS:
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
+    if not 1 <= options.slots <= target.batch:
+        raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
     exits = [e.depth for e in student.exits.schema.exits]
-    sizes = {"context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
     return {"precision": precision, **sizes, "exits": exits}
 
 
@@ -73,7 +77,7 @@ def build(
             precision=chosen["precision"],
             context=chosen["context"],
             slack=slack,
-            fused=target.backend == "onnxruntime",
+            fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)
@@ -103,13 +107,15 @@ def _manifest_fields(
         "prefill_rows": c.PREFILL_ROWS,
         "minimum_rows": chosen["minimum_rows"],
         "slack": slack,
-        "slots": 1,
+        "slots": chosen["slots"],
         "exits": [e.model_dump() for e in _exit_infos(student)],
+        "heads": [head.model_dump() for head in student.exits.schema.heads],
         "schedule": graphs.schedule,
         "caches": [graphs.segments[step["segment"]].layers for step in graphs.schedule],
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
+            "heads": [g.model_dump() for g in graphs.heads],
             "reference": graphs.reference.model_dump(),
         },
         "tokenizer": bool(student.tokenizer_files),
@@ -127,7 +133,9 @@ def _parameters(student: Student) -> int:
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The student's exits as a policy, and that of its calibrations that holds for this build."""
     policy = [
-        ExitPolicy(layer=e.depth, confident=None, draft=e.draft, gate=_gate(student, e))
+        ExitPolicy(layer=e.depth, confident=None, draft=e.draft).model_copy(
+            update={kind: _gate(student, e, kind) for kind in KINDS}
+        )
         for e in student.exits.schema.exits
     ]
     overlays: dict[str, dict[str, Any]] = {}
@@ -150,15 +158,13 @@ def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[Cali
 
 
 def _exit_infos(student: Student) -> list[ExitInfo]:
-    fields = {"adapter", "gates", "gate_units"}
-    return [
-        ExitInfo.model_validate({"layer": e.depth, **e.model_dump(include=fields)}) for e in student.exits.schema.exits
-    ]
+    fields = [(e.depth, e.model_dump(exclude={"draft", "placement", "layer"})) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate({"layer": depth, **own}) for depth, own in fields]
 
 
-def _gate(student: Student, exit_: ExitSpec) -> GateWeights | None:
-    gate = student.exits.gate(exit_)
-    return None if gate is None else encode_gate(**gate)
+def _gate(student: Student, exit_: ExitSpec, kind: str) -> GateWeights | None:
+    gate = student.exits.gate(exit_, kind)
+    return None if gate is None else encode_gate(gate.get("w1"), gate.get("b1"), gate["w2"], gate["b2"])
 
 
 def _copy_tokenizer(student: Student, root: Path) -> None:
@@ -182,7 +188,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
 
 def stage_count(student: Student) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + 5
+    return 2 * len(student.exits.schema.exits) + len(student.exits.schema.heads) + 5
 
 
 def build_plain(student: Student, out: Path) -> None:

@@ -19,7 +19,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 KVRule = Literal["catch_up"]
-Criterion = Literal["learned", "max_prob", "margin", "entropy", "fixed", "never"]
+Criterion = Literal[
+    "learned", "saturation", "router", "predictor", "max_prob", "margin", "entropy", "patience", "fixed", "never"
+]  # fmt: skip
+TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
+HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+HeadKind = Literal["low_rank", "shortlist"]
 
 Trace = Annotated[str, Field(pattern=r"^[.hax]*$", max_length=1 << 20)]
 Dtype = Literal["float32", "float16", "int64", "bool"]

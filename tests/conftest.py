@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from eecompile.runtime import Bundle
+from eecompile.shapes import HeadShape
 from eecompile.student.exits import ExitSpec
 from eecompile.student.loops import Loops
 
@@ -41,27 +42,27 @@ class Shelf:
         self._opened: dict[str, Bundle] = {}
 
     def checkpoint(
-        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (), loops: Loops | None = None,
-        **options: Any,
+        self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (),
+        heads: Sequence[HeadShape] = (), loops: Loops | None = None, **options: Any,
     ) -> Path:  # fmt: skip
         """The checkpoint of `settings` with exits `exits`, its layers in `loops`; options as tiny.checkpoint's."""
-        schedule = loops and loops.model_dump()
-        key = json.dumps([settings, [e.model_dump() for e in exits], schedule, options], sort_keys=True)
+        shapes = [part.model_dump() for part in (*exits, *heads)]
+        key = json.dumps([settings, shapes, loops and loops.model_dump(), options], sort_keys=True)
         path = self._root / f"checkpoint-{tiny.digest(key)}"
         if not path.exists():
             tiny.checkpoint(path, settings, **options)
             if exits or loops:
-                tiny.add_exits(path, exits, loops=loops, gain=options.get("gain", 1.0))
+                tiny.add_exits(path, exits, heads=heads, loops=loops, gain=options.get("gain", 1.0))
         return path
 
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
-        loops: Loops | None = None, precision: str = "fp32", context: int | None = None, minimum_rows: int = 1,
-        **options: Any,
+        heads: Sequence[HeadShape] = (), loops: Loops | None = None, precision: str = "fp32",
+        context: int | None = None, minimum_rows: int = 1, slots: int = 1, **options: Any,
     ) -> Bundle:  # fmt: skip
         """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
-        source = self.checkpoint(settings, exits, loops, **options)
-        chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows}
+        source = self.checkpoint(settings, exits, heads, loops, **options)
+        chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows, "slots": slots}
         key = json.dumps([source.name, list(at), chosen])
         if key not in self._opened:
             self._opened[key] = tiny.open_bundle(self._root / f"bundle-{tiny.digest(key)}", source, at, **chosen)

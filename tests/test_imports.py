@@ -10,12 +10,13 @@ import pytest
 import tiny
 
 ROOT = Path(__file__).parents[1] / "eecompile"
-VALUES = {"errors", "contract", "schema", "target"}
+VALUES = {"errors", "contract", "schema", "shapes", "target"}
 MODEL = {"student", "segments", "engines", "bundle"}
 MAY_IMPORT = {
     "errors": set(),
     "contract": set(),
     "schema": {"contract"},
+    "shapes": {"contract", "schema"},
     "target": {"schema", "errors", "contract"},
     "student": VALUES,
     "segments": VALUES | {"student"},

@@ -23,7 +23,9 @@ from eecompile.bundle.write import write_overlay
 from eecompile.engines.ort import use_threads
 from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, Sampling
+from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
+from eecompile.shapes import HeadShape, weight_shapes
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.loops import Loops
@@ -138,7 +140,7 @@ def other_variants() -> dict[str, Config]:
         "gemma3": config("gemma3_text"),
         "gemma3-new": config(
             "gemma3_text", rope_theta=None, rope_scaling=None, rope_local_base_freq=None, sliding_window_pattern=None,
-            rope_parameters=nested, layer_types=kinds, final_logit_softcapping=6.0,
+            rope_parameters=nested, layer_types=kinds, final_logit_softcapping=6.0, attn_logit_softcapping=3.0,
         ),
         "olmo2": config("olmo2"),
         "olmo2-biases": config("olmo2", attention_bias=True, num_key_value_heads=4),
@@ -270,19 +272,35 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
 
 
 def add_exits(
-    path: Path, exits: Sequence[ExitSpec], seed: int = 0, *, loops: Loops | None = None, gain: float = 1.0
-) -> Path:
-    """Give a checkpoint exits with random gates and modules, and affine adapters near the identity; and a schedule
-    `loops`, with LoRA about as large as `gain` times the weights."""
+    path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = (), *,
+    loops: Loops | None = None, gain: float = 1.0,
+) -> Path:  # fmt: skip
+    """Give a checkpoint exits with random gates and modules, affine adapters near the identity, and random small heads;
+    and a schedule `loops`, with LoRA about as large as `gain` times the weights."""
+    tensors = exit_tensors(path, exits, seed, heads) | factor_tensors(path, loops, seed, gain)
+    save_exits(path, EarlyExit(exits=list(exits), heads=list(heads), schedule=loops), tensors)
+    return path
+
+
+def factor_tensors(path: Path, loops: Loops | None, seed: int = 0, gain: float = 1.0) -> dict[str, Float]:
+    """Random LoRA for a schedule on the checkpoint at `path`."""
+    if loops is None:
+        return {}
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in loops.factor_shapes(spec_from_config(json.loads((path / "config.json").read_text()))).items():
+        scale = gain / np.sqrt(loops.rank) if name.endswith(".b") else 1 / np.sqrt(shape[1])
+        tensors[name] = (scale * rng.standard_normal(shape)).astype(np.float32)
+    return tensors
+
+
+def exit_tensors(
+    path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = ()
+) -> dict[str, Float]:  # fmt: skip
+    """Random tensors for the exits and heads of the checkpoint at `path`."""
     rng, tensors = np.random.default_rng(seed), {}
     spec = spec_from_config(json.loads((path / "config.json").read_text()))
-    hidden = spec.hidden
-    if loops is not None:
-        for name, shape in loops.factor_shapes(spec).items():
-            scale = gain / np.sqrt(loops.rank) if name.endswith(".b") else 1 / np.sqrt(shape[1])
-            tensors[name] = scale * rng.standard_normal(shape)
+    hidden, vocab = spec.hidden, spec.vocab
     for e in exits:
-        u = e.gate_units
         if e.adapter == "affine":
             tensors[f"exit.{e.layer}.adapter.weight"] = np.eye(hidden) + 0.1 * rng.standard_normal((hidden, hidden))
             tensors[f"exit.{e.layer}.adapter.bias"] = 0.1 * rng.standard_normal(hidden)
@@ -291,12 +309,17 @@ def add_exits(
                 values = rng.standard_normal(shape)
                 is_norm = len(shape) == 1 and not name.endswith(".bias")
                 tensors[name] = np.exp(0.4 * values) if is_norm else values / np.sqrt(shape[-1])
-        if u:
-            shapes = {"w1": (hidden, u), "b1": (u,), "w2": (u, 1), "b2": (1,)}
-            tensors |= {f"exit.{e.layer}.gate.{part}": rng.standard_normal(s) for part, s in shapes.items()}
-    schema = EarlyExit(exits=list(exits), schedule=loops)
-    save_exits(path, schema, {n: t.astype(np.float32) for n, t in tensors.items()})
-    return path
+        for kind, (inputs, units, outputs) in e.gate_sizes(hidden).items():
+            shapes = weight_shapes(inputs, units, outputs)
+            scale = 1.0 if kind == "gate" else 1 / np.sqrt(units or inputs)
+            tensors |= {f"exit.{e.layer}.{kind}.{p}": scale * rng.standard_normal(s) for p, s in shapes.items()}
+    for head in heads:
+        if head.kind == "low_rank":
+            tensors[f"head.{head.name}.down"] = rng.standard_normal((head.rank, hidden)) / np.sqrt(hidden)
+            tensors[f"head.{head.name}.up"] = 2 * rng.standard_normal((vocab, head.rank))
+        if head.bias:
+            tensors[f"head.{head.name}.bias"] = rng.standard_normal(vocab)
+    return {n: t.astype(np.float32) for n, t in tensors.items()}
 
 
 def bundle_at(out: Path, source: Path, at: Sequence[int] = (), **options: Any) -> Path:
@@ -338,11 +361,20 @@ def tokens(
 def caches(stairs: Staircase, lengths: Sequence[int]) -> list[Float]:
     """The live rows of every cache tensor: lengths[k] rows [KV, rows, d] of each of step k's."""
     return [
-        cache[0, :, :length].copy()
+        cache[stairs.slot, :, :length].copy()
         for step, length in zip(stairs.schedule, lengths, strict=True)
         for name, cache in sorted(stairs.caches.tensors[step.cache].items())
         if not name.endswith("_out")
     ]
+
+
+def head_logits(opened: Bundle, finished: Float) -> Float:
+    """The head's logits [R, V] of finished rows [R, D]."""
+    m = opened.manifest
+    head = Head(opened.graphs.head, m.model.hidden, m.model.vocab, len(finished), m.minimum_rows)
+    logits = head(finished, logits=True).logits
+    assert logits is not None
+    return logits.copy()
 
 
 def ort_threads() -> None:

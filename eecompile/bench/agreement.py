@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eecompile.runtime.bundle import Bundle
-from eecompile.runtime.heads import ExitRule
+from eecompile.runtime.gates import GateState
+from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.trace import DocumentTrace, ExitTrace, Tracer
 from eecompile.schema import Thresholds
 
@@ -31,18 +32,21 @@ def agreements(
 
 
 def policy_tokens(trace: DocumentTrace, rules: Sequence[ExitRule | None], *, first: int, cap: int) -> list[int]:
-    """The tokens that follow positions `first` and on when exits fire by `rules`, as Decoder.step decides: a token
-    that finds more than `cap` pending, itself included, runs to full depth."""
-    tokens, pending = [], 0
+    """The tokens that follow positions `first` and on when exits fire by `rules`, as Decoder.step decides in confident
+    mode: a token that finds more than `cap` pending, itself included, runs to full depth."""
+    tokens, pending, state = [], 0, GateState()
+    state.start(first)
     for t in range(first, len(trace.ids)):
         pending += 1
+        state.begin(t + 1)
         chosen = trace.final
         for rule in rules if pending <= cap else ():
-            if rule is not None and _fires(rule, trace.exits[rule.exit], t):
+            if rule is not None and rule.opens and _fires(rule, trace.exits[rule.exit], t, state):
                 chosen = trace.exits[rule.exit]
                 break
         if chosen is trace.final:
             pending = 0
+            state.learn(t + 1, int(chosen.token[t]))
         tokens.append(int(chosen.token[t]))
     return tokens
 
@@ -58,18 +62,19 @@ def draft_rules(bundle: Bundle) -> list[ExitRule | None]:
 
 
 def _open_rules(bundle: Bundle, thresholds: Sequence[Thresholds | None]) -> list[ExitRule | None]:
-    policy = bundle.files.policy
+    policy, infos = bundle.files.policy, bundle.manifest.exits
     return [
-        None if chosen is None or e.layer < policy.minimum_depth else ExitRule.of(i, e.layer, chosen)
+        None if chosen is None or e.layer < policy.minimum_depth else ExitRule.of(i, e.layer, chosen, infos[i].schedule)
         for i, (e, chosen) in enumerate(zip(policy.exits, thresholds, strict=True))
     ]
 
 
-def _fires(rule: ExitRule, said: ExitTrace, t: int) -> bool:
-    """Strictly bolder than every bound, as segments/decision.py writes it into the graph."""
-    return bool(
-        rule.passes_cheap(float(said.confidence[t]))
-        and said.max_prob[t] > rule.bounds[0]
-        and said.margin[t] > rule.bounds[1]
-        and said.entropy[t] < rule.bounds[2]
-    )
+def _fires(rule: ExitRule, said: ExitTrace, t: int, state: GateState) -> bool:
+    """Strictly bolder than every bound, as runtime/gates.py and segments/decision.py have it."""
+    if not rule.passes_cheap({k: float(said.value(k)[t]) for k in rule.cheap}):
+        return False
+    bounds = state.bounds(rule)
+    state.note(rule, float(said.max_prob[t]), float(said.margin[t]), int(said.token[t]))
+    patient = rule.patience is None or said.value("patience")[t] > rule.patience
+    flag = said.max_prob[t] > bounds[0] and said.margin[t] > bounds[1] and said.entropy[t] < bounds[2]
+    return bool(patient and said.confirmed[t] and flag)

@@ -12,6 +12,7 @@ import onnxruntime
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bench.agreement import agreements
+from eecompile.bench.batch import bench_batch
 from eecompile.bench.peers import PEERS, PeerSetup
 from eecompile.bench.peers.process import PeerProcess
 from eecompile.bench.profile import device_name
@@ -36,14 +37,15 @@ MEMORY_INCLUDES = (
 
 def run_bench(
     bundle: Bundle, prompts: Path | Sequence[Prompt] | None = None, *, max_new_tokens: int = 64, rounds: int = 3,
-    peers: Sequence[str] = (), checkpoint: Path | None = None, gguf: Path | None = None,
+    peers: Sequence[str] = (), checkpoint: Path | None = None, gguf: Path | None = None, batch: int | None = None,
     workdir: Path = PEER_FOLDER, progress: Progress = lambda stage: None,
 ) -> BenchResult:  # fmt: skip
     """Measure the bundle in this process and each peer in one of its own, greedily, end-of-sequence ignored.
 
     prompts: texts or token ids, a file of them, or None for a few built-in ones. max_new_tokens: of each prompt, at
     least 2. peers: names in PEERS; those that are not installed are reported as skipped. checkpoint: the peers' model
-    in Hugging Face form; gguf: llama.cpp's. workdir: where peers keep what they convert.
+    in Hugging Face form; gguf: llama.cpp's. batch: also run so many sequences
+    side by side. workdir: where peers keep what they convert.
     A mode that the bundle refuses (confident without a calibration) is reported as refused.
     Raises UsageError for unknown peers and prompts that cannot be used or do not fit, NumericError.
     """
@@ -65,7 +67,13 @@ def run_bench(
         raise UsageError("the policy's budget ends every request at its first token", mend="raise the budget")
     progress("agreement")
     agreed = agreements(bundle, ids, [run.ids for run in found.runs["full"][0]])
-    return _result(bundle, found, agreed, ids, memory, refused, {**skipped, **found.failed}, started, max_new_tokens)
+    result = _result(bundle, found, agreed, ids, memory, refused, {**skipped, **found.failed}, started, max_new_tokens)
+    if batch is None:
+        return result
+    side_by_side = bench_batch(
+        bundle, ids, list(result.modes), slots=batch, max_new_tokens=max_new_tokens, rounds=rounds, progress=progress
+    )
+    return result.model_copy(update={"batch": side_by_side})
 
 
 def peak_memory_mb() -> float:

@@ -7,17 +7,21 @@ approximation is that the letters were taken on the right text: after a wrong to
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest, Profile
 from eecompile.errors import UsageError
+from eecompile.runtime.heads import head_graph
+from eecompile.runtime.rules import listeners
 
 Mode: TypeAlias = Literal["full", "confident", "exact"]
+_HEAD = head_graph(c.FULL_HEAD)
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -78,14 +82,17 @@ class Simulated:
 
 def simulate(
     manifest: Manifest, costs: PassCosts, traces: Iterable[str], *, open_exits: Collection[int], mode: Mode, cap: int,
-    length: int,
+    length: int, patience: Sequence[float | None] | None = None,
 ) -> Simulated:  # fmt: skip
     """Replay the loop of `mode` over `traces` with the exits of these indices open, and price its passes.
+
+    patience: the threshold of each exit that goes by it, since the exits before it are then asked for their votes.
 
     cap: tokens that may be pending. length: tokens in the cache, for the price of a pass. Raises ValueError where the
     traces hold no token, UsageError where the profile lacks a graph that ran.
     """
-    replay = _Replay(manifest, set() if mode == "full" else set(open_exits), exact=mode == "exact", cap=cap)
+    opened = set[int]() if mode == "full" else set(open_exits)
+    replay = _Replay(manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
     for letters in traces:
         replay.document(letters)
     tokens = sum(replay.walks.values())
@@ -109,27 +116,38 @@ def simulate(
 
 
 class Walk(NamedTuple):
-    """A token's way down: the step after which it was emitted, and the exits and heads that were asked until then."""
+    """A token's way down: the step after which it was emitted, and the exits and heads that were asked until then, the
+    heads in order of their graphs' names."""
 
     step: int
     asked: int
-    heads: int
+    heads: tuple[str, ...]
+
+
+def _walk(step: int, asked: int, heads: Sequence[str]) -> Walk:
+    return Walk(step, asked, tuple(sorted(heads)))
 
 
 class _Replay:
     """The decoder's loop over letters. `walks` counts the emitted tokens by their way down."""
 
-    def __init__(self, manifest: Manifest, open_exits: set[int], *, exact: bool, cap: int) -> None:
+    def __init__(
+        self, manifest: Manifest, open_exits: set[int], patience: Sequence[float | None], *, exact: bool, cap: int
+    ) -> None:
         self.segments = [f"segment_{step.segment}" for step in manifest.schedule]
         self.walks: Counter[Walk] = Counter()
         self.drafted = self.rejected = 0
         self._exits = len(manifest.exits)
-        self._open = [step.exit if step.exit in open_exits else None for step in manifest.schedule]
+        asked, self._votes = listeners(patience, manifest.exits, sorted(open_exits))
+        self._open, asked = open_exits, open_exits | asked | self._votes
+        self._asked = [step.exit if step.exit in asked else None for step in manifest.schedule]
+        self._heads_of = [head_graph(e.head) for e in manifest.exits]
         self._exact, self._cap, self._last = exact, cap, len(self.segments) - 1
         self._embeds = 0
         self._runs = [[0] * (cap + 2) for _ in self.segments]  # by step, by rows
         self._asks = [0] * self._exits
-        self._heads = [0] * (cap + 2)  # by rows
+        self._heads = [0] * (cap + 2)  # the model's head at full depth, by rows
+        self._asked_heads: Counter[str] = Counter()  # heads of exits, one row each
         self._waiting = [0] * (len(self.segments) + 1)
         self._pending = self._position = 0
         self._drafts: list[tuple[bool, Walk]] = []  # whether it is right, and its way down
@@ -152,12 +170,13 @@ class _Replay:
             counted.update({(name, rows): n for rows, n in enumerate(by_rows)})
         counted.update({(f"exit_{i}", 1): n for i, n in enumerate(self._asks)})
         counted.update({("head", rows): n for rows, n in enumerate(self._heads)})
+        counted.update({(graph, 1): n for graph, n in self._asked_heads.items()})
         return {key: n for key, n in counted.items() if n}
 
     def walk_seconds(self, walk: Walk, costs: PassCosts, length: int) -> float:
         """Seconds of the one-row passes of this way down."""
-        exits = [exit_ for exit_ in self._open if exit_ is not None][: walk.asked]
-        graphs = ["embed", *self.segments[: walk.step + 1], *(f"exit_{i}" for i in exits), *["head"] * walk.heads]
+        exits = [exit_ for exit_ in self._asked if exit_ is not None][: walk.asked]
+        graphs = ["embed", *self.segments[: walk.step + 1], *(f"exit_{i}" for i in exits), *walk.heads]
         return sum(costs.seconds(graph, 1, length) for graph in graphs)
 
     def _step(self, letters: str) -> None:
@@ -166,20 +185,21 @@ class _Replay:
         self._waiting[0] += 1
         self._pending += 1
         self._position += 1
-        asked = heads = 0
-        for k, exit_ in enumerate(self._open):
+        asked, heads = 0, list[str]()
+        for k, exit_ in enumerate(self._asked):
             self._run(k)
             if exit_ is None or self._pending > self._cap:
                 continue
             asked += 1
             self._asks[exit_] += 1
-            if letters[exit_] == ".":
+            passes = exit_ in self._open and letters[exit_] != "."
+            if not passes and exit_ not in self._votes:
                 continue
-            heads += 1
-            self._heads[1] += 1
-            if letters[exit_] != "h":
-                return self._emit(letters[exit_] == "a", Walk(k, asked, heads))
-        return self._finish(Walk(self._last, asked, heads + 1))
+            heads.append(self._heads_of[exit_])
+            self._asked_heads[self._heads_of[exit_]] += 1
+            if passes and letters[exit_] != "h":
+                return self._emit(letters[exit_] == "a", _walk(k, asked, heads))
+        return self._finish(_walk(self._last, asked, [*heads, _HEAD]))
 
     def _run(self, k: int) -> None:
         rows = self._waiting[k]
@@ -211,7 +231,7 @@ class _Replay:
         self.walks.update(way for _, way in drafts[:kept])
         if kept < len(drafts):  # the full model's token stands in its place, and what followed it is rolled back
             wrong = drafts[kept][1]
-            self.walks[Walk(self._last, wrong.asked, wrong.heads + 1)] += 1
+            self.walks[_walk(self._last, wrong.asked, [*wrong.heads, _HEAD])] += 1
             self._position += kept + 1 - rows
         elif walk is not None:
             self.walks[walk] += 1

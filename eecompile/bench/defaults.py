@@ -134,8 +134,9 @@ def _pick(
     @cache
     def ratio(open_exits: frozenset[int]) -> float:
         found = simulate(
-            manifest, costs, traces, open_exits=open_exits, mode=mode, cap=manifest.pending_cap, length=length
-        )
+            manifest, costs, traces, open_exits=open_exits, mode=mode, cap=manifest.pending_cap, length=length,
+            patience=[(t or {}).get("patience") for t in thresholds],
+        )  # fmt: skip
         return found.seconds_per_token / full
 
     able = [i for i, t in enumerate(thresholds) if t is not None and "never" not in t]

@@ -16,11 +16,12 @@ from statistics import median
 from time import perf_counter
 from typing import ParamSpec, TypeVar
 
+from eecompile import contract as c
 from eecompile.bundle.manifest import Profile
 from eecompile.bundle.policy import read_for_change
 from eecompile.bundle.write import write_overlay
 from eecompile.runtime.bundle import Bundle
-from eecompile.runtime.heads import Head
+from eecompile.runtime.heads import head_graph
 from eecompile.runtime.staircase import Rows, Staircase
 
 P = ParamSpec("P")
@@ -49,8 +50,8 @@ def measure_profile(bundle: Bundle, *, quick: bool, progress: Progress = lambda 
     """Median seconds of one pass of every graph, as the fields of a Profile: device, threads and passes.
 
     Segments by rows (1 to the pending cap + 1, and a prefill's) and live cache length, embed and head by rows, exits
-    over the one row that they are asked for. quick: fewer lengths and rounds, for the end of a build. Before each
-    round `progress` is told its number. Memory: the cache of one sequence as long as the longest length.
+    and small heads over the one row that they are asked for. quick: fewer lengths and rounds, for the end of a build.
+    Before each round `progress` is told its number. Memory: the cache of one sequence as long as the longest length.
     """
     effort, manifest = QUICK if quick else FULL, bundle.manifest
     lengths = sorted({min(n, manifest.model.context) for n in effort.lengths})
@@ -107,7 +108,7 @@ class _Walker:
         self.times: defaultdict[tuple[str, int, int], list[float]] = defaultdict(list)
         self._stairs = {n: Staircase(manifest, bundle.graphs) for n in lengths}
         self._askers = {n: bundle.askers() for n in lengths}
-        self._head = Head(bundle.graphs.head, model.hidden, model.vocab, cap + 1, manifest.minimum_rows)
+        self._heads, self._infos = bundle.heads(cap + 1), manifest.exits
         self._cap, self._vocab = cap, model.vocab
         for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
             stairs.caches.resize(length)
@@ -123,12 +124,12 @@ class _Walker:
                 self._descend(rows, length, embedded=rows, ask=False)
             else:
                 finished = self._descend(rows, length, embedded=1, ask=True)
-                self._timed("head", rows, 0, self._head, finished)
+                self._timed("head", rows, 0, self._heads[c.FULL_HEAD], finished)
 
     def _descend(self, rows: int, length: int, *, embedded: int, ask: bool) -> Rows:
         stairs = self._stairs[length]
         stairs.length, stairs.filled = length - embedded, [length - rows] * len(stairs.schedule)
-        stairs._waiting = [rows - embedded] + [0] * len(stairs.schedule)
+        stairs.waiting = [rows - embedded] + [0] * len(stairs.schedule)
         for watcher in stairs.watchers.values():
             watcher.filled, watcher.waiting = length - rows, 0
         ids = [(length - i) * 7919 % self._vocab for i in range(embedded)]
@@ -136,8 +137,10 @@ class _Walker:
         for k, step in enumerate(stairs.schedule):
             finished = self._timed(f"segment_{step.segment}", rows, length, stairs.run_step, k)
             if ask and step.exit is not None:  # one with a layer of its own runs all of the rows
-                shape = (rows, length) if k in stairs.watchers else (1, 0)
-                self._timed(f"exit_{step.exit}", *shape, self._askers[length][step.exit], finished[-1:])
+                shape = (rows, length) if step.exit in stairs.watchers else (1, 0)
+                said = self._timed(f"exit_{step.exit}", *shape, self._askers[length][step.exit], finished[-1:])
+                if (name := self._infos[step.exit].head) != c.FULL_HEAD:
+                    self._timed(head_graph(name), 1, 0, self._heads[name], said.hidden)
         return finished
 
     def _timed(self, graph: str, rows: int, length: int, run: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

@@ -75,6 +75,39 @@ class GraphTime(Strict):
     passes: Count
 
 
+class BatchModeResult(Strict):
+    """One mode, sequences side by side (without their first tokens) and alone. Rates are of the round with the median.
+
+    ratio: side by side over alone. speedup: over full mode side by side; speedup_alone: the same alone. ideal_speedup:
+    of the layers before each emission only, at a full batch's price. equal_tokens: of `tokens`, those that are the same
+    as alone. passes_per_token: engine passes of segments. padding: share of the rows through layers that were nobody's.
+    overhead: share of the time outside the engines.
+    """
+
+    tokens_per_second: Positive
+    alone_tokens_per_second: Positive
+    ratio: Positive
+    speedup: Positive
+    speedup_alone: Positive
+    ideal_speedup: Positive
+    equal_tokens: Count
+    tokens: Count
+    mean_depth: Positive
+    passes_per_token: Positive
+    passes_per_token_alone: Positive
+    padding: Share
+    overhead: Share
+
+
+class BatchResult(Strict):
+    """What a batch of `slots` sequences does, by mode."""
+
+    slots: Annotated[int, Field(ge=2, le=4096)]
+    rounds: Count
+    max_new_tokens: Count
+    modes: dict[Name, BatchModeResult]
+
+
 class Machine(Strict):
     """Where it was measured. threads: of the process-wide pool."""
 
@@ -114,3 +147,4 @@ class BenchResult(Strict):
     memory_includes: Text
     peers: dict[Name, PeerResult]
     skipped: dict[Name, Text]
+    batch: BatchResult | None = None

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from eecompile import contract as c
 from eecompile.bench.agreement import confident_rules, draft_rules
 from eecompile.bench.results import GraphTime, ModeResult
 from eecompile.bench.runs import Run
 from eecompile.bundle.manifest import Manifest
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.heads import head_graph
 
 RUNTIME = "runtime"  # beside graph names: time outside the engines
 Runs = list[list[Run]]  # [round][prompt]
@@ -50,7 +52,7 @@ def graph_times(modes: Mapping[str, Runs]) -> list[GraphTime]:
     for mode, runs in modes.items():
         for run in (run for round_ in runs for run in round_):
             for record in run.passes:
-                if mode == "full" or record.graph.startswith("exit_"):
+                if mode == "full" or record.graph.startswith(("exit_", "head_")):
                     times[record.graph, record.rows].append(record.seconds)
     return [GraphTime(graph=g, rows=r, seconds=median(t), passes=len(t)) for (g, r), t in sorted(times.items())]
 
@@ -107,11 +109,12 @@ def _ideal_speedup(manifest: Manifest, round_: Sequence[Run], times: Sequence[Gr
     for step in manifest.schedule:
         depth += manifest.caches[step.cache]
         way += price[f"segment_{step.segment}"]
-        until[depth] = way
-    tokens = sum(until[run_depth] + price["head"] for run in round_ for run_depth in run.depths[1:])
+        head = c.FULL_HEAD if step.exit is None else manifest.exits[step.exit].head
+        until[depth] = way + price.get(head_graph(head), 0.0)  # a head that never ran has emitted nothing
+    tokens = sum(until[run_depth] for run in round_ for run_depth in run.depths[1:])
     passes = [record.graph for run in round_ for record in run.passes]
     asked = sum(price[graph] for graph in passes if graph.startswith("exit_"))
-    declined = sum(run.stats.heads_declined for run in round_) * price["head"]
+    declined = sum(price[graph] * n for run in round_ for graph, n in run.stats.declined.items())
     count = decoded(round_)
     return (way + price["head"]) * count / (tokens + (asked + declined) * count / max(1, passes.count("embed")))
 

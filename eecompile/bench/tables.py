@@ -8,8 +8,8 @@ Table: TypeAlias = tuple[str, list[str], list[list[Any]]]  # title, columns, row
 
 
 def bench_tables(result: BenchResult) -> list[Table]:
-    """The modes; the uncut graph and peers if there are any; the time of each graph."""
-    return [table for table in (_modes(result), _others(result), _graphs(result)) if table[2]]
+    """The modes; sequences side by side; the uncut graph and peers if there are any; the time of each graph."""
+    return [table for table in (_modes(result), _batch(result), _others(result), _graphs(result)) if table[2]]
 
 
 def _modes(result: BenchResult) -> Table:
@@ -29,6 +29,23 @@ def _modes(result: BenchResult) -> Table:
     run = f"{result.prompts} prompts x {result.max_new_tokens} tokens, {result.rounds} rounds"
     title = f"{result.precision}, {result.machine.threads} threads, {run}, peak {result.peak_memory_mb:,.0f} MB"
     return title, columns, rows
+
+
+def _batch(result: BenchResult) -> Table:
+    columns = [
+        "mode", "tokens/s", "over alone", "speed-up", "ideal", "speed-up alone", "same as alone", "mean depth",
+        "passes/token", "alone", "padding", "overhead",
+    ]  # fmt: skip
+    found = result.batch
+    rows: list[list[Any]] = [
+        [
+            mode, f"{m.tokens_per_second:.1f}", f"{m.ratio:.2f}x", f"{m.speedup:.2f}x", f"{m.ideal_speedup:.2f}x",
+            f"{m.speedup_alone:.2f}x", f"{m.equal_tokens}/{m.tokens}", f"{m.mean_depth:.1f}",
+            f"{m.passes_per_token:.2f}", f"{m.passes_per_token_alone:.2f}", f"{m.padding:.1%}", f"{m.overhead:.1%}",
+        ]
+        for mode, m in (found.modes if found else {}).items()
+    ]  # fmt: skip
+    return f"{found.slots if found else 0} sequences side by side", columns, rows
 
 
 def _others(result: BenchResult) -> Table:
@@ -52,5 +69,11 @@ def _others(result: BenchResult) -> Table:
 
 
 def _graphs(result: BenchResult) -> Table:
-    rows = [[t.graph, t.rows, f"{1000 * t.seconds:.3f}", t.passes] for t in result.graphs]
-    return "a token's pass of each graph", ["graph", "rows", "median ms", "passes"], rows
+    """Times also as a number of the model's layers: what an exit has to save before it gains anything."""
+    segments = sum(t.seconds for t in result.graphs if t.graph.startswith("segment_") and t.rows == 1)
+    layer = segments / result.layers
+    rows = [
+        [t.graph, t.rows, f"{1000 * t.seconds:.3f}", f"{t.seconds / layer:.2f}" if layer else "-", t.passes]
+        for t in result.graphs
+    ]
+    return "a token's pass of each graph", ["graph", "rows", "median ms", "in layers", "passes"], rows

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from eecompile.engines.ort import Buffers, OrtEngine, OrtPass
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.heads import head_graph
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
 
@@ -68,12 +69,14 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         [timed(engine, f"segment_{i}") for i, engine in enumerate(graphs.segments)],
         [timed(engine, f"exit_{i}") for i, engine in enumerate(graphs.exits)],
         timed(graphs.head, "head"),
+        {name: timed(engine, head_graph(name)) for name, engine in graphs.heads.items()},
         graphs.factors,
     )
     return replace(bundle, graphs=loaded)
 
 
 def _rows(info: GraphInfo, buffers: Buffers) -> int:
-    """Rows of a pass: R of the first input [B, R] or [B, R, D], N of [N, D]."""
+    """Rows of a pass, of all slots: B x R of the first input [B, R] or [B, R, D], N of [N, D]."""
     first = info.inputs[0]
-    return int(buffers[first.name].shape[1 if first.shape[0] == "B" else 0])
+    shape = buffers[first.name].shape
+    return int(shape[0] * shape[1] if first.shape[0] == "B" else shape[0])

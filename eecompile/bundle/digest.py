@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eecompile import contract as c
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.bundle.strict import open_regular
 
@@ -42,16 +43,19 @@ def file_sha256(path: Path) -> str:
 
 
 def gates_digest(exits: Sequence[ExitInfo], policy: Sequence[ExitPolicy]) -> str:
-    """SHA-256 (hex) of what a calibration was measured with: exit layers, adapters, criteria and gate weights.
+    """SHA-256 (hex) of what a calibration was measured with: exit layers, adapters, heads, criteria and gate weights.
 
     `exits` are the manifest's, `policy` the policy's exits in the same order (their thresholds do not count).
     Raises ValueError where the two differ in number.
     """
-    return hashlib.sha256(
-        canonical_json(
-            [
-                {**info.model_dump(mode="json"), "weights": chosen.gate and chosen.gate.model_dump(mode="json")}
-                for info, chosen in zip(exits, policy, strict=True)
-            ]
-        )
-    ).hexdigest()
+    described = [_described(info, chosen) for info, chosen in zip(exits, policy, strict=True)]
+    return hashlib.sha256(canonical_json(described)).hexdigest()
+
+
+def _described(info: ExitInfo, chosen: ExitPolicy) -> dict[str, object]:
+    """What an exit does not have is left out, save for the members that the first exits had."""
+    shape, said = info.model_dump(mode="json"), chosen.model_dump(mode="json")
+    optional = {name: shape.pop(name) for name in ("head", "router", "predictor", "schedule")}
+    optional |= {f"{kind}_weights": said[kind] for kind in ("router", "predictor")}
+    kept = {name: value for name, value in optional.items() if value not in (None, c.FULL_HEAD)}
+    return {**shape, "weights": said["gate"], **kept}

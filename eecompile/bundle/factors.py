@@ -33,7 +33,7 @@ def uncut_factors(manifest: Manifest, factors: Sequence[Factors]) -> dict[str, N
     first = 0
     for step, arrays in zip(manifest.schedule, factors, strict=True):
         for name, array in arrays.items():
-            part, layer, projection = name.removeprefix(c.LOW_RANK).split("_")
+            part, layer, projection = name.removeprefix(c.LORA).split("_")
             found[c.low_rank_name(part, first + int(layer), projection)] = array
         first += manifest.caches[step.cache]
     return found

@@ -57,7 +57,12 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
+    known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
+    narrow = {
+        graph.path: head.rows(model.vocab) for graph, head in zip(manifest.graphs.heads, manifest.heads, strict=True)
+    }
     for info in _declared(manifest):
+        known[c.LOGITS] = (-1, narrow.get(info.path, model.vocab))
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
             sizes = cache if is_cache else known.get(tensor.name, ())
@@ -78,7 +83,7 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 def _declared(manifest: Manifest) -> list[GraphInfo]:
     graphs = manifest.graphs
     reference = [] if graphs.reference is None else [graphs.reference]
-    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *reference]
+    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *graphs.heads, *reference]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

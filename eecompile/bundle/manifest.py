@@ -13,7 +13,6 @@ from typing_extensions import Self
 from eecompile import contract as c
 from eecompile.schema import (
     CalibrationResult,
-    Criterion,
     GraphInfo,
     Index,
     KVRule,
@@ -24,18 +23,20 @@ from eecompile.schema import (
     Strict,
     Text,
     Thresholds,
+    TokenId,
 )
-
-TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
+from eecompile.shapes import ExitShape, HeadShape, exits_fault
 
 
 class Graphs(Strict):
-    """The graphs of a bundle; `exits[i]` is exit i's adapter and learned gate, `reference` the uncut model."""
+    """The graphs of a bundle; `exits[i]` is exit i's adapter and cheap gates, `heads[i]` small head i, `reference` the
+    uncut model."""
 
     embed: GraphInfo
     segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 4)]
     exits: Annotated[list[GraphInfo], Field(max_length=c.MAX_EXITS)]
     head: GraphInfo
+    heads: Annotated[list[GraphInfo], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     reference: GraphInfo | None = None
 
 
@@ -52,21 +53,8 @@ class Step(Strict):
     factors: Name | None = None
 
 
-class ExitInfo(Strict):
-    """An exit after `layer` layers; its gates all have to fire. `gate_units` is U of the learned gate (0: none)."""
-
-    layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    adapter: Literal["norm", "affine", "mlp", "layer"]
-    gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
-    gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
-
-    @model_validator(mode="after")
-    def _gates_are_told_apart(self) -> Self:
-        if len(set(self.gates)) != len(self.gates):
-            raise ValueError("a gate is named twice")
-        if ("learned" in self.gates) != (self.gate_units > 0):
-            raise ValueError("gate_units is the width of the learned gate, and 0 without one")
-        return self
+class ExitInfo(ExitShape):
+    """An exit of a bundle."""
 
 
 class ModelInfo(Strict):
@@ -112,6 +100,7 @@ class Manifest(Strict):
     slack: Annotated[int, Field(ge=1, le=65536)]
     slots: Annotated[int, Field(ge=1, le=4096)]
     exits: Annotated[list[ExitInfo], Field(max_length=c.MAX_EXITS)]
+    heads: Annotated[list[HeadShape], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     schedule: Annotated[list[Step], Field(min_length=1, max_length=c.MAX_LAYERS)]
     caches: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_LAYERS)]
     graphs: Graphs
@@ -126,6 +115,12 @@ class Manifest(Strict):
             raise ValueError(f"{len(self.exits)} exits but {len(self.graphs.exits)} exit graphs")
         if any((e.adapter == "layer") != g.layers for e, g in zip(self.exits, self.graphs.exits, strict=True)):
             raise ValueError("an exit's graph has as many layers as its adapter says: one of a layer, else none")
+        if len(self.graphs.heads) != len(self.heads):
+            raise ValueError(f"{len(self.heads)} small heads but {len(self.graphs.heads)} graphs of them")
+        if any(token >= self.model.vocab for head in self.heads for token in head.tokens):
+            raise ValueError("a shortlist has a token that is not in the vocabulary")
+        if reason := exits_fault(self.exits, self.heads):
+            raise ValueError(reason)
         if self.model.heads % self.model.kv_heads:
             raise ValueError(f"{self.model.heads} heads cannot share {self.model.kv_heads} key/value heads evenly")
         if self.minimum_rows > self.slack or self.pending_cap + 1 > self.slack:
@@ -172,14 +167,14 @@ class Manifest(Strict):
         return self
 
 
-_FACTOR = re.compile(rf"{c.LOW_RANK}[ab]_[0-9]{{1,4}}_(?:q|k|v|o|gate|up|down)")
+_FACTOR = re.compile(rf"{c.LORA}[ab]_[0-9]{{1,4}}_(?:q|k|v|o|gate|up|down)")
 
 
 def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
     """The shapes of a segment's LoRA inputs by name, in order. Raises ValueError where one is not of fixed size."""
     found: dict[str, tuple[int, ...]] = {}
     for tensor in segment.inputs:
-        if not tensor.name.startswith(c.LOW_RANK):
+        if not tensor.name.startswith(c.LORA):
             continue
         sizes = tuple(size for size in tensor.shape if isinstance(size, int))
         known = _FACTOR.fullmatch(tensor.name) is not None
@@ -190,10 +185,10 @@ def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
 
 
 class GateWeights(Strict):
-    """A learned gate's weights, float32 little-endian in base64: sigmoid(tanh(n W1 + b1) W2 + b2), n the normalised
-    hidden state. Shapes W1 [D, U], b1 [U], W2 [U, 1], b2 [1]."""
+    """A gate's weights, float32 little-endian in base64: W1 [in, U], b1 [U], W2 [U, out], b2 [out]; with no units W2
+    [in, out] and b2 alone. What it computes from them is the exit graph's (docs/BUNDLE_FORMAT.md)."""
 
-    units: Annotated[int, Field(ge=1, le=4096)]
+    units: Annotated[int, Field(ge=0, le=4096)]
     w1: Annotated[str, Field(max_length=c.MAX_OVERLAY_BYTES)]
     b1: Text
     w2: Text
@@ -201,12 +196,15 @@ class GateWeights(Strict):
 
 
 class ExitPolicy(Strict):
-    """One exit at run time. None means never: in confident mode (`confident`), for drafts of exact mode (`draft`)."""
+    """One exit at run time. None means never: in confident mode (`confident`), for drafts of exact mode (`draft`).
+    `gate`, `router` and `predictor` are the weights of the gates that have any."""
 
     layer: Layer
     confident: Thresholds | None
     draft: Thresholds | None
     gate: GateWeights | None = None
+    router: GateWeights | None = None
+    predictor: GateWeights | None = None
     reason: Text = ""
 
 
@@ -230,7 +228,7 @@ class Calibration(CalibrationResult):
 
 
 class PassTime(Strict):
-    """Median seconds of one pass: graph name ("segment_0", "exit_0", "head", "embed"), rows, live cache length."""
+    """Median seconds of one pass: graph ("segment_0", "exit_0", "head", "head_<name>", "embed"), rows, cache length."""
 
     graph: Name
     rows: Annotated[int, Field(ge=1, le=65536)]

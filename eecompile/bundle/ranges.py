@@ -1,24 +1,31 @@
 """What a policy may say: thresholds in range, and in confident mode none bolder than a matching calibration.
 
-`learned`, `max_prob` and `margin` fire above their threshold, `entropy` below its own; `fixed` and `never` carry 0.
+Gates fire above their threshold, `entropy` below its own; `fixed` and `never` carry 0. Probabilities go from 0 to 1,
+`saturation`, a cosine, from -1 to 1, and `patience` counts exits that agree.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.gates import decode_gate
+from eecompile.bundle.gates import gates_fault
 from eecompile.bundle.manifest import Calibration, ExitInfo, ExitPolicy, Manifest, Policy
 from eecompile.schema import Criterion
 
 Limits = tuple[float, float]
 
+_PROBABILITY: Limits = (0.0, 1.0)
+_RANGES: Mapping[Criterion, Limits] = {
+    "learned": _PROBABILITY, "router": _PROBABILITY, "predictor": _PROBABILITY, "saturation": (-1.0, 1.0),
+    "max_prob": _PROBABILITY, "margin": _PROBABILITY, "patience": (0.0, float(c.MAX_EXITS)),
+    "fixed": (0.0, 0.0), "never": (0.0, 0.0),
+}  # fmt: skip
+
 
 def criterion_range(criterion: Criterion, vocab: int) -> Limits:
     """The lowest and highest threshold that `criterion` can have; entropy in nats over `vocab` tokens."""
-    if criterion in ("fixed", "never"):
-        return 0.0, 0.0
-    return (0.0, math.log(vocab)) if criterion == "entropy" else (0.0, 1.0)
+    return _RANGES.get(criterion) or (0.0, math.log(vocab))
 
 
 def calibrated_range(criterion: Criterion, calibrated: float, vocab: int) -> Limits:
@@ -49,7 +56,7 @@ def policy_fault(policy: Policy, manifest: Manifest) -> str | None:
         for mode, thresholds in (("confident", chosen.confident), ("draft", chosen.draft)):
             if thresholds is not None and (reason := thresholds_fault(thresholds, info, model.vocab)):
                 return f"exit {info.layer}, {mode}: {reason}"
-        if reason := _gate_fault(chosen, info, model.hidden):
+        if reason := gates_fault(chosen, info, model.hidden):
             return f"exit {info.layer}: {reason}"
     return None
 
@@ -118,15 +125,3 @@ def confident_fault(
         return "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates"
     faults = [bold_exit(policy.exits, found, manifest.model.vocab) for found in matching]
     return None if None in faults else f"bolder than calibrated: {faults[0]}"
-
-
-def _gate_fault(chosen: ExitPolicy, info: ExitInfo, hidden: int) -> str | None:
-    if chosen.gate is None:
-        return "no gate weights where the gate is learned" if info.gate_units else None
-    if chosen.gate.units != info.gate_units:
-        return f"a gate of {chosen.gate.units} units where the bundle's has {info.gate_units}"
-    try:
-        decode_gate(chosen.gate, hidden)
-    except ValueError as e:
-        return f"gate weights: {e}"
-    return None

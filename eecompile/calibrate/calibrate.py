@@ -18,7 +18,7 @@ from eecompile.bundle.policy import adopt_calibration
 from eecompile.bundle.read import BundleFiles, read_bundle
 from eecompile.calibrate.documents import SHARES, Documents, load_documents
 from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus, union_losses
-from eecompile.calibrate.points import Price, threshold_path
+from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -87,7 +87,7 @@ def calibrate_tables(
 ) -> CalibrationResult:
     """As `calibrate`, from traced documents. data: their SHA-256. drafts: the thresholds that `draft_traces` are at."""
     manifest = bundle.manifest
-    candidates = threshold_path(path, Price.of(manifest))
+    candidates = threshold_path(path, prices(manifest))
     points = [_point(test, level, thresholds, risk) for level, thresholds in candidates]
     chosen = fixed_sequence([point.p_value for point in points], error)
     return CalibrationResult(

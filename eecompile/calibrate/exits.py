@@ -13,43 +13,46 @@ from eecompile import contract as c
 from eecompile.bundle import disk
 from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_enough
 from eecompile.calibrate.documents import MAX_TOKENS, Documents, load_documents
-from eecompile.calibrate.fit import RIDGE, FittedExit, check_enough_to_fit, fit_adapters
-from eecompile.calibrate.gate import UNITS, auc
-from eecompile.calibrate.points import Price, thresholds_along
+from eecompile.calibrate.fit import Fitted, FittedExit, check_enough_to_fit, fit_adapters
+from eecompile.calibrate.gate import auc
+from eecompile.calibrate.plan import ExitPlan
+from eecompile.calibrate.points import prices, thresholds_along
+from eecompile.calibrate.rows import RIDGE
+from eecompile.calibrate.small_heads import HeadMatrix
 from eecompile.calibrate.tables import Float, Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.text import TextCodec
-from eecompile.schema import CalibrationResult, Criterion, Thresholds
+from eecompile.schema import CalibrationResult, Thresholds
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.student import Student, open_student
 
 BuildBundle = Callable[[Student, Path], object]
 
 SOURCE: Final = "eecompile exits"
-GATES: Final[tuple[Criterion, ...]] = ("learned", "max_prob")
+DEFAULT: Final = ExitPlan()
 DRAFT_PRECISION: Final = 0.8  # a wrong draft costs time, never correctness
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
 
 def fit_exits(
     checkpoint: Path, at: Sequence[int], documents: Path, out: Path, *, risk: float = RISK, error: float = ERROR,
-    gates: Sequence[Criterion] = GATES, build_bundle: BuildBundle, max_tokens: int = MAX_TOKENS,
+    plan: ExitPlan = DEFAULT, build_bundle: BuildBundle, max_tokens: int = MAX_TOKENS,
     limit: int | None = None, seed: int = 0, progress: Progress = lambda stage: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write at `out` the checkpoint with fitted and calibrated exits after the layers `at`; return a summary.
 
-    documents: as `load_documents` takes them, cut off at `max_tokens`, at most `limit` of them. build_bundle: writes
-    the float32 bundle of a student at a path; called for the plain exits, which are fitted on, and for the fitted
-    ones, which are calibrated. Weights are hard-linked where the file system can. What stood at `out`, an older
-    student of this kind, is replaced only once all is done.
+    documents: as `load_documents` takes them, cut off at `max_tokens`, at most `limit` of them. plan: gates and head of
+    the exits. build_bundle: writes the float32 bundle of a student at a path; called for the plain exits, which are
+    fitted on, and for the fitted ones, which are calibrated. Weights are hard-linked where the file system can. What
+    stood at `out`, an older student of this kind, is replaced only once all is done.
     Raises UsageError for documents that are too few, exits that cannot be, and an `out` that holds something else.
     """
     layers = sorted(set(at))
     if not layers:
         raise UsageError("no exits are asked for", mend="name the layers after which to exit: --at 18,22,26")
     student = open_student(checkpoint, layers)
-    specs = [_spec(layer, gates) for layer in layers]
+    specs = plan.specs(layers)
     data = load_documents(documents, max_tokens=max_tokens, limit=limit)
     _check_output(checkpoint, out)
     _check_documents(student, data, risk, error)
@@ -61,7 +64,7 @@ def fit_exits(
         try:
             work.mkdir()
             summary = _fit_into(
-                work, student, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
+                work, student, plan, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
             )
             _check_output(checkpoint, final)
             disk.replace_directory(work / "student", final)
@@ -71,32 +74,32 @@ def fit_exits(
 
 
 def _fit_into(
-    work: Path, student: Student, specs: list[ExitSpec], data: Documents, build_bundle: BuildBundle, *,
+    work: Path, student: Student, plan: ExitPlan, specs: list[ExitSpec], data: Documents, build_bundle: BuildBundle, *,
     risk: float, error: float, seed: int, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the student at work/student, with bundles beside it meanwhile."""
     progress("build the plain exits")
     build_bundle(student, work / "plain")
     bundle = Bundle.open(work / "plain", integrity="size")
-    learned = any("learned" in spec.gates for spec in specs)
-    fitted = fit_adapters(bundle, data, gates=learned, seed=seed, scratch=work, progress=progress)
+    matrix = HeadMatrix(student.store, student.spec.head_weight)
+    fitted = fit_adapters(bundle, data, plan, matrix, seed=seed, scratch=work, progress=progress)
     del bundle
     shutil.rmtree(work / "plain")
 
     copy_checkpoint(student.path, work / "student")
-    tensors = _schedule_tensors(student)
-    tensors |= {name: tensor for exit_ in fitted for name, tensor in _tensors(exit_).items()}
-    plain = EarlyExit(exits=specs, schedule=student.loops)
+    tensors, heads = {**_schedule_tensors(student), **_tensors(fitted)}, [head.shape for head in fitted.heads]
+    plain = EarlyExit(exits=specs, heads=heads, schedule=student.loops)
     save_exits(work / "student", plain, tensors)
     progress("build the fitted exits")
     build_bundle(open_student(work / "student"), work / "fitted")
     bundle = Bundle.open(work / "fitted", integrity="size")
     tables = trace_tables(bundle, data, ("path", "test"), progress)
-    path, price = tables["path"], Price.of(bundle.manifest)
-    drafts = [thresholds_along(exit_, [1 - DRAFT_PRECISION], price)[0] for exit_ in path.exits]
+    path, along = tables["path"], [1 - DRAFT_PRECISION]
+    costs = zip(path.exits, prices(bundle.manifest), strict=True)
+    drafts = [thresholds_along(exit_, along, price)[0] for exit_, price in costs]
     result = calibrate_tables(bundle, data.sha256, path, tables["test"], drafts, risk=risk, error=error)
     specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
-    summary = _summary(fitted, path, drafts, result)
+    summary = _summary(fitted.exits, path, drafts, result)
     provenance = _provenance(summary, data, len(path.documents), seed)
     update = {"exits": specs, "calibrations": [result], "provenance": provenance}
     save_exits(work / "student", plain.model_copy(update=update), tensors)
@@ -121,19 +124,12 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def _spec(layer: int, gates: Sequence[Criterion]) -> ExitSpec:
-    if unknown := sorted(set(gates) - set(c.CRITERIA)):
-        raise UsageError(f"there is no gate {unknown[0]!r}", mend=f"gates: {', '.join(c.CRITERIA)}")
-    if not gates or len(set(gates)) != len(gates) or len(gates) > 4:
-        raise UsageError("an exit has one to four different gates", mend=f"gates: {', '.join(c.CRITERIA)}")
-    units = UNITS if "learned" in gates else 0
-    return ExitSpec(layer=layer, adapter="affine", gates=list(gates), gate_units=units)
-
-
-def _tensors(fitted: FittedExit) -> dict[str, Float]:
-    parts = {"adapter.weight": fitted.weight, "adapter.bias": fitted.bias}
-    parts |= {f"gate.{part}": tensor for part, tensor in (fitted.gate or {}).items()}
-    return {f"exit.{fitted.layer}.{part}": tensor for part, tensor in parts.items()}
+def _tensors(fitted: Fitted) -> dict[str, Float]:
+    tensors = {f"head.{h.shape.name}.{part}": t for h in fitted.heads for part, t in h.tensors.items()}
+    for e in fitted.exits:
+        parts = {"adapter.weight": e.weight, "adapter.bias": e.bias, **e.gates}
+        tensors |= {f"exit.{e.layer}.{part}": tensor for part, tensor in parts.items()}
+    return tensors
 
 
 def _schedule_tensors(student: Student) -> dict[str, Float]:

@@ -1,56 +1,61 @@
-"""The cheap learned gate: sigmoid(tanh(n W1 + b1) W2 + b2), trained in numpy to predict whether an exit agrees.
+"""Gates trained in numpy: small classifiers of one or two layers, the backbone frozen.
 
-As CALM's confidence classifier (Schuster et al. 2022): the backbone frozen, the target whether the exit's token is the
-full model's.
+The learned gate is sigmoid(tanh(n W1 + b1) W2 + b2) and predicts whether an exit agrees, as CALM's confidence
+classifier (Schuster et al. 2022); a router is a softmax over depths, a predictor has ReLU in the place of tanh.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float: TypeAlias = NDArray[np.float32]
 Bool: TypeAlias = NDArray[np.bool_]
+Activation: TypeAlias = Literal["tanh", "relu"]
 
-UNITS: Final = 32
 EPOCHS: Final = 40
 PATIENCE: Final = 3  # epochs without a better validation loss
 BATCH: Final = 256
 RATE: Final = 1e-3
+LINEAR_RATE: Final = 1e-2  # of a single layer, whose loss is convex
 _CHUNK: Final = 4096
 
 
 def train_gate(
-    rows: NDArray[np.float16], agrees: Bool, held_out: Bool, *, units: int = UNITS, seed: int = 0
-) -> dict[str, Float]:
-    """Gate weights by part: w1 [D, U], b1 [U], w2 [U, 1], b2 [1], which read the rows as they are.
+    rows: NDArray[np.floating], target: NDArray[Any], held_out: Bool, *, units: int = 32, outputs: int = 1,
+    activation: Activation = "tanh", seed: int = 0,
+) -> dict[str, Float]:  # fmt: skip
+    """Gate weights by part: w1 [D, U], b1 [U], w2 [U, C], b2 [C], which read the rows as they are; w2 [D, C] and b2
+    where there are no units.
 
-    rows: normalised hidden states [N, D], possibly on disk. agrees: [N], the target. held_out: [N], rows that only
-    decide when to stop. Adam (Kingma & Ba 2015) on the logistic loss; deterministic for a seed.
+    rows: [N, D], possibly on disk. target: [N], true or false, or one of C = `outputs` classes. held_out: [N], rows
+    that only decide when to stop. Adam (Kingma & Ba 2015) on the logistic loss; deterministic for a seed.
     """
     random = np.random.default_rng(seed)
     used, judged = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    data = _Data(rows, agrees, *_spread(rows, used))
-    weights = _initial(rows.shape[1], units, random)
-    adam = _Adam(weights)
-    best, least, waited = _copied(weights), _loss(weights, data, judged), 0
+    data = _Data(rows, target, *_spread(rows, used))
+    weights = _initial(rows.shape[1], units, outputs, random)
+    adam = _Adam(weights, RATE if units else LINEAR_RATE)
+    best, least, waited = _copied(weights), _loss(weights, data, judged, activation), 0
     for _ in range(EPOCHS):
         order = random.permutation(used)
         for start in range(0, len(order), BATCH):
-            adam.step(_gradients(weights, *data.batch(np.sort(order[start : start + BATCH]))))
-        loss = _loss(weights, data, judged)
+            adam.step(_gradients(weights, *data.batch(np.sort(order[start : start + BATCH])), activation))
+        loss = _loss(weights, data, judged, activation)
         best, least, waited = (_copied(weights), loss, 0) if loss < least else (best, least, waited + 1)
         if waited == PATIENCE:
             break
     return _folded(best, data.mean, data.scale)
 
 
-def gate_scores(weights: dict[str, Float], rows: NDArray[np.floating]) -> Float:
-    """The gate's logit for each row [N]; its confidence is the sigmoid of it."""
-    inner = np.tanh(rows.astype(np.float32) @ weights["w1"] + weights["b1"])
-    return np.asarray((inner @ weights["w2"] + weights["b2"])[:, 0], np.float32)
+def gate_scores(
+    weights: dict[str, Float], rows: NDArray[np.floating], activation: Activation = "tanh"
+) -> Float:  # fmt: skip
+    """The logits for each row [N, C], or [N] of a gate with one; its confidence is the sigmoid of it."""
+    scores = _inner(weights, rows.astype(np.float32), activation) @ weights["w2"] + weights["b2"]
+    return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores, np.float32)
 
 
 def auc(scores: NDArray[np.floating], positive: Bool) -> float | None:
@@ -67,21 +72,21 @@ def auc(scores: NDArray[np.floating], positive: Bool) -> float | None:
 class _Data:
     """The rows on disk with their targets, and what standardises them."""
 
-    rows: NDArray[np.float16]
-    agrees: Bool
+    rows: NDArray[np.floating]
+    target: NDArray[Any]
     mean: Float
     scale: Float
 
-    def batch(self, rows: NDArray[np.int64]) -> tuple[Float, Bool]:
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Float, NDArray[Any]]:
         """Standardised rows [n, D] of these numbers, and their targets [n]."""
-        return ((self.rows[rows] - self.mean) / self.scale).astype(np.float32), self.agrees[rows]
+        return ((self.rows[rows] - self.mean) / self.scale).astype(np.float32), self.target[rows]
 
 
 class _Adam:
     """Adam over a dictionary of arrays, which it changes in place."""
 
-    def __init__(self, weights: dict[str, Float]) -> None:
-        self._weights, self._steps = weights, 0
+    def __init__(self, weights: dict[str, Float], rate: float) -> None:
+        self._weights, self._rate, self._steps = weights, rate, 0
         self._first = {name: np.zeros_like(w) for name, w in weights.items()}
         self._second = {name: np.zeros_like(w) for name, w in weights.items()}
 
@@ -92,37 +97,63 @@ class _Adam:
             first += np.float32(0.1) * (gradient - first)
             second += np.float32(0.001) * (gradient * gradient - second)
             mean, spread = first / (1 - 0.9**self._steps), second / (1 - 0.999**self._steps)
-            self._weights[name] -= (RATE * mean / (np.sqrt(spread) + 1e-8)).astype(np.float32)
+            self._weights[name] -= (self._rate * mean / (np.sqrt(spread) + 1e-8)).astype(np.float32)
 
 
-def _initial(size: int, units: int, random: np.random.Generator) -> dict[str, Float]:
+def _initial(size: int, units: int, outputs: int, random: np.random.Generator) -> dict[str, Float]:
     def normal(*shape: int) -> Float:
         return np.asarray(random.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
 
+    if not units:
+        return {"w2": np.zeros((size, outputs), np.float32), "b2": np.zeros(outputs, np.float32)}
     return {
         "w1": normal(size, units), "b1": np.zeros(units, np.float32),
-        "w2": normal(units, 1), "b2": np.zeros(1, np.float32),
+        "w2": normal(units, outputs), "b2": np.zeros(outputs, np.float32),
     }  # fmt: skip
 
 
-def _gradients(weights: dict[str, Float], x: Float, agrees: Bool) -> dict[str, Float]:
-    inner = np.tanh(x @ weights["w1"] + weights["b1"])
-    score = inner @ weights["w2"] + weights["b2"]
-    outer = ((0.5 * (1 + np.tanh(0.5 * score)) - agrees[:, None]) / len(x)).astype(np.float32)
-    back = (outer @ weights["w2"].T) * (1 - inner * inner)
-    return {"w1": x.T @ back, "b1": back.sum(axis=0), "w2": inner.T @ outer, "b2": outer.sum(axis=0)}
+def _inner(weights: dict[str, Float], x: Float, activation: Activation) -> Float:
+    """What the last layer reads [N, U], or the rows where it is the only one."""
+    if "w1" not in weights:
+        return x
+    z = x @ weights["w1"] + weights["b1"]
+    return np.asarray(np.tanh(z) if activation == "tanh" else np.maximum(z, 0), np.float32)
 
 
-def _loss(weights: dict[str, Float], data: _Data, judged: NDArray[np.int64]) -> float:
+def _gradients(weights: dict[str, Float], x: Float, target: NDArray[Any], activation: Activation) -> dict[str, Float]:
+    inner = _inner(weights, x, activation)
+    outer = (_excess(inner @ weights["w2"] + weights["b2"], target) / len(x)).astype(np.float32)
+    last = {"w2": inner.T @ outer, "b2": outer.sum(axis=0)}
+    if "w1" not in weights:
+        return last
+    slope = 1 - inner * inner if activation == "tanh" else (inner > 0).astype(np.float32)
+    back = (outer @ weights["w2"].T) * slope
+    return {"w1": x.T @ back, "b1": back.sum(axis=0), **last}
+
+
+def _excess(score: Float, target: NDArray[Any]) -> Float:
+    """The probabilities less what they should be [N, C]: the gradient of the logistic loss by the scores."""
+    if score.shape[1] == 1:
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * score)) - target[:, None], np.float32)
+    weights = np.exp(score - score.max(axis=1, keepdims=True))
+    probability = weights / weights.sum(axis=1, keepdims=True)
+    probability[np.arange(len(target)), target] -= 1
+    return np.asarray(probability, np.float32)
+
+
+def _loss(weights: dict[str, Float], data: _Data, judged: NDArray[np.int64], activation: Activation) -> float:
     total = 0.0
     for chunk in _chunks(judged):
-        x, agrees = data.batch(chunk)
-        score = gate_scores(weights, x).astype(np.float64)
-        total += float((np.logaddexp(0, score) - score * agrees).sum())
+        x, target = data.batch(chunk)
+        score = gate_scores(weights, x, activation).astype(np.float64)
+        if score.ndim == 1:
+            total += float((np.logaddexp(0, score) - score * target).sum())
+        else:
+            total += float((np.logaddexp.reduce(score, axis=1) - score[np.arange(len(target)), target]).sum())
     return total / max(1, len(judged))
 
 
-def _spread(rows: NDArray[np.float16], used: NDArray[np.int64]) -> tuple[Float, Float]:
+def _spread(rows: NDArray[np.floating], used: NDArray[np.int64]) -> tuple[Float, Float]:
     """Mean and scale of each dimension [D]. The scale of one that hardly moves is held above float16's rounding."""
     total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     for chunk in _chunks(used):
@@ -135,8 +166,9 @@ def _spread(rows: NDArray[np.float16], used: NDArray[np.int64]) -> tuple[Float, 
 
 def _folded(weights: dict[str, Float], mean: Float, scale: Float) -> dict[str, Float]:
     """The same gate on rows that are not standardised first."""
-    w1 = weights["w1"] / scale[:, None]
-    return {**weights, "w1": w1, "b1": weights["b1"] - mean @ w1}
+    first, offset = ("w1", "b1") if "w1" in weights else ("w2", "b2")
+    folded = weights[first] / scale[:, None]
+    return {**weights, first: folded, offset: weights[offset] - mean @ folded}
 
 
 def _copied(weights: dict[str, Float]) -> dict[str, Float]:

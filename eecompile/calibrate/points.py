@@ -3,7 +3,7 @@
 The scalar, a point's `level`, is the disagreement an exit may have among the tokens it fires on. At a level every exit
 takes the boldest thresholds that keep to it. Where a learned gate stands before the head there are many such pairs of
 thresholds; taken is the one that saves most, a head that is run for nothing counted against it (with a vocabulary of
-49,152 a head costs 8 of SmolLM2's 30 layers, so that opening the learned gate wide makes an exit slower than none).
+49,152 a head costs 8 of SmolLM2's 30 layers, so that opening the cheap gate wide makes an exit slower than none).
 Nothing here needs to be right for the guarantee to hold: it comes from the test documents (ltt.py).
 
 Thresholds are values that were observed: float32, as the runtime's own, whose strict comparison leaves out the token
@@ -20,28 +20,37 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
+from eecompile.bundle.ranges import criterion_range
 from eecompile.calibrate.tables import ExitTable, Float, TokenTable
 from eecompile.schema import Criterion, Thresholds
 
 Ints = NDArray[np.int64]
 LEVELS: Final = tuple(float(level) for level in np.geomspace(0.001, 0.5, 100))
-_LEARNED_QUANTILES: Final = tuple(float(q) for q in 1 - np.geomspace(0.005, 0.95, 48))
+_CHEAP_QUANTILES: Final = tuple(float(q) for q in 1 - np.geomspace(0.005, 0.95, 48))
 
 
 @dataclass(frozen=True)
 class Price:
-    """Layers of the model, what its head costs in layers, and its vocabulary."""
+    """Layers of the model, what an exit's head costs in layers, and the vocabulary."""
 
     layers: int
     head: float
     vocab: int
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Price":
-        """By bytes read, which is what a pass of few rows costs: a layer that runs several times is read as often."""
+    def of(cls, manifest: Manifest, head: str = c.FULL_HEAD) -> "Price":
+        """With the head of this name. By bytes read, which is what a pass of few rows costs: a layer that runs several
+        times is read as often."""
         model = manifest.model
         table, stored = model.vocab * model.hidden, sum(segment.layers for segment in manifest.graphs.segments)
-        return cls(model.layers, table * stored / max(1, model.parameters - table), model.vocab)
+        layer = max(1, model.parameters - table) / stored
+        small = {h.name: h.weights(model.hidden, model.vocab) for h in manifest.heads}
+        return cls(model.layers, small.get(head, table) / layer, model.vocab)
+
+
+def prices(manifest: Manifest) -> list[Price]:
+    """What the head of each exit costs."""
+    return [Price.of(manifest, e.head) for e in manifest.exits]
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,13 @@ class _Ranked:
         if gate == "entropy":
             most = float(np.nextafter(np.float32(math.log(self.vocab)), np.float32(0)))
             return most if k < 0 else min(max(0.0, -float(ordered[k])), most)
-        return max(0.0, float(ordered[k])) if k >= 0 else 0.0
+        least, most = criterion_range(gate, self.vocab)
+        return min(most, max(least, float(ordered[k]))) if k >= 0 else least
 
 
-def threshold_path(table: TokenTable, price: Price) -> list[tuple[float, list[Thresholds | None]]]:
-    """(level, thresholds of each exit) from safe to bold; levels that change nothing are left out."""
-    along = [thresholds_along(exit_, LEVELS, price) for exit_ in table.exits]
+def threshold_path(table: TokenTable, costs: Sequence[Price]) -> list[tuple[float, list[Thresholds | None]]]:
+    """(level, thresholds of each exit) from safe to bold; levels that change nothing are left out. costs: by exit."""
+    along = [thresholds_along(exit_, LEVELS, price) for exit_, price in zip(table.exits, costs, strict=True)]
     path: list[tuple[float, list[Thresholds | None]]] = []
     for number, level in enumerate(LEVELS):
         chosen = [thresholds[number] for thresholds in along]
@@ -88,12 +98,12 @@ def threshold_path(table: TokenTable, price: Price) -> list[tuple[float, list[Th
 def thresholds_along(exit_: ExitTable, levels: Sequence[float], price: Price) -> list[Thresholds | None]:
     """For each of the rising `levels` the thresholds that save most among those that keep to it (None: none do).
 
-    The learned gate's never becomes safer on the way, so that the path does not go back and forth.
+    The cheap gates' never become safer on the way, so that the path does not go back and forth.
     """
     if "never" in exit_.gates or not exit_.usable.any():
         return [None] * len(levels)
-    head = [gate for gate in exit_.gates if gate in c.HEAD_CRITERIA]
-    cheap = [gate for gate in exit_.gates if gate == "learned"]
+    head = [gate for gate in exit_.gates if gate in (*c.HEAD_CRITERIA, "patience")]
+    cheap = [gate for gate in exit_.gates if gate in c.CHEAP_CRITERIA]
     fine = _Ranked.of(exit_, head or cheap, price.vocab)
     coarse = _Ranked.of(exit_, cheap if head else [], price.vocab)
     candidates = [(k, _Counts.of(exit_, fine, exit_.usable & (coarse.ranks > k))) for k in _candidates(coarse)]
@@ -116,7 +126,7 @@ def thresholds_along(exit_: ExitTable, levels: Sequence[float], price: Price) ->
 
 @dataclass(frozen=True)
 class _Counts:
-    """Of the tokens that pass the learned gate: how many have a rank of k or more, [k], and how many of them err."""
+    """Of the tokens that pass the cheap gates: how many have a rank of k or more, [k], and how many of them err."""
 
     above: Ints
     errors: NDArray[np.float64]
@@ -141,7 +151,7 @@ class _Counts:
 def _candidates(coarse: _Ranked) -> list[int]:
     if not coarse.ordered:
         return [-1]
-    return [-1, *sorted({int(q * len(coarse.ranks)) for q in _LEARNED_QUANTILES})]
+    return [-1, *sorted({int(q * len(coarse.ranks)) for q in _CHEAP_QUANTILES})]
 
 
 def _boldness(gate: Criterion, values: Float) -> Float:

@@ -7,9 +7,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.calibrate.documents import Documents, Split
 from eecompile.errors import NumericError
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.rules import HIGHEST
 from eecompile.runtime.trace import DocumentTrace, ExitTrace, Tracer
 from eecompile.schema import Criterion, Thresholds
 
@@ -17,16 +19,14 @@ Bool = NDArray[np.bool_]
 Float = NDArray[np.float32]
 Progress = Callable[[str], None]
 REPORT_EVERY: Final = 20  # documents between two calls of `progress`
-_FIELDS: Final[Mapping[Criterion, str]] = {
-    "learned": "confidence", "max_prob": "max_prob", "margin": "margin", "entropy": "entropy",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ExitTable:
     """One exit over T tokens. `values`: what each of its gates goes by, float32 [T] (none for fixed and never).
 
-    `usable` [T]: the head gave finite numbers. `agrees` [T]: its token is the full model's.
+    `usable` [T]: the head gave finite numbers, and a token among the candidates where there is a predictor. `agrees`
+    [T]: the exit's token is the full model's.
     """
 
     layer: int
@@ -36,22 +36,24 @@ class ExitTable:
     agrees: Bool
 
     def passes_cheap(self, thresholds: Thresholds | None) -> Bool:
-        """[T]: the head is run, since the learned gate, where there is one, says so. None: the exit is closed."""
+        """[T]: the head is run, since all the cheap gates say so. None: the exit is closed."""
         if thresholds is None or "never" in thresholds:
             return np.zeros(len(self.agrees), np.bool_)
-        if "learned" not in thresholds:
-            return np.ones(len(self.agrees), np.bool_)
-        confidence = self.values["learned"]
-        return np.asarray((confidence > np.float64(thresholds["learned"])) & (confidence <= 1))
+        passed = np.ones(len(self.agrees), np.bool_)
+        for criterion in set(thresholds) & set(c.CHEAP_CRITERIA):
+            value = self.values[criterion].astype(np.float64)
+            passed &= (value > thresholds[criterion]) & (value <= HIGHEST.get(criterion, 1.0))
+        return passed
 
     def fires(self, thresholds: Thresholds | None) -> Bool:
-        """[T]: every gate is strictly bolder than its threshold, as the runtime compares them."""
+        """[T]: every gate is strictly bolder than its threshold, as the runtime compares them; with a schedule, at the
+        boldest that it can get in confident mode."""
         fired = self.passes_cheap(thresholds)
         if not fired.any():
             return fired
         fired = fired & self.usable
         for criterion, threshold in (thresholds or {}).items():
-            if criterion in ("max_prob", "margin"):
+            if criterion in ("max_prob", "margin", "patience"):
                 fired &= self.values[criterion] > np.float32(threshold)
             elif criterion == "entropy":
                 fired &= self.values[criterion] < np.float32(threshold)
@@ -107,8 +109,9 @@ def _tables(bundle: Bundle, trace: DocumentTrace) -> list[ExitTable]:
 
 
 def _table(layer: int, gates: tuple[Criterion, ...], said: ExitTrace, final: ExitTrace) -> ExitTable:
-    values = {gate: getattr(said, _FIELDS[gate]) for gate in gates if gate in _FIELDS}
+    values = {gate: said.value(gate) for gate in gates if gate not in ("fixed", "never")}
     usable = np.isfinite(said.max_prob) & np.isfinite(said.margin) & np.isfinite(said.entropy)
+    usable &= said.confirmed
     return ExitTable(layer, gates, values, usable, said.token == final.token)
 
 

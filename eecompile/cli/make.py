@@ -10,7 +10,7 @@ import click
 
 from eecompile import contract as c
 from eecompile.cli.console import err, print_json, print_table, stages, user_faults
-from eecompile.cli.options import BUNDLE, JSON, KEY, ids_from_text
+from eecompile.cli.options import BUNDLE, JSON, KEY, ids_from_text, names_from_text
 from eecompile.errors import UsageError
 
 
@@ -22,6 +22,7 @@ from eecompile.errors import UsageError
 @click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
+@click.option("--batch", default=1, show_default=True, help="Sequences that may run side by side.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
 @click.option("--no-tokenizer", is_flag=True, help="Import a GGUF file without its tokenizer.")
@@ -30,14 +31,15 @@ from eecompile.errors import UsageError
 @user_faults
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
-    pending_cap: int | None, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool, as_json: bool,
+    pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
     from eecompile.student.student import open_student
     from eecompile.target import load_target
 
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows)
+    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_student(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
@@ -64,19 +66,27 @@ def build(
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
+@click.option("--gates", default="learned,max_prob", show_default=True, help=f"All fire: {', '.join(c.CRITERIA)}.")
+@click.option("--head", type=click.Choice(c.HEADS), default="full", show_default=True, help="What exits answer with.")
+@click.option("--rank", default=c.LOW_RANK, show_default=True, help="Of a low-rank head; int8 and int4 take k x 32.")
+@click.option("--shortlist", default=c.SHORTLIST, show_default=True, help="Tokens of a shortlist head.")
+@click.option("--schedule", type=click.Choice(c.SCHEDULES), default="none", show_default=True, help="Moves thresholds.")
 @JSON
 @user_faults
 def exits(
-    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None, as_json: bool
+    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None, gates: str, head: str,
+    rank: int, shortlist: int, schedule: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit exits on CKPT in closed form and calibrate them: a student that early-exits, its backbone untouched."""
     from eecompile import pipeline
     from eecompile.calibrate.exits import fit_exits
+    from eecompile.calibrate.plan import ExitPlan
 
+    plan = ExitPlan.of(names_from_text(gates), head, rank, shortlist, schedule)
     with checkpoint_directory(ckpt) as directory, stages("exits") as begin:
         summary = fit_exits(
             directory, ids_from_text(at, "--at"), fit, output,
-            risk=risk, error=error, limit=limit, build_bundle=pipeline.build_plain, progress=begin,
+            risk=risk, error=error, limit=limit, plan=plan, build_bundle=pipeline.build_plain, progress=begin,
         )  # fmt: skip
     _show(summary, as_json)
 

@@ -23,6 +23,11 @@ def ids_from_text(text: str, option: str) -> list[int]:
         raise UsageError(f"{option} {text!r} is not a list of numbers", mend=f"as in {option} 6,12,18") from e
 
 
+def names_from_text(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def thresholds_from_options(
     values: Sequence[str], manifest: Manifest, current: Sequence[ExitPolicy], mode: str
 ) -> dict[int, Thresholds | None]:

@@ -8,8 +8,11 @@ import click
 
 from eecompile import contract as c
 from eecompile.cli.console import err, print_json, user_faults
+from eecompile.cli.many import result_json, run_file
 from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, thresholds_from_options
 from eecompile.errors import UsageError
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
 
 
 @click.command()
@@ -23,11 +26,18 @@ from eecompile.errors import UsageError
 @click.option("--top-k", default=0, show_default=True, help="0 keeps every token.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--sled", is_flag=True, help="Let the exits correct the last layer's logits; mode full only.")
+@click.option("--sled-rate", default=2.0, show_default=True, help="How far they may move them.")
 @click.option("--threshold", "threshold", multiple=True, metavar="LAYER[:CRITERION]=V", help="Or LAYER=never. Repeats.")
 @click.option("--pending-cap", type=int, help="Tokens that may wait for deep layers.")
 @click.option("--minimum-depth", type=int, help="Layers that every token runs.")
 @click.option("--budget", type=int, help="Layer-rows that the request may spend.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
+@click.option("--input", "input_", type=click.Path(path_type=Path), help="Prompts: .jsonl or .txt, one a line.")
+@click.option("--output", type=click.Path(path_type=Path), help="With --input: a line of JSON for each prompt.")
+@click.option(
+    "--batch", type=int, help="With --input: sequences that run side by side. Default: 8, or what the bundle takes."
+)
 @click.option("--stream", is_flag=True, help="Print text as it is generated.")
 @click.option("--threads", type=int, help="Default: the processors at hand.")
 @KEY
@@ -37,17 +47,26 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     """Generate from BUNDLE. Modes: full, confident (calibrated, lossy), exact (the full model's output, sooner)."""
     from eecompile.runtime import Bundle, Sampling
 
-    if (prompt is None) == (options["prompt_ids"] is None):
-        raise UsageError("give either a PROMPT or --prompt-ids")
+    given = [value for value in (prompt, options["prompt_ids"], options["input_"]) if value is not None]
+    if len(given) != 1:
+        raise UsageError("give either a PROMPT or --prompt-ids, or a file of prompts with --input")
+    if (options["input_"] is None) != (options["output"] is None):
+        raise UsageError("--input and --output go together")
     opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
     mode = options["mode"]
     overrides = thresholds_from_options(options["threshold"], opened.manifest, opened.files.policy.exits, mode)
-    session = opened.session(
-        mode=mode, pending_cap=options["pending_cap"], minimum_depth=options["minimum_depth"],
-        budget=options["budget"], thresholds=overrides,
-    )  # fmt: skip
-    how = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])
+    settings = {name: options[name] for name in ("mode", "pending_cap", "minimum_depth", "budget")}
+    settings["thresholds"] = overrides
+    how = Sampling(**{name: options[name] for name in SAMPLING})
     limit = options["max_new_tokens"]
+    if options["input_"] is not None:
+        batch = opened.batch(slots=options["batch"], **settings)
+        run_file(
+            opened, batch, options["input_"], options["output"], max_new_tokens=limit, sampling=how,
+            raw=options["raw"], mode=mode,
+        )  # fmt: skip
+        return
+    session = opened.session(**settings)
     if options["prompt_ids"] is not None:
         ids = ids_from_text(options["prompt_ids"], "--prompt-ids")
         generation = session.generate(ids, max_new_tokens=limit, sampling=how)
@@ -69,15 +88,8 @@ def _print(generation: Any, mode: str, *, has_text: bool, stream: bool, as_json:
             click.echo(piece, nl=False)
     stats, text = generation.stats, "".join(pieces)
     if as_json:
-        print_json({
-            "prompt_ids": generation.prompt_ids, "token_ids": generation.ids, "text": text if has_text else None,
-            "exit_layers": depths, "mode": mode, "stop_reason": stats.stop_reason,
-            "stats": {
-                "tokens_per_second": stats.tokens_per_second, "prefill_seconds": stats.prefill_seconds,
-                "mean_depth": stats.mean_depth, "drafted": stats.drafted, "rejected": stats.rejected,
-                "segment_passes": stats.segment_passes, "layer_rows": stats.layer_rows,
-            },
-        })  # fmt: skip
+        found = text if has_text else None
+        print_json(result_json(generation.prompt_ids, generation.ids, found, depths, mode, stats))
         return
     click.echo("" if stream else text)
     depth = f"mean depth {stats.mean_depth:.1f}" + (f", {stats.drafted} drafted" if stats.drafted else "")

@@ -1,24 +1,33 @@
 """An open bundle: checked files, loaded graphs, and sessions over them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
 from eecompile.bundle.factors import read_factors
-from eecompile.bundle.gates import decode_gate
+from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
-from eecompile.runtime.heads import ExitAsker, ExitRule, Float
+from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.batch import Batch, run_all
+from eecompile.runtime.heads import Head, heads_by_name
 from eecompile.runtime.modules import LayerAsker
-from eecompile.runtime.session import Limits, Session
+from eecompile.runtime.plan import pass_rows
+from eecompile.runtime.request import Limits, Request, Settings
+from eecompile.runtime.rules import ExitRule
+from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
 from eecompile.schema import GraphInfo, Thresholds
+
+DEFAULT_SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,50 @@ class Bundle:
         calibration allows, drafts of exact mode may be anything.
         Raises Uncalibrated, UsageError.
         """
+        settings = self.settings(
+            mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget, thresholds=thresholds
+        )
+        return Session(self.manifest, self.graphs, self.text, settings, self.askers())
+
+    def batch(
+        self, *, slots: int | None = None, mode: str = "full", pending_cap: int | None = None,
+        minimum_depth: int | None = None, budget: int | None = None,
+        thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Batch:  # fmt: skip
+        """A batch of up to `slots` sequences that run side by side: at most the bundle's, by default 8 of them.
+
+        The rest is as in `session`, for requests that do not say otherwise. Raises Uncalibrated, UsageError.
+        """
+        slots = min(DEFAULT_SLOTS, self.manifest.slots) if slots is None else slots
+        if not 1 <= slots <= self.manifest.slots:
+            mend = f"build with --batch {slots}" if slots > 0 else ""
+            raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
+        settings = partial(
+            self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,
+            thresholds=thresholds,
+        )  # fmt: skip
+        return Batch(
+            self.manifest, self.graphs, self.text, settings, self.askers(slots), slots=slots,
+            each_pass=pass_rows(self.files.profiles),
+        )  # fmt: skip
+
+    def generate_many(
+        self, prompts: Iterable[str | Sequence[int]], *, slots: int | None = None, mode: str = "full",
+        max_new_tokens: int | None = None, sampling: Sampling | None = None, stop: Collection[int] | None = None,
+    ) -> Iterator[Request]:  # fmt: skip
+        """Continue every prompt, `slots` at a time, and yield each request when it is done (`request.number` counts the
+        prompts from 0). Prompts are drawn as slots fall free.
+
+        Raises as `batch`, and for a prompt that cannot be served; a sequence that fails ends with `request.error`.
+        """
+        batch = self.batch(slots=slots, mode=mode)
+        return run_all(batch, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+
+    def settings(
+        self, *, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
+        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Settings:  # fmt: skip
+        """What `session` and `batch` run requests by. Raises as they do."""
         if mode not in c.MODES:
             raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(c.MODES)}")
         cap = self.manifest.pending_cap if pending_cap is None else pending_cap
@@ -76,20 +129,24 @@ class Bundle:
             raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")
         depth, budget = self._limits(minimum_depth, budget)
         rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth)
-        limits = Limits(cap=cap, budget=budget)
-        return Session(self.manifest, self.graphs, self.text, mode, rules, self.askers(), limits)
+        return Settings(mode, rules, Limits(cap=cap, budget=budget), self.manifest.exits)
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once; those with a layer of their own are about
         one sequence, whose rows they have to see (Staircase.watch)."""
-        size = self.manifest.model.hidden
-        engines = zip(self.graphs.exits, self.files.policy.exits, strict=True)
-        return [
-            LayerAsker(engine, self.manifest, self._gate(policy))
-            if engine.info.layers
-            else ExitAsker(engine, size, rows, self._gate(policy))
-            for engine, policy in engines
-        ]
+        size, infos = self.manifest.model.hidden, self.manifest.exits
+        found: list[ExitAsker] = []
+        for i, (engine, chosen) in enumerate(zip(self.graphs.exits, self.files.policy.exits, strict=True)):
+            weights = gate_inputs(chosen, infos[i], size)
+            if engine.info.layers:
+                found.append(LayerAsker(engine, self.manifest, i, weights))
+            else:
+                found.append(ExitAsker(engine, infos, i, size, rows, weights))
+        return found
+
+    def heads(self, rows: int) -> dict[str, Head]:
+        """The model's head, "full", and the small ones by name, each over up to `rows` rows at once."""
+        return heads_by_name(self.manifest, self.graphs, rows)
 
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""
@@ -110,7 +167,8 @@ class Bundle:
         for i, chosen in enumerate(exits):
             thresholds = chosen.confident if mode == "confident" else chosen.draft
             closed = thresholds is None or chosen.layer < depth
-            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}))
+            schedule = self.manifest.exits[i].schedule
+            rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}, schedule))
         return rules
 
     def _overridden(self, mode: str, overrides: Mapping[int, Thresholds | None]) -> list[ExitPolicy]:
@@ -140,12 +198,6 @@ class Bundle:
         if fault:
             raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
 
-    def _gate(self, policy: ExitPolicy) -> dict[str, Float]:
-        if policy.gate is None:
-            return {}
-        arrays = decode_gate(policy.gate, self.manifest.model.hidden)
-        return {f"gate_{part}": array for part, array in arrays._asdict().items()}
-
 
 def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
@@ -156,5 +208,6 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
 
     return LoadedGraphs(
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
+        {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
         read_factors(root, manifest),
     )  # fmt: skip

@@ -1,21 +1,26 @@
-"""Decoding one sequence: the loop that walks the staircase in each mode.
+"""Decoding: the loop that walks sequences down the staircase in each mode, one of them or many at once.
 
 full       every token runs every step
 confident  a token leaves at the first exit that fires; deeper steps catch up later (calibrated, lossy)
 exact      an exit only drafts; the next full-depth pass carries the full model's choice for every pending row, and
            the first that differs rolls back everything after it: the output is mode full's, token for token
+
+In a step of many, each token leaves where its own exit fires and goes on where it does not: none waits for another, and
+what a sequence emits is what it would emit alone. A sequence that has left may have its pending rows run along in the
+passes of those that go deeper (plan.riders).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eecompile.errors import NumericError
-from eecompile.runtime.heads import Decisions, ExitAsker, ExitRule, Head
-from eecompile.runtime.sampling import Sampling, sample
-from eecompile.runtime.staircase import Staircase
+from eecompile.runtime.gates import ExitGates, GateState, choose
+from eecompile.runtime.heads import Decisions, Head
+from eecompile.runtime.plan import riders
+from eecompile.runtime.staircase import Rows, Staircase
 
 
 @dataclass(frozen=True)
@@ -28,114 +33,168 @@ class Emitted:
 
 @dataclass
 class Counts:
-    """What a request did: drafts made and refused, heads run for exits that then did not fire."""
+    """What a request did: drafts made and refused."""
 
     drafted: int = 0
     rejected: int = 0
-    heads: int = 0
-    declined: int = 0
+
+
+class Continuation:
+    """One sequence being generated.
+
+    state: its exits' rules and what they have to remember. cap: tokens in a row that may leave early. `certain` are the
+    tokens that the last step made certain, `fault` is why there will be no more.
+    """
+
+    def __init__(self, stairs: Staircase, state: GateState, *, exact: bool, cap: int) -> None:
+        self.stairs, self.state, self.exact, self.cap, self.sampling = stairs, state, exact, cap, state.sampling
+        self.counts, self.last = Counts(), -1
+        self.drafts: list[Emitted] = []
+        self.certain: list[Emitted] = []
+        self.fault: NumericError | None = None
+        self.early = 0  # tokens since the last one from full depth
+
+    def may_exit(self, exit_: int) -> bool:
+        """Whether this exit is to be asked: it has a rule, and not too many tokens have left early in a row."""
+        return self.state.rules[exit_] is not None and self.early < self.cap
+
+    def leave(self, token: Emitted) -> None:
+        """Emit `token` from an exit; in exact mode it is a draft."""
+        self.last = token.id
+        self.early += 1
+        if not self.exact:
+            self.certain = [token]
+            return
+        self.counts.drafted += 1
+        self.drafts.append(token)
 
 
 class Decoder:
-    """One sequence being generated. Not thread-safe.
+    """Steps sequences of one pool, in the same passes. Not thread-safe.
 
-    rules: per exit, or None where it stays closed. cap: tokens that may be pending after an exit.
+    head, gates: over as many rows as the sequences have in a pass. layers: L, the depth of a token from the last.
     """
 
-    def __init__(
-        self, stairs: Staircase, head: Head, askers: list[ExitAsker], rules: list[ExitRule | None], *,
-        layers: int, exact: bool, cap: int, sampling: Sampling,
-    ) -> None:  # fmt: skip
-        self.stairs, self.counts = stairs, Counts()
-        self._head, self._askers, self._rules, self._layers = head, askers, rules, layers
-        self._exact, self._cap, self._sampling = exact, cap, sampling
-        self._drafts: list[Emitted] = []
-        self.last = -1
+    def __init__(self, head: Head, gates: ExitGates, *, layers: int) -> None:
+        self._head, self._gates, self._layers = head, gates, layers
 
-    @property
-    def unverified(self) -> int:
-        """Drafts that no full-depth pass has confirmed yet."""
-        return len(self._drafts)
+    def start(self, those: Sequence[Continuation]) -> None:
+        """Choose the first token of sequences whose prompts have just run through every step."""
+        for one in those:
+            one.state.start(one.stairs.length)
+        self._emit(those, [one.stairs.newest[-1:] for one in those])
 
-    def start(self, prompt: list[int]) -> Emitted:
-        """Run the prompt through every step and choose the first token."""
-        self.stairs.reset()
-        row = self.stairs.prefill(prompt)
-        self.last = self._choose(self._decide(row), 0, self.stairs.length)
-        return Emitted(self.last, self._layers)
+    def step(self, those: Sequence[Continuation]) -> None:
+        """Embed each one's last token and walk down. Afterwards `certain` has the tokens that became certain: one; in
+        exact mode any number."""
+        if not those:
+            return
+        for one in those:
+            one.certain = []
+        pool = those[0].stairs.pool
+        pool.embed([one.stairs for one in those], [[one.last] for one in those])
+        for one in those:
+            one.state.begin(one.stairs.length)
+        walking, left = list(those), list[Continuation]()
+        for k, step in enumerate(pool.schedule):
+            riding = self._riding(k, walking, left) if left else []
+            pool.run_step(k, [one.stairs for one in (*walking, *riding)])
+            if step.exit is not None:
+                gone = self._ask_exit(step.exit, walking)
+                if gone:
+                    left += gone
+                    walking = [one for one in walking if one not in gone]
+                    if not walking:
+                        return
+        self._finish([*walking, *riding])
 
-    def step(self) -> list[Emitted]:
-        """Embed the last token and walk down. Returns the tokens that became certain: one; in exact mode any number."""
-        self.stairs.append([self.last])
-        for k, step in enumerate(self.stairs.schedule):
-            rows = self.stairs.run_step(k)
-            rule = None if step.exit is None else self._rules[step.exit]
-            if rule is None or self.stairs.pending > self._cap:
-                continue
-            token = self._ask(rule, rows[-1:])
+    def flush(self, those: Sequence[Continuation]) -> None:
+        """Run what is pending to full depth without new tokens, so that drafts become certain."""
+        those = [one for one in those if one.drafts]
+        if not those:
+            return
+        pool = those[0].stairs.pool
+        for k in range(len(pool.schedule)):
+            waiting = [one.stairs for one in those if one.stairs.waiting[k]]
+            if waiting:
+                pool.run_step(k, waiting)
+        self._finish(those)
+
+    def _riding(self, k: int, walking: list[Continuation], left: list[Continuation]) -> list[Continuation]:
+        """Those that have left and whose rows before step k are worth running along."""
+        others = [one for one in left if one.stairs.waiting[k]]
+        pool = walking[0].stairs.pool
+        ours, theirs = (pool.waiting(k, [one.stairs for one in group]) for group in (walking, others))
+        return others if riders(ours, theirs, pool.each_pass, pool.most) else []
+
+    def _ask_exit(self, exit_: int, walking: list[Continuation]) -> list[Continuation]:
+        """Ask an exit about the newest row of each that may leave there; those that do emit, and are returned."""
+        asked = [one for one in walking if one.may_exit(exit_)]
+        if not asked:
+            return []
+        rows = asked[0].stairs.newest[-1:]
+        if len(asked) > 1:
+            rows = np.concatenate([one.stairs.newest[-1:] for one in asked])
+        gone = []
+        for one, token in zip(asked, self._gates.ask(exit_, rows, [one.state for one in asked]), strict=True):
             if token is not None:
-                return self._emit(Emitted(token, rule.layer))
-        return self._finish(rows)
+                one.leave(Emitted(token, self._gates.layer(exit_)))
+                gone.append(one)
+        return gone
 
-    def flush(self) -> list[Emitted]:
-        """Run what is pending to full depth without a new token; returns the drafts that became certain."""
-        return self._finish(self.stairs.run_full()) if self._drafts else []
+    def _finish(self, those: list[Continuation]) -> None:
+        """Emit from finished rows. What rode along is verified where it was drafted; otherwise nobody asks for it."""
+        emitting = [one for one in those if one.exact or not one.certain]
+        self._emit(emitting, [one.stairs.newest if one.exact else one.stairs.newest[-1:] for one in emitting])
 
-    def _emit(self, token: Emitted) -> list[Emitted]:
-        self.last = token.id
-        if not self._exact:
-            return [token]
-        self.counts.drafted += 1
-        self._drafts.append(token)
-        return []
+    def _emit(self, those: Sequence[Continuation], rows: list[Rows]) -> None:
+        """Choose from each one's finished rows [R, D]: R is 1, or as many as exact mode verifies."""
+        if not those:
+            return
+        stacked = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        decided = self._head(stacked, logits=not all(one.sampling.greedy for one in those))
+        finite = list(map(math.isfinite, decided.max_prob.tolist()))
+        first = 0
+        for one, mine in zip(those, rows, strict=True):
+            self._verify(one, decided, first, finite[first : first + len(mine)])
+            first += len(mine)
 
-    def _ask(self, rule: ExitRule, row: NDArray[np.float32]) -> int | None:
-        """The token that this exit emits, or None where a gate says continue."""
-        hidden, confidence = self._askers[rule.exit](row)
-        if not rule.passes_cheap(float(confidence[0])):
-            return None
-        self.counts.heads += 1
-        decided = self._head(hidden, rule.bounds, logits=not self._sampling.greedy)
-        if not decided.exit_flag[0]:
-            self.counts.declined += 1
-            return None
-        return self._choose(decided, 0, self.stairs.length)
+    def _verify(self, one: Continuation, decided: Decisions, at: int, finite: list[bool]) -> None:
+        """Row at + i holds the full model's choice for the position after it; keep drafts while they agree with it.
 
-    def _finish(self, rows: NDArray[np.float32]) -> list[Emitted]:
-        """Choose from finished rows [R, D], of which the last R are this sequence's newest positions."""
-        if not self._exact:
-            self.last = self._choose(self._decide(rows[-1:]), 0, self.stairs.length)
-            return [Emitted(self.last, self._layers)]
-        return self._verify(rows)
+        In a mode without drafts this is the one token that the one row chooses. What follows a wrong draft may be
+        anything, and is not looked at.
+        """
+        count = len(finite)
+        first = one.stairs.filled[-1] - count + 1
+        drafts, right, certain = one.drafts, 0, list[Emitted]()
+        for i in range(count):
+            if not finite[i]:
+                one.fault = not_finite(first + i)
+                return
+            token = choose(decided, at + i, first + i, one.sampling)
+            one.state.learn(first + i, token)
+            if i < len(drafts) and drafts[i].id == token:
+                certain.append(drafts[i])
+                right += 1
+                continue
+            certain.append(Emitted(token, self._layers))
+            break
+        one.certain = certain
+        if right == count:  # of drafts alone: what was drafted last goes on
+            one.drafts = drafts[right:]
+            one.early = len(one.drafts)
+            return
+        if len(certain) < count or len(drafts) > right:
+            one.stairs.rewind(first + len(certain) - 1)
+        one.counts.rejected += len(drafts) - right
+        one.drafts, one.early, one.last = [], 0, certain[-1].id
 
-    def _verify(self, rows: NDArray[np.float32]) -> list[Emitted]:
-        """Row i holds the full model's choice for the position after it; keep drafts while they agree with it."""
-        decided, first = self._decide(rows), self.stairs.length - len(rows) + 1
-        drafts, self._drafts = self._drafts, []
-        certain: list[Emitted] = []
-        for i in range(len(rows)):
-            token = self._choose(decided, i, first + i)
-            right = i < len(drafts) and drafts[i].id == token
-            certain.append(drafts[i] if right else Emitted(token, self._layers))
-            if not right:
-                break
-        if len(certain) < len(rows):
-            self.stairs.rewind(first + len(certain) - 1)
-        self.counts.rejected += len(drafts) - sum(a is b for a, b in zip(drafts, certain, strict=False))
-        self.last = certain[-1].id
-        return certain
 
-    def _decide(self, rows: NDArray[np.float32]) -> Decisions:
-        decided = self._head(rows, logits=not self._sampling.greedy)
-        if not all(map(math.isfinite, decided.max_prob.tolist())):
-            raise NumericError(
-                "the model's logits are not finite",
-                where=f"position {self.stairs.length}",
-                mend="check the checkpoint's weights with `eecompile verify`; float16 weights may overflow",
-            )
-        return decided
-
-    def _choose(self, decided: Decisions, row: int, position: int) -> int:
-        if decided.logits is None:
-            return int(decided.token[row])
-        return sample(decided.logits[row], position, self._sampling)
+def not_finite(position: int) -> NumericError:
+    """The fault of logits from which nothing can be chosen."""
+    return NumericError(
+        "the model's logits are not finite",
+        where=f"position {position}",
+        mend="check the checkpoint's weights with `eecompile verify`; float16 weights may overflow",
+    )

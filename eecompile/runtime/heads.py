@@ -1,6 +1,5 @@
-"""Asking exits and the head: bound passes over a few rows, with numpy in and out."""
+"""Asking a head: bound passes over a few rows, with numpy in and out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,43 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
-from eecompile.schema import Criterion
+from eecompile.runtime.staircase import LoadedGraphs
 
 Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class ExitRule:
-    """When one exit fires: every gate strictly bolder than its threshold.
-
-    learned: threshold of the cheap gate, None without one. bounds: float32 [3] for the head's decision.
-    """
-
-    exit: int
-    layer: int
-    learned: float | None
-    bounds: Float
-
-    @classmethod
-    def of(cls, exit_: int, layer: int, thresholds: Mapping[Criterion, float]) -> "ExitRule | None":
-        """The rule of these thresholds; None where one of them is `never`."""
-        if "never" in thresholds:
-            return None
-        bounds = np.array(c.NO_BOUND, np.float32)
-        for i, criterion in enumerate(c.HEAD_CRITERIA):
-            if criterion in thresholds:
-                bounds[i] = thresholds[criterion]  # type: ignore[index]
-        return cls(exit_, layer, thresholds.get("learned"), bounds)
-
-    def passes_cheap(self, confidence: float) -> bool:
-        """Whether the learned gate lets this row go on to the head; NaN and values outside [0, 1] do not."""
-        return self.learned is None or (self.learned < confidence <= 1.0)
-
-
-@dataclass(frozen=True)
 class Decisions:
-    """The head's answer for N rows: views that the next pass of the same width overwrites."""
+    """The head's answer for N rows: views that the next pass of the same width overwrites. `ids`: the tokens of the
+    logits' columns, None where they are all tokens in order."""
 
     token: NDArray[np.int64]
     max_prob: Float
@@ -52,13 +25,17 @@ class Decisions:
     entropy: Float
     exit_flag: NDArray[np.bool_]
     logits: Float | None
+    ids: NDArray[np.int64] | None = None
 
 
 class Head:
-    """The shared head over up to `rows` rows. Not thread-safe; the engine is shared."""
+    """A head over up to `rows` rows, with `vocab` logits. Not thread-safe; the engine is shared."""
 
-    def __init__(self, engine: OrtEngine, hidden: int, vocab: int, rows: int, minimum: int) -> None:
-        self._engine, self._vocab, self._minimum = engine, vocab, minimum
+    def __init__(
+        self, engine: OrtEngine, hidden: int, vocab: int, rows: int, minimum: int,
+        ids: NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
+        self._engine, self._vocab, self._minimum, self._ids = engine, vocab, minimum, ids
         rows = max(rows, minimum)
         self._hidden = np.zeros((rows, hidden), np.float32)
         self._thresholds = np.tile(np.array(c.NO_BOUND, np.float32), (rows, 1))
@@ -94,8 +71,9 @@ class Head:
                 buffers[c.LOGITS] = self._logit_rows()[:padded]
             view = {name: buffer[:n] for name, buffer in buffers.items()}
             decisions = Decisions(
-                view[c.TOKEN], view[c.MAX_PROB], view[c.MARGIN], view[c.ENTROPY], view[c.EXIT_FLAG], view.get(c.LOGITS)
-            )
+                view[c.TOKEN], view[c.MAX_PROB], view[c.MARGIN], view[c.ENTROPY], view[c.EXIT_FLAG],
+                view.get(c.LOGITS), self._ids,
+            )  # fmt: skip
             self._bound[n, logits] = (self._engine.bind(buffers), decisions)
         return self._bound[n, logits]
 
@@ -106,27 +84,16 @@ class Head:
         return self._logits
 
 
-class ExitAsker:
-    """One exit's adapter and learned gate over up to `rows` rows. Not thread-safe; the engine is shared."""
+def heads_by_name(manifest: Manifest, graphs: LoadedGraphs, rows: int) -> dict[str, Head]:
+    """The model's head, "full", and the small ones, each over up to `rows` rows."""
+    size, vocab, minimum = manifest.model.hidden, manifest.model.vocab, manifest.minimum_rows
+    heads = {c.FULL_HEAD: Head(graphs.head, size, vocab, rows, minimum)}
+    for head in manifest.heads:
+        ids = np.array(head.tokens, np.int64) if head.tokens else None
+        heads[head.name] = Head(graphs.heads[head.name], size, head.rows(vocab), rows, minimum, ids)
+    return heads
 
-    def __init__(self, engine: OrtEngine, hidden: int, rows: int, gate: Mapping[str, Float]) -> None:
-        self._engine, self._gate = engine, dict(gate)
-        self._hidden = np.zeros((rows, hidden), np.float32)
-        self._out = np.zeros((rows, hidden), np.float32)
-        self._confidence = np.ones(rows, np.float32)
-        self._bound: dict[int, OrtPass] = {}
 
-    def __call__(self, rows: Float) -> tuple[Float, Float]:
-        """hidden rows [N, D] -> (exit_hidden [N, D] for the head, confidence [N]; ones without a learned gate)."""
-        n = len(rows)
-        self._hidden[:n] = rows
-        if n not in self._bound:
-            buffers = {
-                c.HIDDEN: self._hidden[:n],
-                c.EXIT_HIDDEN: self._out[:n],
-                c.CONFIDENCE: self._confidence[:n],
-                **self._gate,
-            }
-            self._bound[n] = self._engine.bind(buffers)
-        self._bound[n]()
-        return self._out[:n], self._confidence[:n]
+def head_graph(name: str) -> str:
+    """What profiles and benches call the graph of a head."""
+    return "head" if name == c.FULL_HEAD else f"head_{name}"

@@ -17,18 +17,23 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k 0 and top_p 1 keep every token. Raises UsageError out of range."""
+    """temperature 0 is greedy. top_k 0 and top_p 1 keep every token. sled: choose from logits evolved at `sled_rate`
+    (sled.py), in mode full only. Raises UsageError out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    sled: bool = False
+    sled_rate: float = 2.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < float("inf")):
             raise UsageError(f"temperature {self.temperature} is not a number from 0 up")
         if self.top_k < 0:
             raise UsageError(f"top_k {self.top_k} is negative", mend="0 keeps every token")
+        if not (0 < self.sled_rate < float("inf")):
+            raise UsageError(f"an evolution rate of {self.sled_rate} is not a number above 0")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p {self.top_p} is not above 0 and at most 1")
 
@@ -38,9 +43,13 @@ class Sampling:
         return self.temperature == 0
 
 
-def sample(logits: NDArray[np.float32], position: int, how: Sampling) -> int:
-    """The token for `position` from logits [V]. Not for greedy sampling, which reads the head's own arg-max."""
+def sample(logits: NDArray[np.float32], position: int, how: Sampling, tokens: NDArray[np.int64] | None = None) -> int:
+    """The token for `position` from logits [V]. Not for greedy sampling, which reads the head's own arg-max.
+
+    tokens: those of the logits, where they are not all tokens in order; their noise is the same wherever they stand.
+    """
     ids, scores = _candidates(logits.astype(np.float64) / how.temperature, how)
+    ids = ids if tokens is None else tokens[ids]
     return int(ids[np.argmax(scores + gumbel_noise(how.seed, position, ids))])
 
 

@@ -5,30 +5,45 @@ With the `catch_up` rule a cache row is the full model's whatever exits, so one 
 at a time) tells what any policy would have done at each token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.runtime.bundle import Bundle
-from eecompile.runtime.heads import Head
+from eecompile.runtime.heads import Decisions
 from eecompile.runtime.staircase import Staircase
+from eecompile.runtime.walk import Walk
+from eecompile.schema import Criterion
 
+Bool = NDArray[np.bool_]
 Float = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ExitTrace:
-    """One exit over T tokens: its arg-max token, the learned gate's confidence (1 without one), and the head's
-    max_prob, margin and entropy; each [T]."""
+    """One exit over T tokens: the arg-max of its head, and what each gate goes by, whichever gates it has; each [T].
+
+    confidence: the learned gate's (1 without one). more: saturation, router, predictor and patience, where the exit has
+    them. confirmed: whether the token is one of a predictor's candidates (True without one).
+    """
 
     token: Ints
     confidence: Float
     max_prob: Float
     margin: Float
     entropy: Float
+    more: Mapping[Criterion, Float]
+    confirmed: Bool
+
+    def value(self, criterion: Criterion) -> Float:
+        """What the gate goes by [T]."""
+        own = {"learned": self.confidence, "max_prob": self.max_prob, "margin": self.margin, "entropy": self.entropy}
+        return own[criterion] if criterion in own else self.more[criterion]
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,7 @@ class Tracer:
         manifest = bundle.manifest
         self._rows, self._keep = manifest.prefill_rows, boundaries
         self._stairs = Staircase(manifest, bundle.graphs)
-        model = manifest.model
-        self._head = Head(bundle.graphs.head, model.hidden, model.vocab, self._rows, manifest.minimum_rows)
+        self._exits, self._heads = manifest.exits, bundle.heads(self._rows)
         self._askers = bundle.askers(self._rows) if exits else []
         self._stairs.watch(self._askers, range(len(self._askers)))
 
@@ -70,20 +84,39 @@ class Tracer:
         self._stairs.append(ids)
         exits: list[ExitTrace] = []
         kept: list[Float] = []
+        walk = Walk(len(ids))
         for k, step in enumerate(self._stairs.schedule):
             rows = self._stairs.run_step(k)
             if self._keep and (step.exit is not None or k == len(self._stairs.schedule) - 1):
                 kept.append(rows.copy())
             if step.exit is not None and self._askers:
-                hidden, confidence = self._askers[step.exit](rows)
-                exits.append(self._decided(hidden, confidence.copy()))
-        return self._decided(rows, np.ones(len(rows), np.float32)), exits, kept
+                exits.append(self._ask(step.exit, rows, walk))
+        final, ones = self._heads[c.FULL_HEAD](rows), np.ones(len(rows))
+        return _said(final, ones.astype(np.float32), {}, ones.astype(np.bool_)), exits, kept
 
-    def _decided(self, hidden: Float, confidence: Float) -> ExitTrace:
-        d = self._head(hidden)
-        return ExitTrace(d.token.copy(), confidence, d.max_prob.copy(), d.margin.copy(), d.entropy.copy())
+    def _ask(self, exit_: int, rows: Float, walk: Walk) -> ExitTrace:
+        """Ask an exit and its head about every row, whatever its cheap gates say."""
+        shape, said = self._exits[exit_], self._askers[exit_](rows, walk)
+        decided = self._heads[shape.head](said.hidden)
+        more: dict[Criterion, Float] = {k: v.copy() for k, v in said.values.items() if k != "learned"}
+        streak = walk.vote(exit_, decided.token)
+        if "patience" in shape.gates:
+            more["patience"] = streak.astype(np.float32)
+        confirmed = np.ones(len(rows), np.bool_)
+        if said.candidates is not None:
+            confirmed = (said.candidates == decided.token[:, None]).any(axis=1)
+        return _said(decided, said.confidence.copy(), more, confirmed)
+
+
+def _said(d: Decisions, confidence: Float, more: Mapping[Criterion, Float], confirmed: Bool) -> ExitTrace:
+    values = (d.max_prob.copy(), d.margin.copy(), d.entropy.copy())
+    return ExitTrace(d.token.copy(), confidence, *values, more, confirmed)
 
 
 def _joined(parts: list[ExitTrace]) -> ExitTrace:
-    fields = ("token", "confidence", "max_prob", "margin", "entropy")
-    return ExitTrace(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+    def whole(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(list(arrays))
+
+    names = ("token", "confidence", "max_prob", "margin", "entropy", "confirmed")
+    own = {name: whole(getattr(part, name) for part in parts) for name in names}
+    return ExitTrace(**own, more={gate: whole(part.more[gate] for part in parts) for gate in parts[0].more})

@@ -13,24 +13,26 @@ from eecompile import contract as c
 from eecompile.segments.graph import OPSET, GraphWriter
 
 
-def exit_decision(g: GraphWriter, logits: str, thresholds: str) -> tuple[str, str, str, str, str]:
+def exit_decision(
+    g: GraphWriter, logits: str, thresholds: str, *, token: str = c.TOKEN
+) -> tuple[str, str, str, str, str]:
     """Add the decision node. logits [N, V], thresholds [N, 3] (max_prob above, margin above, entropy below).
 
-    Returns token, max_prob, margin, entropy (nats) and exit_flag, each [N].
+    token: what to call its first output. Returns token, max_prob, margin, entropy (nats) and exit_flag, each [N].
     """
     if not g.functions:
         g.functions.append(_function())
-    token, max_prob, margin, entropy, flag = g.ops(
+    best, max_prob, margin, entropy, flag = g.ops(
         c.DECISION_OP,
         5,
         logits,
         thresholds,
-        named=(c.TOKEN, c.MAX_PROB, c.MARGIN, c.ENTROPY, c.EXIT_FLAG),
+        named=(token, c.MAX_PROB, c.MARGIN, c.ENTROPY, c.EXIT_FLAG),
         domain=c.DECISION_DOMAIN,
         plugin_version=c.DECISION_VERSION,
         plugin_namespace="",
     )
-    return token, max_prob, margin, entropy, flag
+    return best, max_prob, margin, entropy, flag
 
 
 def _function() -> onnx.FunctionProto:

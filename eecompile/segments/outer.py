@@ -1,4 +1,6 @@
-"""The graphs around the layers: token embedding, exit (adapter and learned gate), and the head that all exits share."""
+"""The graphs around the layers: token embedding, and the head that the last layer and most exits share."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -6,10 +8,7 @@ from eecompile import contract as c
 from eecompile.segments.decision import exit_decision
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
-from eecompile.segments.modules import write_module
 from eecompile.segments.quantize import table
-from eecompile.student.exits import ExitSpec, StudentExits
-from eecompile.student.modules import MODULES
 
 EMBED_FILE = "embed.weights"  # a tied head of the same precision reads its matrix from here
 
@@ -21,28 +20,6 @@ def write_embed(g: GraphWriter, d: DecoderWriter) -> str:
     rows = g.op("Gather", _table(g, d, name, EMBED_FILE), c.TOKEN_IDS, axis=0)
     rows = rows if d.precision == "fp32" else g.op("Cast", rows, to=1)
     return _scaled(g, rows, d.spec.embed_scale)
-
-
-def write_exit(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: ExitSpec) -> None:
-    """hidden [N, D] -> exit_hidden [N, D], ready for the head; and confidence [N] where the exit has a learned gate.
-
-    The hidden state is normalised by the model's final norm; an affine adapter then maps it onto what the last layer
-    would have given. Both the gate and the adapter read the normalised state. The gate's weights are inputs: a policy
-    replaces them without a rebuild. A module (modules.py) reads the hidden state as it is and has a norm of its own.
-    """
-    size = d.spec.hidden
-    if exit_.adapter in MODULES:
-        rows, adapted = write_module(g, d, exits, exit_)
-        normed = d.norm(g, rows, d.spec.names.norm) if exit_.gate_units else ""
-    else:
-        normed = adapted = d.norm(g, g.input(c.HIDDEN, "float32", "N", size), d.spec.names.norm)
-    if exit_.adapter == "affine":
-        weight = g.array(f"exit.{exit_.layer}.weight", lambda: exits.tensor(exit_.layer, "adapter.weight"))
-        bias = g.array(f"exit.{exit_.layer}.bias", lambda: exits.tensor(exit_.layer, "adapter.bias"))
-        adapted = g.op("Add", g.op("MatMul", normed, weight), bias)
-    g.output(adapted, c.EXIT_HIDDEN, "float32", "N", size)
-    if exit_.gate_units:
-        _write_gate(g, normed, size, exit_.gate_units)
 
 
 def write_head(g: GraphWriter, d: DecoderWriter) -> None:
@@ -63,9 +40,12 @@ def head_logits(g: GraphWriter, d: DecoderWriter, hidden: str) -> str:
     return _finish_logits(g, d, g.op("Gemm", hidden, weight, transB=1))
 
 
-def decide(g: GraphWriter, logits: str, vocab: int) -> None:
-    """Make the logits and the exit decision the graph's outputs."""
-    token, max_prob, margin, entropy, flag = exit_decision(g, logits, c.THRESHOLDS)
+def decide(g: GraphWriter, logits: str, vocab: int, tokens: Sequence[int] = ()) -> None:
+    """Make the logits [N, vocab] and the exit decision the graph's outputs. tokens: those of a shortlist's columns."""
+    place = "place" if tokens else c.TOKEN
+    token, max_prob, margin, entropy, flag = exit_decision(g, logits, c.THRESHOLDS, token=place)
+    if tokens:
+        token = g.op("Gather", g.constant(tokens), place, named=c.TOKEN)
     g.output(logits, c.LOGITS, "float32", "N", vocab)
     g.output(token, c.TOKEN, "int64", "N")
     for value in (max_prob, margin, entropy):
@@ -87,13 +67,3 @@ def _scaled(g: GraphWriter, x: str, scale: float) -> str:
 
 def _table(g: GraphWriter, d: DecoderWriter, name: str, file: str) -> str:
     return g.weight(f"{name}.table", lambda: table(d.store, name, d.precision), file)
-
-
-def _write_gate(g: GraphWriter, normed: str, size: int, units: int) -> None:
-    g.input(c.GATE_W1, "float32", size, units)
-    g.input(c.GATE_B1, "float32", units)
-    g.input(c.GATE_W2, "float32", units, 1)
-    g.input(c.GATE_B2, "float32", 1)
-    inner = g.op("Tanh", g.op("Add", g.op("MatMul", normed, c.GATE_W1), c.GATE_B1))
-    score = g.op("Sigmoid", g.op("Add", g.op("MatMul", inner, c.GATE_W2), c.GATE_B2))
-    g.output(g.op("Squeeze", score, g.constant([1])), c.CONFIDENCE, "float32", "N")

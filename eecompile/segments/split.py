@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
+from eecompile.segments.exits import write_exit
 from eecompile.segments.graph import GraphWriter
+from eecompile.segments.heads import write_small_head
 from eecompile.segments.low_rank import LowRank, factor_bytes
-from eecompile.segments.outer import decide, head_logits, write_embed, write_exit, write_head
+from eecompile.segments.outer import decide, head_logits, write_embed, write_head
 from eecompile.segments.plan import Plan, Visit, plan_segments
 from eecompile.segments.weights import WeightBook
 from eecompile.student.store import WeightStore
@@ -28,6 +31,7 @@ class WrittenGraphs:
     segments: list[GraphInfo]
     exits: list[GraphInfo]
     head: GraphInfo
+    heads: list[GraphInfo]
     reference: GraphInfo
     schedule: list[dict[str, Any]]
     hashes: dict[str, str]
@@ -65,17 +69,27 @@ def write_segments(
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
-        g = GraphWriter(f"exit_{k}", book)
-        write_exit(g, d, student.exits, exit_)
-        exits.append(g.save(folder / f"exit_{k}.onnx", layers=int(exit_.adapter == "layer")))
+        write = partial(write_exit, d=d, exits=student.exits, exit_=exit_)
+        exits.append(_write(book, folder, f"exit_{k}", write, layers=int(exit_.adapter == "layer")))
     progress("head")
-    g = GraphWriter("head", book)
-    write_head(g, d)
-    head = g.save(folder / "head.onnx")
+    head = _write(book, folder, "head", partial(write_head, d=d))
+    heads = []
+    for small in student.exits.schema.heads:
+        progress(f"head {small.name}")
+        write = partial(write_small_head, d=d, exits=student.exits, head=small)
+        heads.append(_write(book, folder, f"head_{small.name}", write))
     reference = write_reference(d, book, root, plan)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, reference, schedule, hashes)
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, schedule, hashes)
+
+
+def _write(
+    book: WeightBook, folder: Path, name: str, write: Callable[[GraphWriter], None], layers: int = 0
+) -> GraphInfo:
+    g = GraphWriter(name, book)
+    write(g)
+    return g.save(folder / f"{name}.onnx", layers=layers)
 
 
 def _write_chain(

@@ -1,7 +1,10 @@
 """early_exit.json: where a student may stop, how sure it must be, and where that knowledge came from.
 
 Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
-adapter.bias [D], those of modules (modules.py), gate.w1 [D, U], gate.b1 [U], gate.w2 [U, 1], gate.b2 [1], all float32.
+adapter.bias [D], those of modules (modules.py), and for each gate that has weights (gate, the learned one; router;
+predictor) w1 [in, U], b1 [U], w2 [U, out], b2 [out], without w1 and b1 where a router is linear. A low-rank head is
+"head.<name>.down" [rank, D], "head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. A schedule's are
+in loops.py. All float32.
 """
 
 import hashlib
@@ -18,33 +21,25 @@ from typing_extensions import Self
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
-from eecompile.schema import CalibrationResult, Criterion, Name, Sha256, Strict, Text, Thresholds
+from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Text, Thresholds
+from eecompile.shapes import ExitShape, HeadShape, exits_fault, weight_shapes
 from eecompile.student.loops import Loops
 from eecompile.student.store import WeightStore, read_header
 
-GATE_PARTS = ("w1", "b1", "w2", "b2")
 
-
-class ExitSpec(Strict):
-    """An exit at the `layer`-th layer that runs. All `gates` must fire; `draft` are thresholds of exact mode's drafts.
+class ExitSpec(ExitShape):
+    """An exit of a student, at the `layer`-th layer that runs; `draft` are its thresholds for drafts of exact mode.
 
     placement, as in EE-LLM (Chen et al., 2024): "post" reads what the layer gives, "pre" what it is given, that is what
     the layer before it gives. A bundle knows neither: there an exit is called by its `depth`.
     """
 
-    layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    placement: Literal["pre", "post"] = "post"
     adapter: Literal["norm", "affine", "mlp", "layer"] = "norm"
-    gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
-    gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
+    placement: Literal["pre", "post"] = "post"
     draft: Thresholds | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if ("learned" in self.gates) != (self.gate_units > 0):
-            raise ValueError("gate_units and a learned gate belong together")
-        if len(set(self.gates)) != len(self.gates):
-            raise ValueError("a gate is listed twice")
+    def _draft_is_of_the_gates(self) -> Self:
         if self.draft is not None and set(self.draft) != set(self.gates):
             raise ValueError("draft needs one threshold for each gate")
         if not self.depth:
@@ -62,10 +57,17 @@ class EarlyExit(Strict):
 
     version: Literal[1] = 1
     exits: Annotated[list[ExitSpec], Field(max_length=c.MAX_EXITS)]
+    heads: Annotated[list[HeadShape], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     schedule: Loops | None = None
     weights: Sha256 | None = None
     calibrations: Annotated[list[CalibrationResult], Field(max_length=256)] = Field(default_factory=list)
     provenance: dict[Name, Text | int | float | bool | None] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _exits_and_heads_fit(self) -> Self:
+        if reason := exits_fault(self.exits, self.heads):
+            raise ValueError(reason)
+        return self
 
     @model_validator(mode="after")
     def _calibrations_are_of_these_exits(self) -> Self:
@@ -89,9 +91,16 @@ class StudentExits:
         assert self.store is not None
         return self.store.read(f"exit.{layer}.{part}")
 
-    def gate(self, exit_: ExitSpec) -> dict[str, NDArray[np.float32]] | None:
-        """The learned gate's weights by part, or None where the exit has none."""
-        return {p: self.tensor(exit_.layer, f"gate.{p}") for p in GATE_PARTS} if exit_.gate_units else None
+    def gate(self, exit_: ExitSpec, kind: str = "gate") -> dict[str, NDArray[np.float32]] | None:
+        """The weights by part of an exit's learned gate, or of its "router" or "predictor"; None without one."""
+        sizes = exit_.gate_sizes(0).get(kind)
+        if sizes is None:
+            return None
+        return {p: self.tensor(exit_.layer, f"{kind}.{p}") for p in weight_shapes(*sizes)}
+
+    def head(self, name: str) -> HeadShape:
+        """The small head of this name."""
+        return next(head for head in self.schema.heads if head.name == name)
 
 
 def declared_exits(layers: Sequence[int], found: StudentExits | None = None) -> StudentExits:
@@ -126,7 +135,7 @@ def load_exits(directory: Path) -> StudentExits:
     return StudentExits(schema, store)
 
 
-def check_exits(exits: StudentExits, layers: int, hidden: int) -> None:
+def check_exits(exits: StudentExits, layers: int, hidden: int, vocab: int) -> None:
     """Raise UsageError unless the exits are in order, inside the model and have every tensor they need."""
     at = [e.depth for e in exits.schema.exits]
     if at != sorted(set(at)):
@@ -140,6 +149,10 @@ def check_exits(exits: StudentExits, layers: int, hidden: int) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for e in exits.schema.exits:
         shapes |= _shapes(e, hidden)
+    for head in exits.schema.heads:
+        shapes |= _head_shapes(head, hidden, vocab)
+        if outside := [t for t in head.tokens if t >= vocab]:
+            raise UsageError(f"the shortlist {head.name} has token {outside[0]} of {vocab}", where=c.EARLY_EXIT)
     if shapes and exits.store is None:
         raise UsageError("the exits have adapters or gates but no weights", where=c.EARLY_EXIT)
     if exits.store is not None:
@@ -168,7 +181,15 @@ def _shapes(e: ExitSpec, hidden: int) -> dict[str, tuple[int, ...]]:
     parts: dict[str, tuple[int, ...]] = {}
     if e.adapter == "affine":
         parts |= {"adapter.weight": (hidden, hidden), "adapter.bias": (hidden,)}
-    if e.gate_units:
-        u = e.gate_units
-        parts |= {"gate.w1": (hidden, u), "gate.b1": (u,), "gate.w2": (u, 1), "gate.b2": (1,)}
+    for kind, sizes in e.gate_sizes(hidden).items():
+        parts |= {f"{kind}.{part}": shape for part, shape in weight_shapes(*sizes).items()}
     return {f"exit.{e.layer}.{part}": shape for part, shape in parts.items()}
+
+
+def _head_shapes(head: HeadShape, hidden: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    if head.kind == "shortlist":
+        return {}
+    parts: dict[str, tuple[int, ...]] = {"down": (head.rank, hidden), "up": (vocab, head.rank)}
+    if head.bias:
+        parts["bias"] = (vocab,)
+    return {f"head.{head.name}.{part}": shape for part, shape in parts.items()}

@@ -71,7 +71,7 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     if loops is not None:
         check_loops(loops, own, exits.store)
         spec, store = loops.unrolled(own), loops.unrolled_store(own, own_store, loops.factors(own, exits.store))
-    check_exits(exits, spec.layers, spec.hidden)
+    check_exits(exits, spec.layers, spec.hidden, spec.vocab)
     check_modules(exits, spec)
     student = Student(path, spec, store, exits, own, own_store)
     _check_tokenizer(student)

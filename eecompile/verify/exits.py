@@ -105,7 +105,7 @@ def _check(math: ExitMath | None, exit_: int, layer: int, walks: Sequence[Walks]
 
 def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
     info, chosen = bundle.manifest.exits[exit_], bundle.files.policy.exits[exit_]
-    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)._asdict()
+    gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)
     if student is None:
         return ExitMath(*_stored(bundle, exit_), gate, "the bundle")
     norm, source = _checkpoint_norm(student), "the checkpoint"

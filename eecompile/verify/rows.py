@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.runtime import Bundle
-from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
+from eecompile.runtime.walk import Walk
+from eecompile.schema import Criterion
 
 Float = NDArray[np.float32]
 LOGIT_ROWS = 16  # logits are kept of this many last rows: all of them would not fit for a large vocabulary
@@ -29,13 +31,15 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class ExitRows:
-    """What an exit says of T tokens: its rows for the head [T, D], its confidence, and the head's values, each [T]."""
+    """What an exit says of T tokens: its rows for the head [T, D], its confidence, and the head's values, each [T].
+    more: what its other cheap gates go by [T]."""
 
     hidden: Float
     confidence: Float
     max_prob: Float
     margin: Float
     entropy: Float
+    more: Mapping[Criterion, Float]
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Walker:
         self.manifest = manifest
         self._stairs = Staircase(manifest, bundle.graphs)
         self.rows = manifest.prefill_rows
-        model = manifest.model
-        self.head = Head(bundle.graphs.head, model.hidden, model.vocab, self.rows, manifest.minimum_rows)
+        self.heads = bundle.heads(self.rows)
+        self.head = self.heads[c.FULL_HEAD]
         self._askers = bundle.askers(self.rows)
         self._stairs.watch(self._askers, range(len(self._askers)))
 
@@ -94,20 +98,22 @@ class Walker:
         self._stairs.append(ids)
         hidden: dict[int, Float] = {}
         asked: list[ExitRows] = []
-        depth = 0
+        depth, walk = 0, Walk(len(ids))
         for k, step in enumerate(self._stairs.schedule):
             rows = self._stairs.run_step(k).copy()
             depth += self.manifest.caches[step.cache]
             if k + 1 < len(self._stairs.schedule):
                 hidden[depth] = rows
             if exits and step.exit is not None:
-                asked.append(self._ask(step.exit, rows))
+                asked.append(self._ask(step.exit, rows, walk))
         return EngineRows(hidden, rows, np.empty((0, 0), np.float32), tuple(asked))
 
-    def _ask(self, exit_: int, rows: Float) -> ExitRows:
-        out, confidence = self._askers[exit_](rows)
-        said = self.head(out)
-        return ExitRows(out.copy(), confidence.copy(), said.max_prob.copy(), said.margin.copy(), said.entropy.copy())
+    def _ask(self, exit_: int, rows: Float, walk: Walk) -> ExitRows:
+        out = self._askers[exit_](rows, walk)
+        said = self.heads[self.manifest.exits[exit_].head](out.hidden)
+        more: dict[Criterion, Float] = {k: v.copy() for k, v in out.values.items() if k != "learned"}
+        values = (said.max_prob.copy(), said.margin.copy(), said.entropy.copy())
+        return ExitRows(out.hidden.copy(), out.confidence.copy(), *values, more)
 
 
 def boundaries(rows: ModelRows) -> Iterator[tuple[str, Float]]:
@@ -119,4 +125,5 @@ def boundaries(rows: ModelRows) -> Iterator[tuple[str, Float]]:
 
 def _joined(parts: Sequence[ExitRows]) -> ExitRows:
     names = ("hidden", "confidence", "max_prob", "margin", "entropy")
-    return ExitRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    own = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return ExitRows(**own, more={gate: np.concatenate([part.more[gate] for part in parts]) for gate in parts[0].more})

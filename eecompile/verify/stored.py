@@ -133,7 +133,7 @@ def check_weights(stored: StoredWeights, names: Sequence[str], source: WeightSto
         if name in missing:
             continue
         part, expected = stored.parts[name], source.read(aliases.get(name, name))
-        same, worst = _is_rounded(part, expected, precision)
+        same, worst = is_rounded(part, expected, precision)
         steps = max(steps, worst)
         if not same:
             wrong.append(name)
@@ -164,7 +164,7 @@ def _parts(root: Path, info: GraphInfo, spec: DecoderSpec) -> dict[str, StoredWe
     return parts
 
 
-def _is_rounded(part: StoredWeight, expected: Float, precision: str) -> tuple[bool, float]:
+def is_rounded(part: StoredWeight, expected: Float, precision: str) -> tuple[bool, float]:
     """Whether the stored tensor is `expected` in its precision; and the worst rounding in quantisation steps."""
     values, scale = part.stored()
     values = values.T if part.flipped else values

@@ -22,6 +22,8 @@ from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
 from eecompile.verify.exact import check_exact
 from eecompile.verify.exits import check_exits, check_modules, exit_math
+from eecompile.verify.gates import check_gates
+from eecompile.verify.heads import check_small_heads, small_head_logits
 from eecompile.verify.loops import check_loops, own_model
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
 from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
@@ -101,7 +103,9 @@ def verify_bundle(
         found, names = _against_checkpoint(subject, student)
         checks, references = checks + found, references + names
     said = [engine_values([w.prefill.exits[i] for w in subject.walks]) for i in range(len(subject.layers))]
-    checks.append(check_node(walker, node_rows(subject.walks, walker.rows)))
+    rows = node_rows(subject.walks, walker.rows)
+    checks.append(check_node(walker, rows))
+    checks += check_small_heads(bundle, walker, rows, student, subject.compare) + check_gates(bundle, subject.walks)
     checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)
     return VerifyReport(
         bundle.manifest.digest, subject.precision, tuple(references), subject.compare.name, tuple(checks),
@@ -206,7 +210,8 @@ def _decisions(s: _Subject, evidence: _Evidence, student: Student | None) -> lis
         if math is None:
             continue
         hidden, confidence = math([rows.hidden[info.layer] for rows in evidence.rows])
-        expected: Values = {"learned": confidence, **criteria_of(evidence.logits(hidden.astype(np.float32)))}
+        logits = evidence.logits if info.head == c.FULL_HEAD else small_head_logits(s.bundle, info.head)
+        expected: Values = {"learned": confidence, **criteria_of(logits(hidden.astype(np.float32)))}
         actual = engine_values([w.prefill.exits[i] for w in evidence.walks])
         checks.append(check_flips(evidence.label, info, policies[i], actual, expected, evidence.band))
     return checks

@@ -25,7 +25,7 @@ def with_drafts(path: Path, drafts: Sequence[Mapping[str, float] | None]) -> Bun
 
 def open_exits(path: Path, source: Path, bold: float, precision: str = "fp32") -> Bundle:
     """A calibrated bundle whose exits all fire, in both modes, where max_prob is above `bold`."""
-    tiny.bundle_at(path, source, EXITS, precision=precision)
+    tiny.bundle_at(path, source, EXITS, precision=precision, slots=8)
     tiny.calibrate(path, [{"max_prob": bold}] * len(EXITS))
     return with_drafts(path, [{"max_prob": bold}] * len(EXITS))
 

@@ -16,19 +16,32 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
-from eecompile.runtime.heads import ExitAsker, ExitRule
-from eecompile.runtime.session import Limits, Session, Stats
+from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.request import Limits, Settings, Stats
+from eecompile.runtime.rules import ExitRule
+from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
 
-HIDDEN, VOCAB, PROMPT = 2, 50, 1
+HIDDEN, VOCAB, PROMPT, SMALL = 2, 50, 1, "few"
+PATIENCE = 1.0
 Buffers = Mapping[str, Any]
 
 
-def manifest_of(segments: list[int], schedule: list[int], cap: int) -> Manifest:
-    """A manifest of segments of these many layers, run in the order of `schedule`, with an exit between any two."""
+def manifest_of(
+    segments: list[int], schedule: list[int], cap: int, *, patient: bool = False, small: bool = False
+) -> Manifest:
+    """A manifest of segments of these many layers, run in the order of `schedule`, with an exit between any two.
+
+    patient: the exits after the first go by patience too. small: every other exit has a small head.
+    """
     depths = np.cumsum([segments[s] for s in schedule]).tolist()
-    exits = [{"layer": n, "adapter": "norm", "gates": ["learned", "max_prob"], "gate_units": 1} for n in depths[:-1]]
+    exits = [
+        {"layer": n, "adapter": "norm", "gates": ["learned", "max_prob", *["patience"] * (patient and i > 0)],
+         "gate_units": 1, "head": SMALL if small and i % 2 == 0 else "full"}
+        for i, n in enumerate(depths[:-1])
+    ]  # fmt: skip
+    heads = [{"name": SMALL, "kind": "low_rank", "rank": 1}] if small else []
 
     def graph(name: str, layers: int = 0) -> dict[str, Any]:
         return {"path": f"segments/{name}.onnx", "inputs": [], "outputs": [], "layers": layers}
@@ -37,13 +50,13 @@ def manifest_of(segments: list[int], schedule: list[int], cap: int) -> Manifest:
     fields = {
         "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
         "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up"], "pending_cap": cap,
-        "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
+        "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits, "heads": heads,
         "schedule": [
             {"segment": s, "cache": k, "exit": k if k < len(exits) else None} for k, s in enumerate(schedule)
         ],
         "caches": [segments[s] for s in schedule],
         "graphs": {
-            "embed": graph("embed"), "head": graph("head"),
+            "embed": graph("embed"), "head": graph("head"), "heads": [graph(f"head_{SMALL}") for _ in heads],
             "segments": [graph(f"segment_{i}", n) for i, n in enumerate(segments)],
             "exits": [graph(f"exit_{i}") for i in range(len(exits))],
         },
@@ -85,12 +98,14 @@ def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, c
     """Generate as many tokens as `letters` are about in a real session over the scripted model."""
     passes: Counter[tuple[str, int]] = Counter()
     graphs = _graphs(manifest, letters, passes)
+    bounds = {"learned": 0.5, "max_prob": 0.5, "patience": PATIENCE}
     rules = [
-        ExitRule.of(i, info.layer, {"learned": 0.5, "max_prob": 0.5}) if i in open_exits else None
+        ExitRule.of(i, info.layer, {gate: bounds[gate] for gate in info.gates}) if i in open_exits else None
         for i, info in enumerate(manifest.exits)
     ]
-    askers = [ExitAsker(engine, HIDDEN, 1, {}) for engine in graphs.exits]
-    session = Session(manifest, graphs, None, mode, [] if mode == "full" else rules, askers, Limits(cap=cap))
+    askers = [ExitAsker(engine, manifest.exits, i, HIDDEN, 1, {}) for i, engine in enumerate(graphs.exits)]
+    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap), manifest.exits)
+    session = Session(manifest, graphs, None, settings, askers)
     count = len(letters) // len(manifest.exits)
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
     next(generation)
@@ -136,4 +151,5 @@ def _graphs(manifest: Manifest, letters: str, passes: Counter[tuple[str, int]]) 
         [engine(f"segment_{i}", info, segment) for i, info in enumerate(infos.segments)],
         [engine(f"exit_{i}", info, ask(i)) for i, info in enumerate(infos.exits)],
         engine("head", infos.head, head),
+        {h.name: engine(f"head_{h.name}", info, head) for h, info in zip(manifest.heads, infos.heads, strict=True)},
     )

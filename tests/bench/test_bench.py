@@ -1,5 +1,6 @@
 """`bench` on tiny bundles: every figure that can be known beforehand, and every way to be refused."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,6 @@ from eecompile.bench.timing import PassLog, PassRecord, timed_bundle
 from eecompile.bench.uncut import UncutModel
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle, Sampling
-from eecompile.runtime.decode import Decoder
 from eecompile.runtime.session import Stats
 from eecompile.runtime.trace import Tracer
 
@@ -146,15 +146,14 @@ def test_agreement_is_what_the_decoder_would_have_emitted(source: Path, tmp_path
     prompt = PROMPTS[2]
     continuation = tiny.tokens(bundle, prompt, 40)
     session = bundle.session(mode="confident", pending_cap=cap)
-    decoder = Decoder(
-        session._stairs, session._head, session._askers, session._rules, layers=4, exact=False, cap=cap,
-        sampling=Sampling(),
-    )  # fmt: skip
-    decoder.start(prompt)
+    one = session._settings.continuation(session._stairs, Sampling())
+    one.stairs.prefill(prompt)
+    session._decoder.start([one])
     emitted = []
     for token in continuation[:-1]:
-        decoder.last = token
-        emitted.append(decoder.step()[0].id)
+        one.last = token
+        session._decoder.step([one])
+        emitted.append(one.certain[0].id)
     trace = Tracer(bundle).trace([*prompt, *continuation[:-1]])
     assert policy_tokens(trace, confident_rules(bundle), first=len(prompt), cap=cap) == emitted
     if cap == bundle.manifest.pending_cap:
@@ -166,12 +165,12 @@ def test_agreement_is_what_the_decoder_would_have_emitted(source: Path, tmp_path
 def test_minimum_depth_closes_the_exits_below_it(source: Path, tmp_path: Path) -> None:
     bundle = open_exits(tmp_path / "b", source, 0.1)
     policy = bundle.files.policy.model_copy(update={"minimum_depth": 2})
-    files = SimpleNamespace(policy=policy)
-    assert [r is None for r in confident_rules(SimpleNamespace(files=files))] == [True, False, False]  # type: ignore[arg-type]
+    changed: Any = SimpleNamespace(files=SimpleNamespace(policy=policy), manifest=bundle.manifest)
+    assert [r is None for r in confident_rules(changed)] == [True, False, False]
 
 
 def _run(seconds: float, depths: list[int], passes: list[PassRecord], declined: int = 0) -> Run:
-    return Run(list(range(len(depths))), seconds, passes, depths, Stats(heads_declined=declined))
+    return Run(list(range(len(depths))), seconds, passes, depths, Stats(declined=Counter(head=declined)))
 
 
 def test_the_middle_round_counts() -> None:
@@ -278,3 +277,38 @@ def test_tables_show_everything() -> None:
     for said in ("full", "refused: why", "genai", "skipped: not installed", "chain / uncut = 1.020", "head"):
         assert said in words
     assert all(len(columns) == len(row) for _, columns, rows in tables for row in rows)
+
+
+# -- side by side -----------------------------------------------------------------------------------------------
+
+
+def test_sequences_side_by_side_are_measured_against_themselves_alone(exiting: Bundle) -> None:
+    found = run_bench(exiting, PROMPTS, max_new_tokens=12, rounds=1, batch=4).batch
+    assert found is not None
+    assert set(found.modes) == {"full", "confident", "exact"}
+    for measured in found.modes.values():
+        assert measured.tokens == measured.equal_tokens == 4 * 12
+        assert measured.ratio == pytest.approx(measured.tokens_per_second / measured.alone_tokens_per_second)
+        assert 0 < measured.overhead < 1
+    full, confident = found.modes["full"], found.modes["confident"]
+    assert (full.speedup, full.speedup_alone, full.ideal_speedup, full.padding) == (1, 1, 1, 0)
+    assert full.passes_per_token == 1  # four steps of the schedule, for four sequences at once
+    assert full.passes_per_token_alone == 4
+    assert full.mean_depth == 4
+    assert confident.mean_depth < 4
+    assert confident.passes_per_token < confident.passes_per_token_alone
+
+
+@pytest.mark.parametrize("slots", [1, 65])
+def test_a_batch_that_cannot_be_is_refused(exiting: Bundle, slots: int) -> None:
+    with pytest.raises(UsageError, match=f"batch of {slots}"):
+        run_bench(exiting, PROMPTS[:1], max_new_tokens=2, rounds=1, batch=slots)
+
+
+def test_the_batch_has_a_table(exiting: Bundle) -> None:
+    found = run_bench(exiting, PROMPTS[:1], max_new_tokens=4, rounds=1, batch=2)
+    titles = [title for title, _, rows in bench_tables(found) if rows]
+    assert "2 sequences side by side" in titles
+    assert BenchResult.model_validate_json(found.model_dump_json()) == found
+    plain = found.model_copy(update={"batch": None})
+    assert not [title for title, _, _ in bench_tables(plain) if "side by side" in title]

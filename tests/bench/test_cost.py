@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from profiled import costs_of, profile_of
-from scripted import manifest_of, play
+from scripted import PATIENCE, SMALL, manifest_of, play
 
 from eecompile.bench.cost import Mode, PassCosts, full_depth_seconds, simulate
 from eecompile.errors import UsageError
@@ -58,11 +58,22 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "segments": segments, "schedule": schedule, "cap": cap, "letters": (letters + "." * exits)[: 60 * exits],
         "open_exits": draw(st.sets(st.integers(0, exits - 1))), "mode": draw(st.sampled_from(MODES)),
+        "patient": draw(st.booleans()), "small": draw(st.booleans()),
     }  # fmt: skip
 
 
+def consistent(letters: str, exits: int) -> str:
+    """Letters of patient exits: where an exit fires, the one before it gives the same token."""
+    said = list(letters)
+    for at in range(len(said)):
+        if at % exits and said[at] in "ax" and (said[at] == "x") != (said[at - 1] == "x"):
+            said[at] = "h"
+    return "".join(said)
+
+
 def one_exit(letters: str, mode: Mode, cap: int) -> dict[str, Any]:
-    return {"segments": [1, 1], "schedule": [0, 1], "cap": cap, "letters": letters, "open_exits": {0}, "mode": mode}
+    sizes = {"segments": [1, 1], "schedule": [0, 1], "cap": cap, "patient": False, "small": False}
+    return {**sizes, "letters": letters, "open_exits": {0}, "mode": mode}
 
 
 @given(cases())
@@ -71,13 +82,16 @@ def one_exit(letters: str, mode: Mode, cap: int) -> dict[str, Any]:
 @example(one_exit("aaaaaaaa", "exact", 3))
 @example(one_exit("aaaaaaaa", "confident", 3))
 def test_the_simulation_makes_the_passes_of_the_real_loop(case: dict[str, Any]) -> None:
-    manifest = manifest_of(case["segments"], case["schedule"], 8)
+    shape = {name: case[name] for name in ("patient", "small")}
+    manifest = manifest_of(case["segments"], case["schedule"], 8, **shape)
     letters = case["letters"][: len(case["letters"]) // len(manifest.exits) * len(manifest.exits)]
+    letters = consistent(letters, len(manifest.exits)) if case["patient"] else letters
     how = {name: case[name] for name in ("open_exits", "mode", "cap")}
     played = play(manifest, letters, **how)
-    names = ["embed", "head", *(f"segment_{i}" for i in range(5)), *(f"exit_{i}" for i in range(4))]
+    names = ["embed", "head", f"head_{SMALL}", *(f"segment_{i}" for i in range(5)), *(f"exit_{i}" for i in range(4))]
     costs = PassCosts.from_profile(profile_of(costs_of(**dict.fromkeys(names, 0.001))))
-    found = simulate(manifest, costs, [letters], length=64, **how)
+    patience = [PATIENCE if "patience" in e.gates else None for e in manifest.exits]
+    found = simulate(manifest, costs, [letters], length=64, patience=patience, **how)
     assert dict(found.passes) == played.passes
     layers, tokens, stats = manifest.model.layers, len(letters) // len(manifest.exits), played.stats
     assert found.tokens == tokens == stats.tokens - 1

@@ -32,7 +32,7 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda e: e["draft"].pop("learned"), "draft: thresholds for .'max_prob'. where the gates are"),
         (lambda e: e["draft"].update(entropy=0.1), "draft: thresholds for .'entropy', 'learned', 'max_prob'."),
         (lambda e: e["confident"].update(max_prob=2), r"exit 1, confident: max_prob 2 is outside"),
-        (lambda e: e.update(gate=None), "no gate weights where the gate is learned"),
+        (lambda e: e.update(gate=None), "no gate weights where the bundle has that gate"),
         (lambda e: e["gate"].update(units=4), "a gate of 4 units where the bundle's has 3"),
         (lambda e: e["gate"].update(w1="AAAA"), r"gate weights: w1 has 3 bytes instead of 48 for \[4, 3\]"),
         (lambda e: e["gate"].update(b1="no base64!"), "gate weights: b1 is not base64"),
@@ -140,7 +140,7 @@ def test_gate_weights_survive(hidden: int, units: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shapes = [(hidden, units), (units,), (units, 1), (1,)]
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-    for array, decoded in zip(arrays, decode_gate(encode_gate(*arrays), hidden), strict=True):
+    for array, decoded in zip(arrays, decode_gate(encode_gate(*arrays), hidden).values(), strict=True):
         np.testing.assert_array_equal(array, decoded)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eecompile.calibrate.fit import NormalEquations, RowCache
 from eecompile.calibrate.gate import auc, gate_scores, train_gate
+from eecompile.calibrate.rows import NormalEquations, RowCache
 
 Float = NDArray[np.float32]
 

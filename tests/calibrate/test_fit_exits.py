@@ -15,12 +15,14 @@ from eecompile.bundle.sign import new_key, sign_bundle
 from eecompile.calibrate.calibrate import apply_calibration, calibrate, calibrate_file, letters
 from eecompile.calibrate.documents import load_documents
 from eecompile.calibrate.exits import fit_exits
+from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.tables import trace_tables
 from eecompile.errors import NumericError, Uncalibrated, UsageError
 from eecompile.pipeline import build_plain
-from eecompile.runtime import Bundle, Sampling
-from eecompile.runtime.decode import Decoder
-from eecompile.runtime.heads import ExitRule, Head
+from eecompile.runtime import Bundle
+from eecompile.runtime.decode import Continuation, Decoder
+from eecompile.runtime.gates import ExitGates, GateState
+from eecompile.runtime.rules import ExitRule, with_listeners
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
 from eecompile.schema import CalibrationResult
@@ -128,15 +130,18 @@ def forced(opened: Bundle, ids: list[int]) -> list[tuple[int, int]]:
     exits = enumerate(opened.files.policy.exits)
     rules = [None if e.confident is None else ExitRule.of(g, e.layer, e.confident) for g, e in exits]
     stairs = Staircase(manifest, opened.graphs)
-    head = Head(opened.graphs.head, manifest.model.hidden, manifest.model.vocab, manifest.pending_cap + 1, 1)
-    decoder = Decoder(
-        stairs, head, opened.askers(), rules, layers=4, exact=False, cap=manifest.pending_cap, sampling=Sampling()
-    )
-    decoder.start(ids[:1])
+    heads = opened.heads(manifest.pending_cap + 1)
+    gates = ExitGates(manifest.exits, opened.askers(), heads)
+    state = GateState(with_listeners(rules, manifest.exits))
+    one = Continuation(stairs, state, exact=False, cap=manifest.pending_cap)
+    decoder = Decoder(heads["full"], gates, layers=4)
+    stairs.prefill(ids[:1])
+    decoder.start([one])
     emitted = []
     for token in ids[1:]:
-        decoder.last = token
-        [said] = decoder.step()
+        one.last = token
+        decoder.step([one])
+        [said] = one.certain
         emitted.append((said.id, said.depth))
     return emitted
 
@@ -215,10 +220,28 @@ def test_a_failed_calibration_withdraws_an_earlier_one(bundle: Path, documents: 
     assert all(e.confident is None for e in Bundle.open(bundle).files.policy.exits)
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"gates": ("luck",)}, "no gate 'luck'"),
+        ({"gates": ()}, "one to four"),
+        ({"gates": ("learned", "learned")}, "one to four"),
+        ({"head": "tiny"}, "no head 'tiny'"),
+        ({"schedule": "daily"}, "no schedule 'daily'"),
+        ({"gates": ("saturation",), "schedule": "decay"}, "neither"),
+        ({"rank": 0}, "out of range"),
+        ({"tokens": 3}, "out of range"),
+    ],
+)
+def test_plans_that_cannot_be(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        ExitPlan.of(**options)
+
+
 @pytest.mark.parametrize("gates", [("max_prob",), ("learned", "margin", "entropy"), ("fixed",)], ids="+".join)
 def test_other_gates(checkpoint: Path, documents: Path, tmp_path: Path, gates: Any) -> None:
     summary = fit_exits(
-        checkpoint, [3], documents, tmp_path / "s", risk=0.3, gates=gates, build_bundle=build_plain, seed=1
+        checkpoint, [3], documents, tmp_path / "s", risk=0.3, plan=ExitPlan.of(gates), build_bundle=build_plain, seed=1
     )
     [spec] = load_exits(tmp_path / "s").schema.exits
     assert tuple(spec.gates) == gates
@@ -314,9 +337,6 @@ def test_calibrating_is_refused_without_documents_or_exits(
     [
         ({"at": []}, "no exits are asked for"),
         ({"at": [4]}, "not before the last of 4 layers"),
-        ({"gates": ("luck",)}, "no gate 'luck'"),
-        ({"gates": ()}, "one to four"),
-        ({"gates": ("learned", "learned")}, "one to four"),
         ({"out": "checkpoint"}, "checkpoint itself"),
         ({"out": "other"}, "something other"),
     ],

@@ -12,7 +12,7 @@ from tables import PRICE, exit_table, token_table
 from eecompile import contract as c
 from eecompile.calibrate.points import LEVELS, Price, threshold_path, thresholds_along
 from eecompile.calibrate.tables import ExitTable
-from eecompile.runtime.heads import ExitRule
+from eecompile.runtime.rules import ExitRule
 from eecompile.schema import Criterion
 
 GATES: list[tuple[Criterion, ...]] = [
@@ -65,7 +65,7 @@ def test_tables_fire_as_the_runtime_does(gates: tuple[Criterion, ...]) -> None:
         signs = (1, 1, -1)
         said = np.all([s * v > s * b for s, v, b in zip(signs, head, rule.bounds, strict=True)], axis=0) & table.usable
         confidence = table.values.get("learned", np.ones(500, np.float32))
-        cheap = np.array([rule.passes_cheap(float(x)) for x in confidence])
+        cheap = np.array([rule.passes_cheap({"learned": float(x)}) for x in confidence])
         assert (table.passes_cheap(thresholds) == cheap).all()
         assert (table.fires(thresholds) == (cheap & said)).all()
 
@@ -123,7 +123,7 @@ def test_a_dear_head_makes_the_learned_gate_strict() -> None:
 
 def test_the_path_goes_from_safe_to_bold_without_repeats() -> None:
     table = token_table({3: ("learned", "max_prob"), 6: ("margin",), 9: ("never",)})
-    path = threshold_path(table, PRICE)
+    path = threshold_path(table, [PRICE] * 3)
     assert len(path) > 20
     assert all(a[0] < b[0] and a[1] != b[1] for a, b in pairwise(path))
     assert all(thresholds[2] is None for _, thresholds in path)
@@ -137,6 +137,7 @@ def test_a_head_costs_what_its_matrix_weighs() -> None:
 
     class Manifest:
         model = Model
+        heads = ()
 
     price = Price.of(Manifest)  # type: ignore[arg-type]
     assert price.head == pytest.approx(8.0, abs=0.1)

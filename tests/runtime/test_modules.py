@@ -98,7 +98,7 @@ def test_what_an_exit_says_does_not_depend_on_when_it_was_asked(
 ) -> None:
     opened = shelf.bundle(MODELS[model], exits=EXITS, precision=precision, minimum_rows=minimum_rows)
     expected = Tracer(opened, boundaries=True).trace(IDS)
-    head = Tracer(opened)._head
+    head = opened.heads(1)["full"]
 
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -109,10 +109,10 @@ def test_what_an_exit_says_does_not_depend_on_when_it_was_asked(
             stairs.append(IDS[stairs.length : stairs.length + width])
             rows = [stairs.run_step(k) for k in range(4)]
             for exit_ in [e for e in (0, 2) if rng.random() < 0.5]:
-                hidden, confidence = askers[exit_](rows[exit_][-1:])
-                said, wanted = head(hidden), expected.exits[exit_]
+                out = askers[exit_](rows[exit_][-1:])
+                said, wanted = head(out.hidden), expected.exits[exit_]
                 assert said.max_prob[0] == wanted.max_prob[stairs.length - 1]
-                assert abs(confidence[0] - wanted.confidence[stairs.length - 1]) < 1e-6  # a gate's weights are inputs
+                assert abs(out.confidence[0] - wanted.confidence[stairs.length - 1]) < 1e-6  # a gate's weights are inputs
             if rng.random() < 0.25:
                 stairs.rewind(int(rng.integers(stairs.length // 2, stairs.length + 1)))
 

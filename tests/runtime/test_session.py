@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eecompile.bundle.write import write_overlay
 from eecompile.errors import ContextFull, EECompileError, IntegrityError, NumericError, Uncalibrated, UsageError
 from eecompile.runtime import Bundle, Sampling
-from eecompile.runtime.heads import ExitRule
+from eecompile.runtime.rules import ExitRule
 
 GAIN = 0.35
 LAYERS, CONTEXT = 4, 96
@@ -381,15 +381,16 @@ def test_a_model_without_exits_runs_in_every_mode(shelf: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_cheap_gate_fires_strictly_and_in_range(threshold: float | None, confidence: float, passes: bool) -> None:
-    rule = ExitRule(exit=0, layer=1, learned=threshold, bounds=np.array([0, 0, 9], np.float32))
-    assert rule.passes_cheap(confidence) == passes
+    rule = ExitRule.of(0, 1, {"max_prob": 0.0} if threshold is None else {"learned": threshold, "max_prob": 0.0})
+    assert rule is not None
+    assert rule.passes_cheap({"learned": confidence}) == passes
 
 
 def test_never_closes_an_exit_whatever_else_it_says() -> None:
     assert ExitRule.of(0, 1, {"never": 0.0, "max_prob": 0.0}) is None
     rule = ExitRule.of(0, 1, {"learned": 0.25, "entropy": 1.5})
     assert rule is not None
-    assert rule.learned == 0.25
+    assert rule.cheap == {"learned": 0.25}
     np.testing.assert_array_equal(rule.bounds, [-1, -1, 1.5])
 
 

@@ -222,7 +222,7 @@ def test_a_sequence_leaves_nothing_behind(shelf: Any, padded: int, value: float)
     used.prefill(list(range(100)))
     used.append([3])
     used.run_step(0)
-    for rows in used._boundary:
+    for rows in (*used.pool.boundary, used.pool._in, used.pool._out):
         rows += value
     used.reset()
     np.testing.assert_array_equal(used.prefill([5]), fresh.prefill([5]))

@@ -1,13 +1,17 @@
 """The numpy model: a hand-computed layer, chunked reading, and transformers on every kind of model."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 
 from eecompile.student import store as store_module
+from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ACTIVATIONS, ReferenceModel
+from eecompile.student.rope import Rope
 from eecompile.student.student import open_student
 
 IDS = np.random.default_rng(3).integers(0, tiny.VOCAB, 70).tolist()
@@ -57,6 +61,33 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(again[2], logits, atol=1e-4)
     np.testing.assert_allclose(again[1], finished, atol=1e-4)
     assert sorted(boundaries) == sorted(again[0]) == [1, 3]
+
+
+def plainer(spec: DecoderSpec) -> dict[str, DecoderSpec]:
+    """The model without each thing that it has beside a plain llama and that needs no other weights."""
+    plain: dict[str, Any] = {
+        "softcap": None, "logit_softcap": None, "embed_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
+        "norm": "rms", "norm_bias": False, "parallel": False, "activation": "silu", "qk_norm": None, "norm_eps": 1e-5,
+        "qkv_bias": False, "o_bias": False, "mlp_bias": False, "windows": (None,) * spec.layers,
+        "scales": (spec.head_dim**-0.5,) * spec.layers, "ropes": tuple(rope or Rope(1000.0) for rope in spec.ropes),
+    }  # fmt: skip
+    found = {name: replace(spec, **{name: value}) for name, value in plain.items() if getattr(spec, name) != value}
+    for name, value in {"share": 1.0, "interleaved": False, "kind": "default", "theta": 1000.0}.items():
+        ropes = tuple(rope and replace(rope, **{name: value}) for rope in spec.ropes)
+        found |= {} if ropes == spec.ropes else {name: replace(spec, ropes=ropes)}
+    return found
+
+
+@pytest.mark.parametrize("name", tiny.other_variants())
+def test_every_switch_counts(tmp_path: Path, name: str) -> None:
+    """Without it the logits are others, by much more than parity allows: parity speaks of every switch."""
+    model = reference(tiny.checkpoint(tmp_path, tiny.variants()[name]))
+    _, _, logits = model.run(IDS, [])
+    others = plainer(model.spec)
+    assert others
+    for switch, spec in others.items():
+        _, _, found = ReferenceModel(spec, model.store).run(IDS, [])
+        assert np.abs(found - logits).max() > 1e-3 * np.abs(logits).max(), switch
 
 
 @pytest.mark.torch

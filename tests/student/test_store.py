@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eecompile.errors import UsageError
 from eecompile.student import store as module
-from eecompile.student.store import WeightStore, read_header
+from eecompile.student.store import View, WeightStore, read_header
 from eecompile.student.student import open_student
 
 RNG = np.random.default_rng(7)
@@ -56,6 +56,47 @@ def test_chunks_cover_a_tensor_once_in_order(tmp_path: Path, monkeypatch: pytest
         assert [start for start, _ in chunks] == np.cumsum([0, *(len(rows) for _, rows in chunks[:-1])]).tolist()
         assert all(rows.nbytes <= max(size, tensor[:1].nbytes) for _, rows in chunks)
         np.testing.assert_array_equal(np.concatenate([rows for _, rows in chunks]), tensor)
+
+
+VIEWS = {
+    "rows": View("matrix", (37, 5), (range(30, 37), range(4, 5))),
+    "columns": View("matrix", (37, 5), (range(3, 5), range(1)), transposed=True),
+    "part": View("vector", (11,), (range(2, 9), range(10, 11)), add=1.0),
+}
+PARTS = {
+    "rows": TENSORS["matrix"][[*range(30, 37), 4]],
+    "columns": TENSORS["matrix"][:, [3, 4, 0]].T,
+    "part": TENSORS["vector"][[*range(2, 9), 10]] + 1,
+}
+
+
+@pytest.mark.parametrize("dtype", tiny.DTYPES)
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+def test_views_are_parts_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, dtype: str) -> None:
+    """Also of a transposed one, and read as little at a time as whole tensors are."""
+    monkeypatch.setattr(module, "_CHUNK_BYTES", size)
+    tiny.write_safetensors(tmp_path / "model.safetensors", TENSORS, dtype)
+    store = WeightStore.open(tmp_path).with_views(VIEWS)
+    kind = tiny.DTYPES[dtype][1]
+    for name, part in PARTS.items():
+        add = np.float32(VIEWS[name].add)
+        expected = (part - add).astype(kind).astype(np.float32) + add
+        assert store.shape(name) == VIEWS[name].weight_shape == expected.shape
+        np.testing.assert_array_equal(store.read(name), expected)
+        chunks = list(store.chunks(name))
+        assert [start for start, _ in chunks] == np.cumsum([0, *(len(rows) for _, rows in chunks[:-1])]).tolist()
+        assert all(rows.nbytes <= max(4 / np.dtype(kind).itemsize * size, expected[:1].nbytes) for _, rows in chunks)
+    np.testing.assert_array_equal(store.read("deep"), TENSORS["deep"].astype(kind).astype(np.float32))
+
+
+def test_a_prefix_is_for_checkpoints_that_lack_it(tmp_path: Path) -> None:
+    tiny.write_safetensors(tmp_path / "model.safetensors", TENSORS)
+    store = WeightStore.open(tmp_path)
+    assert store.with_prefix("model.", "matrix") is store
+    assert store.with_prefix("model.", "model.other") is store
+    found = store.with_prefix("model.", "model.matrix")
+    np.testing.assert_array_equal(found.read("model.vector"), TENSORS["vector"])
+    np.testing.assert_array_equal(found.read("vector"), TENSORS["vector"])
 
 
 def shards(folder: Path) -> dict[str, Any]:

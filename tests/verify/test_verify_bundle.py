@@ -15,7 +15,7 @@ import tiny
 from broken import edit_graph, edit_recorded, edit_weight, failed, named, reseal
 
 from eecompile.errors import ContextFull, IntegrityError, UsageError
-from eecompile.runtime.decode import Decoder, Emitted
+from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import load_exits
 from eecompile.verify import VerifyReport, verify_bundle
@@ -60,12 +60,14 @@ def test_long_prompts_take_more_than_one_prefill_pass(passing: VerifyReport) -> 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("variant", ["llama-tied", "llama-biases", "qwen3-window"])
+@pytest.mark.parametrize(
+    "variant", ["llama-tied", "llama-biases", "qwen3-window", "gpt2", "gpt_neox-in-turn", "gemma2", "phi"]
+)
 @pytest.mark.usefixtures("no_torch")
 def test_families_in_every_precision(variant: str, precision: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "model", tiny.variants()[variant])
     out = tiny.bundle_at(tmp_path / "bundle", source, [2], precision=precision)
-    report = verify_bundle(out, checkpoint=source, tokens=4)
+    report = verify_bundle(out, checkpoint=source, tokens=6)
     assert not failed(report)
     assert named(report, "weights").figures["different"] == 0
     assert any(check.name.startswith("own weights") for check in report.checks) == (precision != "fp32")
@@ -237,10 +239,11 @@ def test_a_recorded_reference_that_differs_fails(bundle: Path) -> None:
 def test_exact_mode_that_keeps_every_draft_fails(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify = Decoder._verify
 
-    def gullible(self: Decoder, rows: Any) -> list[Emitted]:
-        drafts = list(self._drafts)
-        certain = verify(self, rows[-1:] if drafts else rows)
-        return [*drafts, *certain[-1:]] if drafts else certain
+    def gullible(self: Decoder, one: Continuation, decided: Any, at: int, finite: list[bool]) -> None:
+        drafts, one.drafts = one.drafts, []
+        last = min(len(drafts), len(finite) - 1) if drafts else 0
+        verify(self, one, decided, at + last, finite[last:])
+        one.certain = [*drafts, *one.certain[-1:]]
 
     monkeypatch.setattr(Decoder, "_verify", gullible)
     report = verify_bundle(bundle, tokens=TOKENS)

@@ -13,7 +13,8 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.bundle.write import write_overlay
 from eecompile.runtime import Bundle
-from eecompile.runtime.decode import Decoder, Emitted
+from eecompile.runtime.decode import Continuation, Decoder
+from eecompile.runtime.gates import ExitGates
 from eecompile.verify.compare import Comparator, find_comparator, measure_with_numpy, measure_with_polygraphy
 from eecompile.verify.criteria import criteria_of, fires
 from eecompile.verify.decisions import check_flips
@@ -149,10 +150,11 @@ def _exact(bundle: Bundle, noise: float) -> dict[str, Check]:
 def _accept_all(monkeypatch: pytest.MonkeyPatch) -> None:
     verify = Decoder._verify
 
-    def gullible(self: Decoder, rows: Any) -> list[Emitted]:
-        drafts = list(self._drafts)
-        certain = verify(self, rows[-1:] if drafts else rows)
-        return [*drafts, *certain[-1:]] if drafts else certain
+    def gullible(self: Decoder, one: Continuation, decided: Any, at: int, finite: list[bool]) -> None:
+        drafts, one.drafts = one.drafts, []
+        last = min(len(drafts), len(finite) - 1) if drafts else 0
+        verify(self, one, decided, at + last, finite[last:])
+        one.certain = [*drafts, *one.certain[-1:]]
 
     monkeypatch.setattr(Decoder, "_verify", gullible)
 
@@ -171,7 +173,7 @@ def test_a_difference_within_the_rounding_noise_is_a_tie(pristine: Path, monkeyp
 
 
 def test_forced_drafts_that_are_never_made_fail(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "_ask", lambda self, rule, row: None)
+    monkeypatch.setattr(ExitGates, "ask", lambda self, exit_, rows, states: [None] * len(states))
     checks = _exact(Bundle.open(pristine), 0.0)
     assert checks["exact greedy, policy drafts"].passed
     forced = checks["exact greedy, forced drafts, cap 1"]

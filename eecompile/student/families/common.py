@@ -1,6 +1,5 @@
 """What the llama-like families share: reading the sizes and checking that they fit together."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from eecompile.student.rope import Rope, rope_from_config
 from eecompile.student.store import View
 
 Windows = tuple[int | None, ...]
+_MOST = 1e30
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -45,7 +45,7 @@ def gated_decoder(
     heads = size(config, "num_attention_heads", c.MAX_HEADS)
     kv_heads = size(config, "num_key_value_heads", c.MAX_HEADS, heads)
     head_dim = size(config, "head_dim", 4096, hidden // heads)
-    if heads % kv_heads or head_dim % 2:
+    if heads % kv_heads or head_dim % 2 or (config.get("head_dim") is None and hidden % heads):
         raise UsageError(f"{heads} heads of {head_dim} do not fit {kv_heads} key/value heads", where="config.json")
     vocab = size(config, "vocab_size", c.MAX_VOCAB)
     return DecoderSpec(
@@ -91,10 +91,10 @@ def refuse(config: Mapping[str, Any], *switches: str) -> None:
             raise UsageError(f"{switch} is not supported", where="config.json")
 
 
-def number(config: Mapping[str, Any], key: str, default: float, *, least: float = -math.inf) -> float:
-    """A finite number, at least `least`."""
+def number(config: Mapping[str, Any], key: str, default: float, *, least: float = -_MOST) -> float:
+    """A number of a size that float32 holds, at least `least`."""
     value = config.get(key, default)
-    if not isinstance(value, int | float) or not least <= value < math.inf:
+    if not isinstance(value, int | float) or not least <= value <= _MOST:
         raise UsageError(f"{key} is {value!r}, not a number that fits", where="config.json")
     return float(value)
 

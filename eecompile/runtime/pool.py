@@ -1,0 +1,194 @@
+"""A pool of slots: the caches that sequences share, and the passes that run several of them at once.
+
+Each sequence has a slot of the same caches. A pass runs a contiguous range of slots. Those in the range that take no
+part, and rows that only fill a slot up, are padding: zeros, written behind the slot's filled rows, where nothing sees
+them before they are overwritten.
+"""
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile import contract as c
+from eecompile.bundle.manifest import Manifest
+from eecompile.engines.ort import OrtPass
+from eecompile.runtime.caches import GROWTH, Caches
+from eecompile.runtime.plan import PASS_ROWS, Range, Waiting, plan_passes
+
+if TYPE_CHECKING:
+    from eecompile.runtime.staircase import LoadedGraphs, Staircase
+
+Rows: TypeAlias = NDArray[np.float32]
+
+
+class Pool:
+    """`slots` places for sequences, and the passes over them. Not thread-safe.
+
+    Costs for each slot: 2 x layers x KV x d float32 for each token of the longest sequence, and an eighth more.
+    each_pass: rows whose arithmetic costs as much as a pass itself. `passes` and `rows` count what ran, padding
+    included.
+    """
+
+    def __init__(
+        self, manifest: Manifest, graphs: "LoadedGraphs", slots: int = 1, each_pass: float = PASS_ROWS
+    ) -> None:
+        self.schedule, self.prefill_rows = manifest.schedule, manifest.prefill_rows
+        self.slots: list[weakref.ref[Staircase] | None] = [None] * slots  # a sequence owns its pool, not the reverse
+        self.each_pass, self.passes, self.rows = each_pass, 0, 0
+        self._graphs, self._minimum = graphs, manifest.minimum_rows
+        most = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
+        self.most = max(most, slots)  # rows of a pass
+        width, steps = manifest.model.hidden, len(manifest.schedule)
+        self.boundary = [np.zeros((slots, most, width), np.float32) for _ in range(steps + 1)]
+        self._in, self._out = (np.zeros((self.most, width), np.float32) for _ in range(2))
+        self._ids, self._positions = np.zeros(self.most, np.int64), np.zeros(self.most, np.int64)
+        self._start = np.zeros(slots, np.int64)
+        self._last_position = manifest.model.context + manifest.slack - 1
+        self.caches = Caches(manifest.caches, manifest.model.kv_heads, manifest.model.head_dim, slots)
+        self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
+        self._keep_bound = manifest.pending_cap + 2
+        self._bound: dict[tuple[int, int, int, int], OrtPass] = {}
+        self._placed: tuple[int, int, list[int]] = (0, 0, [])
+
+    def embed(self, stairs: "Sequence[Staircase]", tokens: Sequence[Sequence[int]]) -> None:
+        """Embed tokens of each staircase into its first boundary: in one pass, so at most `most` of them."""
+        rows = 0
+        for ids in tokens:
+            self._ids[rows : rows + len(ids)] = ids
+            rows += len(ids)
+        self._pass(0, 0, 1, rows)()
+        rows = 0
+        for one, ids in zip(stairs, tokens, strict=True):
+            one.put(0, self._out[rows : rows + len(ids)])
+            one.length += len(ids)
+            rows += len(ids)
+
+    def run_step(self, k: int, stairs: "Sequence[Staircase]") -> list[Rows]:
+        """Run step k on everything that waits before it in each of `stairs`; returns their output rows, newest last.
+
+        The rows join the next boundary; after the last step they are finished: normalised and ready for the head. They
+        are views that the next pass of this step overwrites.
+        """
+        waiting = self.waiting(k, stairs)
+        taking_part = {one.slot for one in stairs}
+        for range_ in plan_passes(waiting, self.each_pass, self.most)[0]:
+            self._run_range(k, range_, taking_part)
+        return [one.newest for one in stairs]
+
+    def waiting(self, k: int, stairs: "Sequence[Staircase]") -> Waiting:
+        """(slot, rows that a pass would need for it), slots ascending, of what waits before step k."""
+        least = self._minimum
+        return tuple(sorted((one.slot, max(one.waiting[k], least)) for one in stairs if one.waiting[k]))
+
+    def _run_range(self, k: int, range_: Range, taking_part: set[int]) -> None:
+        first, last, rows = range_
+        width, inside = last - first, range(first, last)
+        stairs = [self._at(slot) if slot in taking_part else None for slot in inside]
+        ran = self._in[: width * rows].reshape(width, rows, -1)
+        for i, one in enumerate(stairs):
+            n = 0 if one is None else one.waiting[k]
+            if n:
+                ran[i, :n] = self.boundary[k][first + i, :n]
+            if n < rows:
+                ran[i, n:] = 0
+        self._place([0 if (s := self._at(slot)) is None else s.filled[k] for slot in inside], width, rows)
+        self._pass(k + 1, first, last, rows)()
+        ran = self._out[: width * rows].reshape(width, rows, -1)
+        for i, one in enumerate(stairs):
+            if one is not None:
+                one.ran(k, ran[i], self._layers[k])
+        self.passes += 1
+        self.rows += width * rows
+
+    def _place(self, starts: list[int], width: int, rows: int) -> None:
+        """Set the positions of the next pass and have room for them; steps of one token mostly share both."""
+        if self._placed == (width, rows, starts):
+            return
+        if width == 1:
+            for row in range(rows):  # mostly one or two: cheaper than waking numpy's machinery with cold caches
+                self._positions[row] = starts[0] + row
+            self._start[0] = starts[0]
+        else:
+            self._start[:width] = starts
+            positions = self._start[:width, None] + np.arange(rows)
+            np.minimum(positions, self._last_position, out=self._positions[: width * rows].reshape(width, rows))
+        self._placed = (width, rows, starts)
+        self.make_room(max(starts) + rows)
+
+    def make_room(self, rows: int) -> None:
+        """Have room for `rows` tokens in each slot."""
+        if self.caches.make_room(rows):
+            self._bound = {}
+
+    def join(self, one: "Staircase") -> int:
+        """Give the lowest free slot to `one`. Raises ValueError where there is none."""
+        slot = self.slots.index(None)
+        self.slots[slot] = weakref.ref(one)
+        return slot
+
+    def leave(self, one: "Staircase") -> None:
+        """Free the slot of `one`, and memory that no other sequence is long enough for."""
+        self.slots[one.slot] = None
+        others = (self._at(slot) for slot in range(len(self.slots)))
+        longest = max((other.length for other in others if other is not None), default=0)
+        if not longest or self.caches.rows > 2 * (longest + GROWTH):
+            self.caches.resize(longest)
+            self._bound, self._placed = {}, (0, 0, [])
+        self.caches.clear(one.slot, one.length + self.prefill_rows)
+
+    def close_gap(self) -> bool:
+        """Move the sequence in the highest slot to the lowest free one below it; returns whether there was such.
+
+        A copy of a sequence's cache costs about what one row of one step does, a gap costs that in every pass.
+        """
+        free = self.slots.index(None) if None in self.slots else len(self.slots)
+        highest = max((i for i, one in enumerate(self.slots) if one is not None), default=-1)
+        one = self._at(highest)
+        if highest < free or one is None:
+            return False
+        self.caches.move(highest, free, one.filled[0])
+        self.caches.clear(highest, one.length + self.prefill_rows)
+        for k, rows in enumerate(one.waiting):
+            self.boundary[k][free, :rows] = self.boundary[k][highest, :rows]
+        self.slots[free], self.slots[highest] = self.slots[highest], None
+        one.slot = free
+        return True
+
+    def _at(self, slot: int) -> "Staircase | None":
+        found = self.slots[slot]
+        return None if found is None else found()
+
+    def reset(self) -> None:
+        """Forget everything and free the caches."""
+        self.caches.resize(0)
+        self._bound, self._placed = {}, (0, 0, [])
+
+    def _pass(self, k: int, first: int, last: int, rows: int) -> OrtPass:
+        """The pass that fills boundary k for a range of slots from `_in`, or from token ids, into `_out`.
+
+        Bindings of decode passes are kept; those of prefill chunks of odd sizes are made anew.
+        """
+        bound = self._bound.get((k, first, last, rows))
+        if bound is None:
+            bound = self._bind(k, first, last, rows)
+            if rows <= self._keep_bound or rows == self.prefill_rows:
+                self._bound[k, first, last, rows] = bound
+        return bound
+
+    def _bind(self, k: int, first: int, last: int, rows: int) -> OrtPass:
+        width = last - first
+        out = self._out[: width * rows].reshape(width, rows, -1)
+        if k == 0:
+            return self._graphs.embed.bind({c.TOKEN_IDS: self._ids[:rows].reshape(1, rows), c.HIDDEN_OUT: out})
+        step = self.schedule[k - 1]
+        return self._graphs.segments[step.segment].bind({
+            c.HIDDEN: self._in[: width * rows].reshape(width, rows, -1),
+            c.HIDDEN_OUT: out,
+            c.POSITIONS: self._positions[: width * rows].reshape(width, rows),
+            c.WRITE_INDEX: self._start[:width],
+            **self.caches.of_slots(step.cache, first, last),
+            **self._graphs.factors_of(k - 1),
+        })  # fmt: skip

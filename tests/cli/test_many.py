@@ -1,0 +1,102 @@
+"""`run --input`: every prompt's line is what `run --json` says of it alone, in order, written whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from click.testing import CliRunner, Result
+
+from eecompile.cli import main
+
+PROMPTS: list[dict[str, Any]] = [
+    {"prompt": "the other"}, {"prompt_ids": [5, 6, 7]}, {"prompt": "th"}, {"text": "a longer text than the others"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    source = tiny.add_tokenizer(tiny.checkpoint(folder / "checkpoint", tiny.config(vocab_size=288), gain=0.35))
+    return tiny.bundle_at(folder / "bundle", source, [1, 3], slots=8)
+
+
+def cli(*arguments: object, status: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == status, (result.output, result.stderr, result.exception)
+    return result
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["full", "exact"])
+def test_a_file_of_prompts_gives_a_line_each(bundle: Path, tmp_path: Path, mode: str) -> None:
+    source, target = write(tmp_path / "in.jsonl", PROMPTS), tmp_path / "out.jsonl"
+    options = ["--mode", mode, "--max-new-tokens", "6", "--threshold", "1=0.05"]
+    said = cli("run", bundle, "--input", source, "--output", target, "--batch", "3", *options)
+    assert said.stdout == ""
+    assert "4 prompts, 0 failed" in said.stderr
+    found = [json.loads(line) for line in target.read_text().splitlines()]
+    assert len(found) == 4
+    for line, asked in zip(found, PROMPTS, strict=True):
+        ids = asked.get("prompt_ids")
+        words = ["--prompt-ids", ",".join(map(str, ids))] if ids else [asked.get("prompt", asked.get("text"))]
+        alone = json.loads(cli("run", bundle, *words, *options, "--json").stdout)
+        keys = ["prompt_ids", "token_ids", "text", "mode", "stop_reason", *(["exit_layers"] if mode == "full" else [])]
+        assert {key: line[key] for key in keys} == {key: alone[key] for key in keys}
+        assert set(line) == set(alone)
+        assert set(line["stats"]) == set(alone["stats"])
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_a_prompt_that_cannot_be_served_is_named_and_nothing_is_written(bundle: Path, tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", [*PROMPTS, {"prompt_ids": [999]}]), tmp_path / "out.jsonl"
+    said = cli("run", bundle, "--input", source, "--output", target, "--max-new-tokens", "2", status=2)
+    assert "prompt 5" in said.stderr
+    assert "999 is outside" in said.stderr
+    assert not target.exists()
+
+
+def test_a_sequence_that_fails_says_so_in_its_line(tmp_path: Path) -> None:
+    settings = tiny.config()
+    tensors = tiny.weights(settings)
+    tensors["model.embed_tokens.weight"][77] = np.nan
+    bundle = tiny.bundle_at(tmp_path / "b", tiny.checkpoint(tmp_path / "c", settings, tensors), slots=8)
+    source, target = write(tmp_path / "in.jsonl", [{"prompt_ids": [77]}, {"prompt_ids": [1]}]), tmp_path / "out.jsonl"
+    said = cli("run", bundle, "--input", source, "--output", target, "--max-new-tokens", "2", status=1)
+    assert "1 of 2 prompts failed" in said.stderr
+    failed, right = (json.loads(line) for line in target.read_text().splitlines())
+    assert "not finite" in failed["error"]
+    assert (failed["stop_reason"], failed["text"]) == ("error", None)
+    assert "error" not in right
+    assert len(right["token_ids"]) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [["--input", "x.jsonl"], ["--output", "y.jsonl", "hello"], ["--input", "x", "--output", "y", "hello"]]
+)
+def test_options_that_do_not_go_together_are_refused(bundle: Path, options: list[str]) -> None:
+    cli("run", bundle, *options, status=2)
+
+
+def test_an_output_that_cannot_be_written_is_the_users_fault(bundle: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt_ids": [1]}])
+    said = cli("run", bundle, "--input", source, "--output", tmp_path / "no" / "out", "--max-new-tokens", 1, status=2)
+    assert "cannot be written" in said.stderr
+
+
+def test_build_takes_a_batch_and_its_bundle_no_larger_one(bundle: Path, tmp_path: Path) -> None:
+    built = tmp_path / "b"
+    source = bundle.parent / "checkpoint"
+    said = json.loads(cli("build", source, "-o", built, "--batch", 2, "--no-profile", "--json").stdout)
+    assert said["slots"] == 2
+    prompts = write(tmp_path / "in.jsonl", PROMPTS)
+    run = ["run", built, "--input", prompts, "--output", tmp_path / "o", "--max-new-tokens", 1]
+    cli(*run, "--batch", 2)
+    assert "--batch 3" in cli(*run, "--batch", 3, status=2).stderr
+    assert "65" in cli("build", source, "-o", built, "--batch", 65, "--no-profile", status=2).stderr
