@@ -112,7 +112,9 @@ def test_what_an_exit_says_does_not_depend_on_when_it_was_asked(
                 out = askers[exit_](rows[exit_][-1:])
                 said, wanted = head(out.hidden), expected.exits[exit_]
                 assert said.max_prob[0] == wanted.max_prob[stairs.length - 1]
-                assert abs(out.confidence[0] - wanted.confidence[stairs.length - 1]) < 1e-6  # a gate's weights are inputs
+                assert (
+                    abs(out.confidence[0] - wanted.confidence[stairs.length - 1]) < 1e-6
+                )  # a gate's weights are inputs
             if rng.random() < 0.25:
                 stairs.rewind(int(rng.integers(stairs.length // 2, stairs.length + 1)))
 
@@ -169,6 +171,7 @@ def test_closed_exits_cost_nothing(shelf: Any) -> None:
     list(full.generate([1, 2], max_new_tokens=8))
     assert full._stairs.watchers == {}
     some = opened.session(mode="exact", thresholds={1: {"max_prob": 0.5}, 3: None})
+    list(some.generate([1, 2], max_new_tokens=2))
     assert list(some._stairs.watchers) == [0]
 
 
@@ -211,3 +214,23 @@ def test_modules_have_to_be_whole_and_finite(tmp_path: Path) -> None:
     save_exits(source, schema, {})
     with pytest.raises(UsageError, match="modules but no weights"):
         open_student(source)
+
+
+@pytest.mark.parametrize("mode", ["exact", "confident"])
+def test_sequences_of_a_batch_have_layers_rows_of_their_own(shelf: Any, tmp_path: Path, mode: str) -> None:
+    source = shelf.checkpoint(exits=EXITS, gain=GAIN)
+    bounds = [{"max_prob": 0.2}, {"max_prob": 0.2}, {"learned": 0.3, "max_prob": 0.05}]
+    opened = tiny.calibrate(tiny.bundle_at(tmp_path / "bundle", source, slots=4), bounds)
+    how: Any = {"mode": mode, "thresholds": dict(zip((1, 2, 3), bounds, strict=True)) if mode == "exact" else None}
+    prompts = [[3, 1, 4], IDS[:131], [7], IDS[20:60], [5, 5], IDS[:9]]
+    batch = opened.batch(slots=3, **how)
+    requests = [batch.add(prompt, max_new_tokens=20 + 3 * i) for i, prompt in enumerate(prompts)]
+    for _ in batch.run():
+        pass
+    depths: Counter[int] = Counter()
+    for request in requests:
+        alone = list(opened.session(**how).generate(request.prompt_ids, max_new_tokens=20 + 3 * request.number))
+        assert request.ids == [token.id for token in alone]
+        assert request.exit_layers == [token.exit_layer for token in alone]
+        depths.update(request.exit_layers)
+    assert {1, 3, 4} <= set(depths), depths
