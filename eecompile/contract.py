@@ -81,6 +81,7 @@ MAX_LAYERS: Final = 1024
 MAX_EXITS: Final = 64
 MAX_LOOPS: Final = 256
 MAX_RANK: Final = 4096
+MAX_REPEATS: Final = 64
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22

@@ -69,6 +69,7 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         [timed(engine, f"exit_{i}") for i, engine in enumerate(graphs.exits)],
         timed(graphs.head, "head"),
         graphs.factors,
+        graphs.cycles,
     )
     return replace(bundle, graphs=loaded)
 

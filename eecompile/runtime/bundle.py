@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eecompile import contract as c
+from eecompile.bundle.cycles import read_cycles
 from eecompile.bundle.factors import read_factors
 from eecompile.bundle.gates import decode_gate
 from eecompile.bundle.manifest import ExitPolicy, Manifest
@@ -156,5 +157,5 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
 
     return LoadedGraphs(
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
-        read_factors(root, manifest),
+        read_factors(root, manifest), read_cycles(root, manifest),
     )  # fmt: skip

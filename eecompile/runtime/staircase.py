@@ -5,17 +5,20 @@ their hidden states wait in boundary k and join the next pass that goes that dee
 cache row is what the full model would have written, whatever exited when.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.bundle.cycles import CycleGate
 from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.runtime.caches import Caches
+from eecompile.runtime.cycles import Repeater
 from eecompile.runtime.heads import ExitAsker
 from eecompile.runtime.modules import LayerAsker
 
@@ -24,13 +27,15 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LoadedGraphs:
-    """A bundle's graphs, loaded; shared by all sessions. factors: LoRA by step and input; none for no step's."""
+    """A bundle's graphs, loaded; shared by all sessions. factors: LoRA by step and input; none for no step's. cycles:
+    gates that have a step run again, by step."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
     exits: list[OrtEngine]
     head: OrtEngine
     factors: Sequence[Factors] = ()
+    cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
     def factors_of(self, step: int) -> Factors:
         """What step number `step` binds beside rows and caches."""
@@ -51,6 +56,7 @@ class Staircase:
         self.layer_rows = 0
         self._graphs = graphs
         self.watchers: dict[int, LayerAsker] = {}
+        self._repeaters = {k: Repeater(gate) for k, gate in graphs.cycles.items()}
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
         width, steps = manifest.model.hidden, len(self.schedule)
@@ -119,12 +125,25 @@ class Staircase:
         self._place(start, padded)
         self._waiting[k] = 0
         out = self._pass_into(k + 1, rows, padded)
+        if k in self._repeaters:
+            self._repeaters[k].settle(self._boundary[k][:rows], out, partial(self._again, k, start))
         self.filled[k] = start + rows
         if k in self.watchers:
             self.watchers[k].offer(out)
         self.passes += 1
         self.layer_rows += rows * self._layers[k]
         return out
+
+    def _again(self, k: int, start: int, rows: Rows, first: int) -> Rows:
+        """Run step k once more on rows [N, D]; the first is number `first` of the pass that began at `start`."""
+        count = len(rows)
+        padded = max(count, self._minimum)
+        self._place(start + first, padded)
+        self._boundary[k][:count] = rows
+        self._pass(k + 1, padded, self._out, False)()
+        self.passes += 1
+        self.layer_rows += count * self._layers[k]
+        return self._out[:count]
 
     def _place(self, start: int, rows: int) -> None:
         """Set the positions of the next pass and have room for them; steps of one token mostly share both."""
