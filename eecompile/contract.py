@@ -102,6 +102,7 @@ MAX_LOOPS: Final = 256
 MAX_RANK: Final = 4096
 MAX_HEADS_OF_EXITS: Final = 16
 MAX_SHORTLIST: Final = 1 << 16
+MAX_REPEATS: Final = 64
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22

@@ -19,7 +19,6 @@ from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
 from eecompile.student.exits import ExitSpec
-from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
 from eecompile.target import Target, load_target
 
@@ -116,7 +115,7 @@ def _manifest_fields(
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
             "heads": [g.model_dump() for g in graphs.heads],
-            "reference": graphs.reference.model_dump(),
+            "reference": graphs.reference and graphs.reference.model_dump(),
         },
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
@@ -179,7 +178,7 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
     count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
     at = [e.depth for e in student.exits.schema.exits]
-    boundaries, finished, logits = ReferenceModel(spec, student.store).run(ids.tolist(), at)
+    boundaries, finished, logits = student.reference().run(ids.tolist(), at)
     folder.mkdir()
     arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
     for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():

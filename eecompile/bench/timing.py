@@ -71,6 +71,7 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         timed(graphs.head, "head"),
         {name: timed(engine, head_graph(name)) for name, engine in graphs.heads.items()},
         graphs.factors,
+        graphs.cycles,
     )
     return replace(bundle, graphs=loaded)
 

@@ -19,6 +19,7 @@ from eecompile.schema import (
     Layer,
     Name,
     Precision,
+    Probability,
     Sha256,
     Strict,
     Text,
@@ -40,8 +41,18 @@ class Graphs(Strict):
     reference: GraphInfo | None = None
 
 
+class CycleInfo(Strict):
+    """A gate that has a step run again for a row, at most `repeats` times. `weights` is the file that has its think
+    vector [D], its weight [D] and its bias [1], float32 little-endian."""
+
+    threshold: Probability
+    repeats: Annotated[int, Field(ge=1, le=c.MAX_REPEATS)]
+    weights: Name
+
+
 class Step(Strict):
-    """One entry of the schedule: run `segment` on `cache`; then, if there is one, ask `exit`.
+    """One entry of the schedule: run `segment` on `cache`, again for rows whose `cycle` says so; then, if there is one,
+    ask `exit`.
 
     A segment that several steps run may take LoRA factors: `factors` is then the file that has this step's, float32
     little-endian, one after another in the order of the segment's inputs.
@@ -51,6 +62,7 @@ class Step(Strict):
     cache: Index
     exit: Index | None = None
     factors: Name | None = None
+    cycle: CycleInfo | None = None
 
 
 class ExitInfo(ExitShape):
@@ -138,6 +150,8 @@ class Manifest(Strict):
                 raise ValueError(f"the schedule names a missing segment {step.segment} or cache {step.cache}")
             if self.caches[step.cache] != segments[step.segment].layers:
                 raise ValueError(f"cache {step.cache} and segment {step.segment} differ in layers")
+            if step.cycle is not None and step is self.schedule[-1]:
+                raise ValueError("a cyclic gate reads hidden states, and the last step gives normalised rows")
             if not self.caches[step.cache] and step is not self.schedule[-1]:
                 raise ValueError(f"segment {step.segment} has no layers and is not the last")
             depth += segments[step.segment].layers
@@ -156,6 +170,9 @@ class Manifest(Strict):
     @model_validator(mode="after")
     def _factors_are_there(self) -> Self:
         for step in self.schedule:
+            size = 4 * (2 * self.model.hidden + 1)
+            if step.cycle and (step.cycle.weights not in self.files or self.files[step.cycle.weights].bytes != size):
+                raise ValueError(f"the cyclic gate's {step.cycle.weights} is not a file of {size} bytes")
             shapes = factor_shapes(self.graphs.segments[step.segment]).values()
             if bool(shapes) != (step.factors is not None):
                 raise ValueError(f"segment {step.segment} and its steps do not agree on whether there are factors")

@@ -88,7 +88,7 @@ def _fit_into(
 
     copy_checkpoint(student.path, work / "student")
     tensors, heads = {**_schedule_tensors(student), **_tensors(fitted)}, [head.shape for head in fitted.heads]
-    plain = EarlyExit(exits=specs, heads=heads, schedule=student.loops)
+    plain = EarlyExit(exits=specs, heads=heads, **student.exits.schedules)
     save_exits(work / "student", plain, tensors)
     progress("build the fitted exits")
     build_bundle(open_student(work / "student"), work / "fitted")
@@ -133,11 +133,11 @@ def _tensors(fitted: Fitted) -> dict[str, Float]:
 
 
 def _schedule_tensors(student: Student) -> dict[str, Float]:
-    """What the checkpoint's early_exit.safetensors holds for its schedule, which fitting leaves as it is."""
+    """What the checkpoint's early_exit.safetensors holds for how layers run, which fitting leaves as it is."""
     loops, store = student.loops, student.exits.store
-    if loops is None or store is None:
-        return {}
-    return {name: store.read(name) for name in loops.factor_shapes(student.own_spec)}
+    names = [] if loops is None else list(loops.factor_shapes(student.own_spec))
+    names += [name for cycle in student.cycles for name in cycle.spec.shapes(student.spec.hidden)]
+    return {} if store is None else {name: store.read(name) for name in names}
 
 
 def _check_documents(student: Student, data: Documents, risk: float, error: float) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
+from eecompile.bundle.cycles import read_cycles
 from eecompile.bundle.factors import read_factors
 from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
@@ -209,5 +210,5 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     return LoadedGraphs(
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
         {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
-        read_factors(root, manifest),
+        read_factors(root, manifest), read_cycles(root, manifest),
     )  # fmt: skip

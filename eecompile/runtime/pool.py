@@ -7,6 +7,7 @@ them before they are overwritten.
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtPass
 from eecompile.runtime.caches import GROWTH, Caches
+from eecompile.runtime.cycles import Repeater
 from eecompile.runtime.plan import PASS_ROWS, Range, Waiting, plan_passes
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Pool:
         self._start = np.zeros(slots, np.int64)
         self._last_position = manifest.model.context + manifest.slack - 1
         self.caches = Caches(manifest.caches, manifest.model.kv_heads, manifest.model.head_dim, slots)
+        self._repeaters = {k: Repeater(gate) for k, gate in graphs.cycles.items()}
         self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
         self._bound: dict[tuple[int, int, int, int], OrtPass] = {}
@@ -96,12 +99,35 @@ class Pool:
                 ran[i, n:] = 0
         self._place([0 if (s := self._at(slot)) is None else s.filled[k] for slot in inside], width, rows)
         self._pass(k + 1, first, last, rows)()
+        self.passes += 1
+        self.rows += width * rows
         ran = self._out[: width * rows].reshape(width, rows, -1)
+        if k in self._repeaters:
+            ran = self._repeated(k, stairs, self._in[: width * rows].reshape(width, rows, -1).copy(), ran.copy())
         for i, one in enumerate(stairs):
             if one is not None:
                 one.ran(k, ran[i], self._layers[k])
+
+    def _repeated(self, k: int, stairs: "Sequence[Staircase | None]", inputs: Rows, ran: Rows) -> Rows:
+        """What a pass made of inputs [S, R, D] with each row at its last run, every sequence's on its own."""
+        for i, one in enumerate(stairs):
+            n = 0 if one is None else one.waiting[k]
+            if one is not None and n:
+                self._repeaters[k].settle(inputs[i, :n], ran[i, :n], partial(self._again, k, one))
+        return ran
+
+    def _again(self, k: int, one: "Staircase", rows: Rows, first: int) -> Rows:
+        """Run step k once more on rows [N, D] of one sequence; the first is number `first` of those in its pass."""
+        count = len(rows)
+        padded = max(count, self._minimum)
+        self._in[:count], self._in[count:padded] = rows, 0
+        self._place([one.filled[k] + first], 1, padded)
+        self._pass(k + 1, one.slot, one.slot + 1, padded)()
+        one.passes += 1
+        one.layer_rows += count * self._layers[k]
         self.passes += 1
-        self.rows += width * rows
+        self.rows += padded
+        return self._out[:count]
 
     def _place(self, starts: list[int], width: int, rows: int) -> None:
         """Set the positions of the next pass and have room for them; steps of one token mostly share both."""

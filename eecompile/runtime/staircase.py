@@ -8,6 +8,7 @@ cache row is what the full model would have written, whatever exited when.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from eecompile.bundle.cycles import CycleGate
 from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine
@@ -21,7 +22,7 @@ __all__ = ["LoadedGraphs", "Pool", "Rows", "Staircase"]
 @dataclass(frozen=True)
 class LoadedGraphs:
     """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. factors: LoRA by step and
-    input; none for no step's."""
+    input; none for no step's. cycles: gates that have a step run again, by step."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
@@ -29,6 +30,7 @@ class LoadedGraphs:
     head: OrtEngine
     heads: Mapping[str, OrtEngine] = field(default_factory=dict)
     factors: Sequence[Factors] = ()
+    cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
     def factors_of(self, step: int) -> Factors:
         """What step number `step` binds beside rows and caches."""

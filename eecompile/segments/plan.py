@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eecompile.student.cycles import CycleSpec
 from eecompile.student.loops import Loops
 
 
@@ -32,10 +33,14 @@ class Plan:
     visits: list[Visit]
 
 
-def plan_segments(layers: int, exits: Sequence[int], loops: Loops | None = None) -> Plan:
-    """Cut `layers` own layers at the exits (numbers of layers run, ascending) and at the edges of a repeated block."""
+def plan_segments(
+    layers: int, exits: Sequence[int], loops: Loops | None = None, cycles: Sequence[CycleSpec] = ()
+) -> Plan:
+    """Cut `layers` own layers at the exits (numbers of layers run, ascending) and at the edges of repeated blocks."""
     if loops is None:
-        pieces = cuts(layers, exits)
+        pieces = cuts(layers, [*exits, *(edge for cycle in cycles for edge in (cycle.first, cycle.layer))])
+        if any(cycle.layer == layers for cycle in cycles):
+            pieces.append(range(layers, layers))
         return Plan(pieces, _visits(pieces, list(range(len(pieces))), exits, None))
     end = loops.prelude + loops.block
     pieces = cuts(layers, [loops.prelude, end, *(loops.own_layer(n) for n in exits)])

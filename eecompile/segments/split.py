@@ -1,10 +1,12 @@
 """Cut a student at its exits into segment, exit, embed and head graphs, and the uncut graph to hold them against."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
@@ -16,6 +18,7 @@ from eecompile.segments.low_rank import LowRank, factor_bytes
 from eecompile.segments.outer import decide, head_logits, write_embed, write_head
 from eecompile.segments.plan import Plan, Visit, plan_segments
 from eecompile.segments.weights import WeightBook
+from eecompile.student.cycles import Cycle
 from eecompile.student.store import WeightStore
 from eecompile.student.student import Student
 
@@ -32,7 +35,7 @@ class WrittenGraphs:
     exits: list[GraphInfo]
     head: GraphInfo
     heads: list[GraphInfo]
-    reference: GraphInfo
+    reference: GraphInfo | None
     schedule: list[dict[str, Any]]
     hashes: dict[str, str]
 
@@ -64,8 +67,11 @@ def write_segments(
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
-    plan = plan_segments(d.spec.layers, [e.depth for e in student.exits.schema.exits], loops)
+    cycles = student.cycles
+    exits_at = [e.depth for e in student.exits.schema.exits]
+    plan = plan_segments(d.spec.layers, exits_at, loops, [cycle.spec for cycle in cycles])
     segments, schedule = _write_chain(d, book, folder, plan, student.exits.store, progress)
+    _write_cycles(folder, plan, cycles, schedule)
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
@@ -78,7 +84,7 @@ def write_segments(
         progress(f"head {small.name}")
         write = partial(write_small_head, d=d, exits=student.exits, head=small)
         heads.append(_write(book, folder, f"head_{small.name}", write))
-    reference = write_reference(d, book, root, plan)
+    reference = None if cycles else write_reference(d, book, root, plan)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
     return WrittenGraphs(embed, segments, exits, head, heads, reference, schedule, hashes)
@@ -120,6 +126,19 @@ def _write_factors(
     name = f"factors_{number}.weights"
     (folder / name).write_bytes(factor_bytes(d.low_rank.inputs, visit.loop, store))
     return {"factors": f"segments/{name}"}
+
+
+def _write_cycles(folder: Path, plan: Plan, cycles: Sequence[Cycle], schedule: list[dict[str, Any]]) -> None:
+    """Write the cyclic gates' tensors and put the gates into the schedule's steps."""
+    by_first = {cycle.spec.first: cycle for cycle in cycles}
+    for number, visit in enumerate(plan.visits):
+        cycle = by_first.get(visit.first)
+        if cycle is None or not plan.pieces[visit.piece]:
+            continue
+        name = f"cycle_{number}.weights"
+        (folder / name).write_bytes(np.concatenate([cycle.think, cycle.weight, cycle.bias]).astype("<f4").tobytes())
+        gate = {"threshold": cycle.spec.threshold, "repeats": cycle.spec.repeats, "weights": f"segments/{name}"}
+        schedule[number]["cycle"] = gate
 
 
 def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range, *, last: bool) -> GraphInfo:

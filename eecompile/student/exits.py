@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from eecompile import contract as c
 from eecompile.errors import UsageError
 from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Text, Thresholds
 from eecompile.shapes import ExitShape, HeadShape, exits_fault, weight_shapes
+from eecompile.student.cycles import CycleSpec
 from eecompile.student.loops import Loops
 from eecompile.student.store import WeightStore, read_header
 
@@ -59,6 +60,7 @@ class EarlyExit(Strict):
     exits: Annotated[list[ExitSpec], Field(max_length=c.MAX_EXITS)]
     heads: Annotated[list[HeadShape], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     schedule: Loops | None = None
+    cycles: Annotated[list[CycleSpec], Field(max_length=c.MAX_EXITS)] = Field(default_factory=list)
     weights: Sha256 | None = None
     calibrations: Annotated[list[CalibrationResult], Field(max_length=256)] = Field(default_factory=list)
     provenance: dict[Name, Text | int | float | bool | None] = Field(default_factory=dict)
@@ -86,6 +88,11 @@ class StudentExits:
     schema: EarlyExit
     store: WeightStore | None = None
 
+    @property
+    def schedules(self) -> dict[str, Any]:
+        """The fields of the schema that say how the layers run, which new exits leave as they are."""
+        return {"schedule": self.schema.schedule, "cycles": self.schema.cycles}
+
     def tensor(self, layer: int, part: str) -> NDArray[np.float32]:
         """The tensor "exit.<layer>.<part>", float32."""
         assert self.store is not None
@@ -106,13 +113,13 @@ class StudentExits:
 def declared_exits(layers: Sequence[int], found: StudentExits | None = None) -> StudentExits:
     """Plain exits: final norm and head at each layer, uncalibrated, drafting where p > 0.9.
 
-    found: what the checkpoint's early_exit.json says; its schedule stays.
+    found: what the checkpoint's early_exit.json says; how its layers run stays.
     """
     outside = [n for n in layers if not 1 <= n <= c.MAX_LAYERS]
     if outside:
         raise UsageError(f"exit {outside[0]} is not a layer", mend="exits are numbers of layers run, from 1")
     exits = [ExitSpec(layer=n, gates=["max_prob"], draft={"max_prob": 0.9}) for n in layers]
-    kept = {} if found is None else {"schedule": found.schema.schedule, "weights": found.schema.weights}
+    kept = {} if found is None else found.schema.model_dump(include={"weights"}) | found.schedules
     schema = EarlyExit(exits=exits, provenance={"source": "declared on the command line"}).model_copy(update=kept)
     return StudentExits(schema, None if found is None else found.store)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from eecompile.errors import UsageError
+from eecompile.student.cycles import Cycle, check_cycles, read_cycles
 from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.loops import Loops, check_loops
 from eecompile.student.model import DecoderSpec
 from eecompile.student.modules import check_modules
+from eecompile.student.reference import ReferenceModel
 from eecompile.student.store import WeightStore
 
 TOKENIZER_FILES = (
@@ -43,6 +45,15 @@ class Student:
         """How layers repeat, if they do."""
         return self.exits.schema.schedule
 
+    def reference(self) -> ReferenceModel:
+        """The model in numpy, on the checkpoint's weights."""
+        return ReferenceModel(self.spec, self.store, self.cycles)
+
+    @property
+    def cycles(self) -> list[Cycle]:
+        """The gates that have blocks run again."""
+        return read_cycles(self.exits.schema.cycles, self.exits.store)
+
     def at_context(self, context: int) -> "Student":
         """The student as a build for `context` positions has it."""
         return replace(self, spec=self.spec.at_context(context), own_spec=self.own_spec.at_context(context))
@@ -73,6 +84,9 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
         spec, store = loops.unrolled(own), loops.unrolled_store(own, own_store, loops.factors(own, exits.store))
     check_exits(exits, spec.layers, spec.hidden, spec.vocab)
     check_modules(exits, spec)
+    check_cycles(exits.schema.cycles, exits.store, [e.depth for e in exits.schema.exits], spec.layers, spec.hidden)
+    if loops is not None and exits.schema.cycles:
+        raise UsageError("a schedule of loops and cyclic gates do not go together", where=str(path))
     student = Student(path, spec, store, exits, own, own_store)
     _check_tokenizer(student)
     return student

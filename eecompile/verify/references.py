@@ -9,9 +9,7 @@ import numpy as np
 
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import IntegrityError
-from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ReferenceModel
-from eecompile.student.store import WeightStore
 from eecompile.student.student import Student
 from eecompile.verify.loops import unroll_model
 from eecompile.verify.rows import LOGIT_ROWS, ModelRows
@@ -31,13 +29,16 @@ class Reference:
 def checkpoint_reference(student: Student, at: Sequence[int]) -> Reference:
     """Hugging Face in float32 where torch and transformers are installed; otherwise the numpy model on these weights.
 
-    at: the layers whose output is wanted, as they run.
+    at: the layers whose output is wanted, as they run. Hugging Face has no cyclic gates, so that a student with some is
+    held against the numpy model.
     """
+    if student.cycles:
+        return numpy_reference("numpy float32 on the checkpoint (cyclic gates)", student.reference(), at)
     try:
         import torch
         import transformers
     except ImportError as e:
-        run = numpy_reference("", student.spec, student.store, at).run
+        run = numpy_reference("", student.reference(), at).run
         return Reference(f"numpy float32 on the checkpoint ({e.name} is not installed)", run)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(student.path), dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
@@ -47,9 +48,8 @@ def checkpoint_reference(student: Student, at: Sequence[int]) -> Reference:
     return Reference(name, lambda ids: _hugging_face_rows(model, ids, at))
 
 
-def numpy_reference(name: str, spec: DecoderSpec, store: WeightStore, at: Sequence[int]) -> Reference:
-    """The numpy model of student/reference.py on the weights in `store`."""
-    model = ReferenceModel(spec, store)
+def numpy_reference(name: str, model: ReferenceModel, at: Sequence[int]) -> Reference:
+    """The numpy model of student/reference.py."""
 
     def run(ids: Sequence[int]) -> ModelRows:
         hidden, finished, logits = model.run(ids, at)

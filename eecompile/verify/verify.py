@@ -174,7 +174,7 @@ def _reference(s: _Subject, student: Student, plain: bool) -> Reference:
     if plain:
         return checkpoint_reference(student, s.layers)
     name = "numpy float32 on the checkpoint (rotated as the build's context wants)"
-    return numpy_reference(name, student.spec, student.store, s.layers)
+    return numpy_reference(name, student.reference(), s.layers)
 
 
 def _against_own_weights(
@@ -182,7 +182,8 @@ def _against_own_weights(
 ) -> tuple[list[Check], str]:
     """The engines against the numpy model on the weights that the bundle stores: without the error of quantisation."""
     spec, store = own_model(student, spec, stored)
-    reference = numpy_reference("numpy float32 on the bundle's own weights", spec, store, s.layers)
+    model = ReferenceModel(spec, store, student.cycles)
+    reference = numpy_reference("numpy float32 on the bundle's own weights", model, s.layers)
     longest = max(s.walks, key=lambda w: len(w.ids))
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
     truth = _run(s, reference, walks)

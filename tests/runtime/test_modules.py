@@ -234,3 +234,24 @@ def test_sequences_of_a_batch_have_layers_rows_of_their_own(shelf: Any, tmp_path
         assert request.exit_layers == [token.exit_layer for token in alone]
         depths.update(request.exit_layers)
     assert {1, 3, 4} <= set(depths), depths
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_a_copy_of_the_last_layer_never_drafts_a_wrong_token(shelf: Any, tmp_path: Path, precision: str) -> None:
+    """However its cache was caught up, rolled back and passed by."""
+    exit_ = ExitSpec(layer=3, adapter="layer", gates=["max_prob"], draft={"max_prob": 0.0})
+    source = tiny.checkpoint(tmp_path / "c", gain=GAIN)
+    store = open_student(source).store
+    inside = "model.layers.3."
+    tensors = {f"exit.3.{n.removeprefix(inside)}": store.read(n) for n in store.tensors if n.startswith(inside)}
+    tensors["exit.3.final_norm.weight"] = store.read("model.norm.weight")
+    save_exits(source, tiny.EarlyExit(exits=[ExitSpec(layer=1, gates=["max_prob"]), exit_]), tensors)
+    opened = tiny.open_bundle(tmp_path / "b", source, precision=precision)
+    trace = Tracer(opened).trace(IDS)
+    np.testing.assert_array_equal(trace.exits[1].token, trace.final.token)
+    for early in (None, {"max_prob": 0.05}):
+        thresholds = {1: early, 3: {"max_prob": 0.0}}
+        exact = opened.session(mode="exact", thresholds=thresholds).generate(IDS[:20], max_new_tokens=60)
+        assert [t.id for t in exact] == tiny.tokens(opened, IDS[:20], 60)
+        assert exact.stats.drafted > 40
+        assert (exact.stats.rejected > 0) == (early is not None), "only the shallow exit is ever wrong"
