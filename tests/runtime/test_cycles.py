@@ -220,3 +220,17 @@ def test_a_gate_may_not_read_normalised_rows(bundles: dict[tuple[str, str], Bund
     fields["schedule"][-1]["cycle"] = fields["schedule"][0]["cycle"]
     with pytest.raises(ValidationError, match="the last step gives normalised rows"):
         Manifest.model_validate(fields)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_sequences_of_a_batch_run_again_on_their_own(tmp_path: Path, precision: str) -> None:
+    source = cyclic(tmp_path / "c", CYCLES["middle"])
+    opened = tiny.open_bundle(tmp_path / "b", source, [3], precision=precision, slots=4)
+    prompts = [IDS, [3], IDS[5:12], [9, 9], IDS[:30]]
+    for how in ({"mode": "full"}, {"mode": "exact", "thresholds": {3: {"max_prob": 0.1}}}):
+        batch = opened.batch(slots=3, **how)  # type: ignore[arg-type]
+        requests = [batch.add(prompt, max_new_tokens=12 + 3 * i) for i, prompt in enumerate(prompts)]
+        for _ in batch.run():
+            pass
+        for request in requests:
+            assert request.ids == tiny.tokens(opened, request.prompt_ids, 12 + 3 * request.number)
