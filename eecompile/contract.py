@@ -48,14 +48,27 @@ EXIT_FLAG: Final = "exit_flag"  # bool [N]
 LOGITS: Final = "logits"  # float32 [N, V]; of a shortlist head [N, its tokens]
 
 
+LENGTH: Final = "T"  # the symbol of a cache's length
+
+
 def cache_name(kind: str, layer: int) -> str:
-    """Name of a segment's cache input, float32 [B, KV, T, d]; kind is "key" or "value"."""
+    """Name of a segment's cache input, [B, KV, T, d] in the bundle's cache type; kind is "key" or "value"."""
     return f"{kind}_cache_{layer}"
+
+
+def scale_name(kind: str, layer: int) -> str:
+    """Name of the scales beside an int8 cache, float32 [B, KV, T, 1]."""
+    return f"{kind}_scale_{layer}"
+
+
+def updated(name: str) -> str:
+    """Name of the output that is bound to the same address as the cache input `name`."""
+    return f"{name}_out"
 
 
 def cache_out_name(kind: str, layer: int) -> str:
     """Name of the cache output that is bound to the same address as `cache_name`."""
-    return f"{kind}_cache_{layer}_out"
+    return updated(cache_name(kind, layer))
 
 
 LORA: Final = "lora_"
@@ -76,7 +89,8 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
-KV_RULES: Final = ("catch_up",)
+KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate")
+CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
 CHEAP_CRITERIA: Final = ("learned", "saturation", "router", "predictor")  # asked before any head runs
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")  # columns of `thresholds`
 CRITERIA: Final = (*CHEAP_CRITERIA, *HEAD_CRITERIA, "patience", "fixed", "never")

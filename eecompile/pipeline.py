@@ -32,13 +32,16 @@ MOST_MINIMUM_ROWS = 16
 class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
-    most; a bundle of one slot may use faster operators."""
+    most; a bundle of one slot may use faster operators. kv: rules for skipped layers; catch_up is always among them.
+    cache: what keys and values are kept in."""
 
     precision: str | None = None
     context: int | None = None
     pending_cap: int | None = None
     minimum_rows: int = 1
     slots: int = 1
+    kv: tuple[str, ...] = ("catch_up",)
+    cache: str = "fp32"
 
 
 def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -57,9 +60,26 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
     if not 1 <= options.slots <= target.batch:
         raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
+    if options.cache not in c.CACHES:
+        raise UsageError(f"there is no cache type {options.cache!r}", mend=f"types: {', '.join(c.CACHES)}")
+    kv = _kv_rules(student, options)
     exits = [e.depth for e in student.exits.schema.exits]
     sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
-    return {"precision": precision, **sizes, "exits": exits}
+    return {"precision": precision, "cache": options.cache, "kv": kv, **sizes, "exits": exits}
+
+
+def _kv_rules(student: Student, options: BuildOptions) -> list[str]:
+    """The rules for skipped layers, catch_up first."""
+    unknown = [rule for rule in options.kv if rule not in c.KV_RULES]
+    if unknown:
+        raise UsageError(f"there is no K/V rule {unknown[0]!r}", mend=f"rules: {', '.join(c.KV_RULES)}")
+    attends = any(e.adapter == "layer" for e in student.exits.schema.exits)
+    if "propagate" in options.kv and (student.loops is not None or student.cycles or attends):
+        raise UsageError(
+            "the rule propagate fills layers that run once, and caches of the model's own layers alone",
+            where=c.EARLY_EXIT, mend="build this student without --kv propagate",
+        )  # fmt: skip
+    return [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
 
 
 def build(
@@ -77,6 +97,8 @@ def build(
             context=chosen["context"],
             slack=slack,
             fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
+            propagate="propagate" in chosen["kv"],
+            cache=chosen["cache"],
             progress=progress,
         )
         _copy_tokenizer(student, writer.path)
@@ -101,7 +123,8 @@ def _manifest_fields(
         },
         "target": target.name,
         "precision": chosen["precision"],
-        "kv_rules": list(c.KV_RULES),
+        "cache": chosen["cache"],
+        "kv_rules": chosen["kv"],
         "pending_cap": chosen["pending_cap"],
         "prefill_rows": c.PREFILL_ROWS,
         "minimum_rows": chosen["minimum_rows"],
@@ -116,6 +139,7 @@ def _manifest_fields(
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
             "heads": [g.model_dump() for g in graphs.heads],
             "reference": graphs.reference and graphs.reference.model_dump(),
+            "kv": [None if g is None else g.model_dump() for g in graphs.kv],
         },
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
@@ -148,11 +172,13 @@ def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, A
 
 def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[CalibrationResult]:
     """The student's calibrations for this precision and pending cap that were measured with these gates."""
-    wanted = (chosen["precision"], chosen["pending_cap"], gates)
+    wanted = (chosen["precision"], chosen["cache"], chosen["pending_cap"], gates)
     return [
         found
         for found in student.exits.schema.calibrations
-        if (found.precision, found.pending_cap, found.gates) == wanted and found.chosen is not None
+        if (found.precision, found.cache, found.pending_cap, found.gates) == wanted
+        and found.kv == "catch_up"
+        and found.chosen is not None
     ]
 
 

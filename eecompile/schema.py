@@ -18,7 +18,8 @@ Index = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-KVRule = Literal["catch_up"]
+CacheType = Literal["fp32", "fp16", "int8"]
+KVRule = Literal["catch_up", "propagate"]
 Criterion = Literal[
     "learned", "saturation", "router", "predictor", "max_prob", "margin", "entropy", "patience", "fixed", "never"
 ]  # fmt: skip
@@ -27,7 +28,7 @@ HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 HeadKind = Literal["low_rank", "shortlist"]
 
 Trace = Annotated[str, Field(pattern=r"^[.hax]*$", max_length=1 << 20)]
-Dtype = Literal["float32", "float16", "int64", "bool"]
+Dtype = Literal["float32", "float16", "int8", "int64", "bool"]
 
 
 class Strict(BaseModel):
@@ -70,7 +71,7 @@ class RiskPoint(Strict):
 
 
 class CalibrationResult(Strict):
-    """Learn-then-Test over documents, for one precision, K/V rule and pending cap.
+    """Learn-then-Test over documents, for one precision, cache type, K/V rule and pending cap.
 
     `chosen` indexes `path`; None means that no point passed. Thresholds at or safer than the chosen ones, for any
     subset of the exits, keep P(risk <= `risk`) >= 1 - `error`. `gates` is the digest of the exits and gate weights
@@ -99,3 +100,4 @@ class CalibrationResult(Strict):
     traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)
     draft_traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)
     draft: Annotated[list[Thresholds | None], Field(max_length=c.MAX_EXITS)] = Field(default_factory=list)
+    cache: CacheType = "fp32"

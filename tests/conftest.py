@@ -1,7 +1,7 @@
 """What every test shares: deterministic property tests, a shelf of tiny bundles, and slow tests on request only."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,14 @@ class Shelf:
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
         heads: Sequence[HeadShape] = (), loops: Loops | None = None, precision: str = "fp32",
-        context: int | None = None, minimum_rows: int = 1, slots: int = 1, **options: Any,
+        context: int | None = None, minimum_rows: int = 1, slots: int = 1, build: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Bundle:  # fmt: skip
-        """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`."""
+        """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`, `build`
+        are more of BuildOptions."""
         source = self.checkpoint(settings, exits, heads, loops, **options)
         chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows, "slots": slots}
+        chosen |= build or {}
         key = json.dumps([source.name, list(at), chosen])
         if key not in self._opened:
             self._opened[key] = tiny.open_bundle(self._root / f"bundle-{tiny.digest(key)}", source, at, **chosen)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.forced import run_forced
 from eecompile.runtime.gates import GateState
 from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.trace import DocumentTrace, ExitTrace, Tracer
@@ -17,15 +18,21 @@ def agreements(
     """For the modes full and confident: (tokens that are the continuation's, tokens), teacher-forced.
 
     The first token of each continuation, which prefill gives, is not counted. `full` is below its count where a pass
-    over many rows decides a near-tie otherwise than one over a single row.
+    over many rows decides a near-tie otherwise than one over a single row. With propagate, where what a token sees
+    depends on who left before it, the runtime itself is run over the continuation.
     """
     tracer, equal, total = Tracer(bundle), {"full": 0, "confident": 0}, 0
     rules = confident_rules(bundle)
     for prompt, continuation in zip(prompts, continuations, strict=True):
-        trace = tracer.trace([*prompt, *continuation[:-1]])
+        text = [*prompt, *continuation[:-1]]
+        trace = tracer.trace(text)
         wanted = np.asarray(continuation[1:])
         for mode, open_rules in (("full", [None] * len(rules)), ("confident", rules)):
-            chosen = policy_tokens(trace, open_rules, first=len(prompt), cap=bundle.manifest.pending_cap)
+            if mode == "confident" and bundle.files.policy.kv == "propagate" and any(rules):
+                [found] = run_forced(bundle, bundle.settings(mode=mode), [text], first=len(prompt))
+                chosen = found.tokens
+            else:
+                chosen = policy_tokens(trace, open_rules, first=len(prompt), cap=bundle.manifest.pending_cap)
             equal[mode] += int((np.asarray(chosen) == wanted).sum())
         total += len(wanted)
     return {mode: (found, total) for mode, found in equal.items()}

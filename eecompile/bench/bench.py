@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
@@ -13,6 +14,7 @@ from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bench.agreement import agreements
 from eecompile.bench.batch import bench_batch
+from eecompile.bench.kv import bench_rules
 from eecompile.bench.peers import PEERS, PeerSetup
 from eecompile.bench.peers.process import PeerProcess
 from eecompile.bench.profile import device_name
@@ -38,14 +40,14 @@ MEMORY_INCLUDES = (
 def run_bench(
     bundle: Bundle, prompts: Path | Sequence[Prompt] | None = None, *, max_new_tokens: int = 64, rounds: int = 3,
     peers: Sequence[str] = (), checkpoint: Path | None = None, gguf: Path | None = None, batch: int | None = None,
-    workdir: Path = PEER_FOLDER, progress: Progress = lambda stage: None,
+    kv: bool = False, workdir: Path = PEER_FOLDER, progress: Progress = lambda stage: None,
 ) -> BenchResult:  # fmt: skip
     """Measure the bundle in this process and each peer in one of its own, greedily, end-of-sequence ignored.
 
     prompts: texts or token ids, a file of them, or None for a few built-in ones. max_new_tokens: of each prompt, at
     least 2. peers: names in PEERS; those that are not installed are reported as skipped. checkpoint: the peers' model
     in Hugging Face form; gguf: llama.cpp's. batch: also run so many sequences
-    side by side. workdir: where peers keep what they convert.
+    side by side. kv: also compare the rules for skipped layers. workdir: where peers keep what they convert.
     A mode that the bundle refuses (confident without a calibration) is reported as refused.
     Raises UsageError for unknown peers and prompts that cannot be used or do not fit, NumericError.
     """
@@ -68,12 +70,13 @@ def run_bench(
     progress("agreement")
     agreed = agreements(bundle, ids, [run.ids for run in found.runs["full"][0]])
     result = _result(bundle, found, agreed, ids, memory, refused, {**skipped, **found.failed}, started, max_new_tokens)
-    if batch is None:
-        return result
-    side_by_side = bench_batch(
-        bundle, ids, list(result.modes), slots=batch, max_new_tokens=max_new_tokens, rounds=rounds, progress=progress
-    )
-    return result.model_copy(update={"batch": side_by_side})
+    run: dict[str, Any] = {"max_new_tokens": max_new_tokens, "rounds": rounds, "progress": progress}
+    more: dict[str, Any] = {}
+    if batch is not None:
+        more["batch"] = bench_batch(bundle, ids, list(result.modes), slots=batch, **run)
+    if kv:
+        more["kv"] = bench_rules(bundle, ids, **run)
+    return result.model_copy(update=more)
 
 
 def peak_memory_mb() -> float:

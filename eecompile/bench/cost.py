@@ -82,17 +82,18 @@ class Simulated:
 
 def simulate(
     manifest: Manifest, costs: PassCosts, traces: Iterable[str], *, open_exits: Collection[int], mode: Mode, cap: int,
-    length: int, patience: Sequence[float | None] | None = None,
+    length: int, patience: Sequence[float | None] | None = None, kv: str = "catch_up",
 ) -> Simulated:  # fmt: skip
     """Replay the loop of `mode` over `traces` with the exits of these indices open, and price its passes.
 
     patience: the threshold of each exit that goes by it, since the exits before it are then asked for their votes.
-
-    cap: tokens that may be pending. length: tokens in the cache, for the price of a pass. Raises ValueError where the
-    traces hold no token, UsageError where the profile lacks a graph that ran.
+    cap: tokens that may be pending. kv: the rule for skipped layers, which the traces were taken under. length: tokens
+    in the cache, for the price of a pass. Raises ValueError where the traces hold no token, UsageError where the
+    profile lacks a graph that ran.
     """
     opened = set[int]() if mode == "full" else set(open_exits)
-    replay = _Replay(manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
+    kind = _PropagateReplay if kv == "propagate" else _Replay
+    replay = kind(manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
     for letters in traces:
         replay.document(letters)
     tokens = sum(replay.walks.values())
@@ -235,6 +236,47 @@ class _Replay:
             self._position += kept + 1 - rows
         elif walk is not None:
             self.walks[walk] += 1
+
+
+class _PropagateReplay(_Replay):
+    """The same where what has left waits for K/V-only passes: every segment's pass has one row."""
+
+    def __init__(
+        self, manifest: Manifest, open_exits: set[int], patience: Sequence[float | None], *, exact: bool, cap: int
+    ) -> None:
+        super().__init__(manifest, open_exits, patience, exact=exact, cap=cap)
+        self._fills: Counter[tuple[str, int]] = Counter()
+        self._left = [0] * (len(self.segments) + 1)
+
+    def document(self, letters: str) -> None:
+        self._left = [0] * len(self._left)
+        super().document(letters)
+
+    def passes(self) -> dict[tuple[str, int], int]:
+        return {**super().passes(), **self._fills}
+
+    def _step(self, letters: str) -> None:
+        if sum(self._left) >= self._cap:
+            for k in range(len(self.segments)):
+                self._fill(k)
+        self._waiting = [0] * len(self._waiting)
+        self._pending = 0  # any number may leave in a row
+        super()._step(letters)
+
+    def _run(self, k: int) -> None:
+        self._fill(k)
+        super()._run(k)
+
+    def _emit(self, right: bool, walk: Walk) -> None:
+        self._left[walk.step + 1] += 1
+        super()._emit(right, walk)
+
+    def _fill(self, k: int) -> None:
+        rows = self._left[k]
+        if rows:
+            self._fills[self.segments[k].replace("segment", "kv"), rows] += 1
+            self._left[k] = 0
+            self._left[k + 1] += rows if k < self._last else 0
 
 
 def _curve(seconds: Mapping[int, float]) -> Curve:

@@ -33,10 +33,12 @@ TYPICAL_LENGTH = 512  # tokens in the cache
 
 @dataclass(frozen=True)
 class _Choice:
-    """By exit: the thresholds of one mode and why they are these."""
+    """By exit: the thresholds of one mode and why they are these. ratio: the simulated time over full depth's."""
 
     thresholds: list[Thresholds | None]
     reasons: list[str]
+    ratio: float = 1.0
+    kv: str = "catch_up"
 
 
 def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
@@ -48,6 +50,9 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     """
     costs = PassCosts.from_profile(profile)
     confident, drafts = _choose_confident(files, costs), _choose_drafts(files, costs)
+    propagated = _try_propagate(files, costs)
+    if propagated is not None and propagated.ratio <= min(confident.ratio, 1 - MARGIN):
+        confident = propagated
     exits = [
         e.model_copy(
             update={
@@ -58,7 +63,7 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
         )
         for i, e in enumerate(files.policy.exits)
     ]
-    return files.policy.model_copy(update={"exits": exits})
+    return files.policy.model_copy(update={"exits": exits, "kv": confident.kv})
 
 
 def apply_default_policy(bundle: Path, key: Path | None = None) -> Policy:
@@ -92,15 +97,35 @@ def best_subset(candidates: Sequence[int], seconds: Callable[[frozenset[int]], f
 
 def _choose_confident(files: BundleFiles, costs: PassCosts) -> _Choice:
     count = len(files.manifest.exits)
-    matching = matching_calibrations(files.manifest, files.policy, files.calibrations)
+    matching = matching_calibrations(files.manifest, files.policy, files.calibrations, "catch_up")
     if not matching:
         return _Choice([None] * count, ["never in confident mode: not calibrated"] * count)
     traces = _sample(matching[0].traces, count)
     if not traces:
-        given = [e.confident for e in files.policy.exits]
+        given = [e.confident if files.policy.kv == "catch_up" else None for e in files.policy.exits]
         return _Choice(given, ["in confident mode as given: the calibration has no traces"] * count)
     calibrated = [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(matching[0])]
     return _pick(files, costs, calibrated, traces, "confident")
+
+
+def _try_propagate(files: BundleFiles, costs: PassCosts) -> _Choice | None:
+    """The chosen point of a calibration of propagate, all of it or nothing (ranges.is_tested)."""
+    manifest, count = files.manifest, len(files.manifest.exits)
+    for found in matching_calibrations(manifest, files.policy, files.calibrations, "propagate"):
+        thresholds = [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(found)]
+        traces, open_exits = _sample(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
+        if not traces or any(manifest.exits[i].layer < files.policy.minimum_depth for i in open_exits):
+            continue
+        length = min(TYPICAL_LENGTH, manifest.model.context)
+        replayed = simulate(
+            manifest, costs, traces, open_exits=open_exits, mode="confident", cap=manifest.pending_cap, length=length,
+            kv="propagate",
+        )  # fmt: skip
+        ratio = replayed.seconds_per_token / full_depth_seconds(manifest, costs, length)
+        said = f"{_OPEN['confident']} with propagate: {ratio:.3f}x the time of full depth on this profile"
+        reasons = [said if t is not None else f"{_NEVER['confident']}: no threshold" for t in thresholds]
+        return _Choice(thresholds, reasons, ratio, "propagate")
+    return None
 
 
 def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
@@ -109,7 +134,7 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
     kind = files.manifest.precision, files.manifest.pending_cap, gates
     for found in files.calibrations:  # drafts need no point that passed
         traces = _sample(found.draft_traces, count)
-        if traces and (found.precision, found.pending_cap, found.gates) == kind:
+        if traces and (found.precision, found.pending_cap, found.gates) == kind and found.cache == files.manifest.cache:
             traced = found.draft if len(found.draft) == count else given
             return _pick(files, costs, traced, traces, "exact")
     return _Choice(given, ["drafts as given: nothing is known of them without a calibration"] * count)
@@ -149,7 +174,7 @@ def _pick(
             reasons.append(_judged(i, chosen, ratio, mode))
         else:
             reasons.append(_NEVER[mode] + (f": before the minimum depth of {depth}" if i in able else ": no threshold"))
-    return _Choice([t if i in chosen else None for i, t in enumerate(thresholds)], reasons)
+    return _Choice([t if i in chosen else None for i, t in enumerate(thresholds)], reasons, ratio(chosen))
 
 
 _OPEN = {"confident": "open in confident mode", "exact": "drafts"}

@@ -109,7 +109,7 @@ class _Walker:
         self._stairs = {n: Staircase(manifest, bundle.graphs) for n in lengths}
         self._askers = {n: bundle.askers() for n in lengths}
         self._heads, self._infos = bundle.heads(cap + 1), manifest.exits
-        self._cap, self._vocab = cap, model.vocab
+        self._cap, self._vocab, self._propagates = cap, model.vocab, bool(bundle.graphs.kv)
         for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
             stairs.caches.resize(length)
             stairs.watch(self._askers[length], range(len(manifest.exits)))
@@ -141,7 +141,17 @@ class _Walker:
                 said = self._timed(f"exit_{step.exit}", *shape, self._askers[length][step.exit], finished[-1:])
                 if (name := self._infos[step.exit].head) != c.FULL_HEAD:
                     self._timed(head_graph(name), 1, 0, self._heads[name], said.hidden)
+        if ask and self._propagates:
+            self._fill(rows, length)
         return finished
+
+    def _fill(self, rows: int, length: int) -> None:
+        """The K/V-only passes over as many rows."""
+        stairs = self._stairs[length]
+        for k, step in list(enumerate(stairs.schedule))[1:]:
+            stairs.filled[k], stairs.waiting[k], stairs.left[k] = length - rows, rows, rows
+            self._timed(f"kv_{step.segment}", rows, length, stairs.pool.fill, k, [stairs])
+            stairs.waiting[k + 1] = stairs.left[k + 1] = 0
 
     def _timed(self, graph: str, rows: int, length: int, run: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         began = perf_counter()

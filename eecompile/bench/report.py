@@ -64,7 +64,7 @@ def render_report(files: BundleFiles, bench: BenchResult | None) -> str:
     """The page as HTML."""
     m = files.manifest
     name = str(m.provenance.get("checkpoint") or m.model.family)
-    calibrations = matching_calibrations(m, files.policy, files.calibrations)
+    calibrations = matching_calibrations(m, files.policy, files.calibrations, files.policy.kv)
     measured = [] if bench is None else [speed_section(bench), exit_section(bench)]
     after = [] if bench is None else [time_section(bench), saved_section(bench)]
     sections = [

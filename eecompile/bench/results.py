@@ -108,6 +108,26 @@ class BatchResult(Strict):
     modes: dict[Name, BatchModeResult]
 
 
+class KVPoint(Strict):
+    """One rule where `pending` of any `pending` + 1 tokens leave at the exit. tokens_per_second: of all of them, exits
+    and their heads not asked. agreement, perplexity: of the `tokens` from full depth, against the full model's choice.
+    """
+
+    rule: Name
+    pending: Count
+    tokens_per_second: Positive
+    agreement: Share
+    perplexity: Annotated[float, Field(ge=0)]
+    tokens: Count
+
+
+class KVResult(Strict):
+    """The rules for skipped layers, tokens leaving after `layer` layers."""
+
+    layer: Layer
+    points: list[KVPoint]
+
+
 class Machine(Strict):
     """Where it was measured. threads: of the process-wide pool."""
 
@@ -148,3 +168,4 @@ class BenchResult(Strict):
     peers: dict[Name, PeerResult]
     skipped: dict[Name, Text]
     batch: BatchResult | None = None
+    kv: KVResult | None = None

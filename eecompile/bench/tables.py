@@ -8,8 +8,9 @@ Table: TypeAlias = tuple[str, list[str], list[list[Any]]]  # title, columns, row
 
 
 def bench_tables(result: BenchResult) -> list[Table]:
-    """The modes; sequences side by side; the uncut graph and peers if there are any; the time of each graph."""
-    return [table for table in (_modes(result), _batch(result), _others(result), _graphs(result)) if table[2]]
+    """The modes; sequences side by side, K/V rules, the uncut graph and peers, where measured; each graph's time."""
+    tables = (_modes(result), _batch(result), _rules(result), _others(result), _graphs(result))
+    return [table for table in tables if table[2]]
 
 
 def _modes(result: BenchResult) -> Table:
@@ -46,6 +47,18 @@ def _batch(result: BenchResult) -> Table:
         for mode, m in (found.modes if found else {}).items()
     ]  # fmt: skip
     return f"{found.slots if found else 0} sequences side by side", columns, rows
+
+
+def _rules(result: BenchResult) -> Table:
+    found = result.kv
+    rows: list[list[Any]] = [
+        [
+            p.rule, p.pending, f"{p.tokens_per_second:.1f}", f"{p.agreement:.2%}", f"{p.perplexity:.3f}", p.tokens,
+        ]
+        for p in (found.points if found else ())
+    ]  # fmt: skip
+    title = f"rules for skipped layers, tokens leaving after {found.layer if found else 0} layers"
+    return title, ["rule", "pending", "tokens/s", "agreement", "perplexity", "tokens"], rows
 
 
 def _others(result: BenchResult) -> Table:

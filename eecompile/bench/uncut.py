@@ -29,7 +29,7 @@ class UncutModel:
 
     def __init__(self, bundle: Bundle, log: PassLog | None = None) -> None:
         manifest = bundle.manifest
-        info, model = manifest.graphs.reference, manifest.model
+        info = manifest.graphs.reference
         if info is None:
             raise UsageError("the bundle has no uncut graph", where=str(bundle.files.path))
         engine = OrtEngine(bundle.files.path / info.path, info)
@@ -42,7 +42,7 @@ class UncutModel:
         self._thresholds = np.tile(np.array(c.NO_BOUND, np.float32), (rows, 1))
         self._token, self._flag = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
         self._measures = {name: np.zeros(rows, np.float32) for name in c.HEAD_CRITERIA}
-        self._caches = Caches([model.layers], model.kv_heads, model.head_dim)
+        self._caches = Caches([info])
         self._factors = uncut_factors(manifest, [bundle.graphs.factors_of(k) for k in range(len(manifest.schedule))])
         self._bound: dict[int, OrtPass] = {}
 

@@ -22,7 +22,7 @@ from eecompile.schema import GraphInfo, TensorInfo
 DOMAINS = ("", "ai.onnx", "com.microsoft", c.DECISION_DOMAIN)
 MAX_DIMENSION = 1 << 32
 _DTYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}
-_DTYPES |= {"int64": onnx.TensorProto.INT64, "bool": onnx.TensorProto.BOOL}
+_DTYPES |= {"int8": onnx.TensorProto.INT8, "int64": onnx.TensorProto.INT64, "bool": onnx.TensorProto.BOOL}
 _NAMES = {number: name for name, number in _DTYPES.items()}
 _BITS = {"FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8}
 _BITS |= {"FLOAT16": 16, "DOUBLE": 64, "UINT32": 32, "UINT64": 64, "BFLOAT16": 16, "UINT4": 4, "INT4": 4}
@@ -55,6 +55,7 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     """Check that sizes in the described interfaces are the model's (contract.py). Raises IntegrityError."""
     model = manifest.model
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
+    scale = (*cache[:3], 1)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
@@ -65,7 +66,8 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
         known[c.LOGITS] = (-1, narrow.get(info.path, model.vocab))
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
-            sizes = cache if is_cache else known.get(tensor.name, ())
+            is_scale = tensor.name.startswith(("key_scale_", "value_scale_"))
+            sizes = cache if is_cache else scale if is_scale else known.get(tensor.name, ())
             pairs = zip(reversed(tensor.shape), reversed(sizes), strict=False)
             if any(isinstance(have, int) and size not in (-1, have) for have, size in pairs):
                 what = f"{info.path}: {tensor.name} is {tensor.shape}, which is not the model's size"
@@ -83,7 +85,8 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 def _declared(manifest: Manifest) -> list[GraphInfo]:
     graphs = manifest.graphs
     reference = [] if graphs.reference is None else [graphs.reference]
-    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *graphs.heads, *reference]
+    kv = [graph for graph in graphs.kv if graph is not None]
+    return [graphs.embed, *graphs.segments, *kv, *graphs.exits, graphs.head, *graphs.heads, *reference]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from eecompile import contract as c
 from eecompile.schema import (
+    CacheType,
     CalibrationResult,
     GraphInfo,
     Index,
@@ -31,7 +32,10 @@ from eecompile.shapes import ExitShape, HeadShape, exits_fault
 
 class Graphs(Strict):
     """The graphs of a bundle; `exits[i]` is exit i's adapter and cheap gates, `heads[i]` small head i, `reference` the
-    uncut model."""
+    uncut model.
+
+    `kv[i]`: segment i's K/V-only graph, for the rule `propagate`; None where only the first step runs the segment.
+    """
 
     embed: GraphInfo
     segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 4)]
@@ -39,6 +43,7 @@ class Graphs(Strict):
     head: GraphInfo
     heads: Annotated[list[GraphInfo], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     reference: GraphInfo | None = None
+    kv: Annotated[list[GraphInfo | None], Field(max_length=c.MAX_EXITS + 1)] = Field(default_factory=list)
 
 
 class CycleInfo(Strict):
@@ -96,7 +101,8 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: positions past `context` that padding may have.
+    another kernel. `slack`: positions past `context` that padding may have. `cache`: what
+    keys and values are kept in.
     """
 
     format: Literal["eecompile-bundle"]
@@ -105,6 +111,7 @@ class Manifest(Strict):
     model: ModelInfo
     target: Name
     precision: Precision
+    cache: CacheType = "fp32"
     kv_rules: Annotated[list[KVRule], Field(min_length=1, max_length=4)]
     pending_cap: Annotated[int, Field(ge=1, le=1024)]
     prefill_rows: Annotated[int, Field(ge=1, le=65536)]
@@ -139,6 +146,21 @@ class Manifest(Strict):
             raise ValueError("the slack is smaller than a padded pass")
         if any(token >= self.model.vocab for token in [self.model.bos or 0, *self.model.eos]):
             raise ValueError("bos or eos is not in the vocabulary")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_have_their_graphs(self) -> Self:
+        segments, kv = self.graphs.segments, self.graphs.kv
+        if len(set(self.kv_rules)) != len(self.kv_rules) or self.kv_rules[0] != "catch_up":
+            raise ValueError("the K/V rules are not catch_up and others, each once")
+        if ("propagate" in self.kv_rules) != bool(kv) or (kv and len(kv) != len(segments)):
+            raise ValueError("the rule propagate needs a place for a K/V-only graph for each segment")
+        for step in self.schedule[1:]:
+            found = kv[step.segment] if kv and step.segment < len(kv) else None
+            if kv and (found is None or found.layers != segments[step.segment].layers):
+                raise ValueError(f"segment {step.segment} has no K/V-only graph of its layers")
+        if kv and (any(s.factors or s.cycle for s in self.schedule) or any(e.adapter == "layer" for e in self.exits)):
+            raise ValueError("the rule propagate does not go with LoRA, cyclic gates or exits with a layer")
         return self
 
     @model_validator(mode="after")
@@ -226,13 +248,17 @@ class ExitPolicy(Strict):
 
 
 class Policy(Strict):
-    """overlays/policy.json. `minimum_depth`: layers every token runs. `budget`: layer-rows a request may spend."""
+    """overlays/policy.json. `minimum_depth`: layers every token runs. `budget`: layer-rows a request may spend.
+
+    `kv`: the rule for skipped layers that the confident thresholds are for, and that confident mode has by default.
+    """
 
     kind: Literal["policy"] = "policy"
     core: Sha256
     exits: Annotated[list[ExitPolicy], Field(max_length=c.MAX_EXITS)]
     minimum_depth: Layer = 0
     budget: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+    kv: KVRule = "catch_up"
     digest: Sha256
 
 

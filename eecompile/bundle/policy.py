@@ -80,9 +80,9 @@ def permitted_thresholds(files: BundleFiles) -> list[dict[Criterion, tuple[float
     calibrations = _calibrations_by_use(files.manifest, files.policy, files.calibrations)
     if not calibrations:
         return [None] * len(files.manifest.exits)
-    vocab = files.manifest.model.vocab
+    vocab, fixed = files.manifest.model.vocab, files.policy.kv == "propagate"
     return [
-        None if allowed is None else {k: calibrated_range(k, v, vocab) for k, v in allowed.items()}
+        None if allowed is None else {k: (v, v) if fixed else calibrated_range(k, v, vocab) for k, v in allowed.items()}
         for allowed in calibrated_thresholds(calibrations[0])
     ]
 
@@ -137,7 +137,7 @@ def _changed_exit(files: BundleFiles, index: int, changes: Changes, mode: Mode) 
 
 
 def _starting_point(files: BundleFiles, index: int) -> Mapping[Criterion, float]:
-    for found in matching_calibrations(files.manifest, files.policy, files.calibrations):
+    for found in matching_calibrations(files.manifest, files.policy, files.calibrations, files.policy.kv):
         if (allowed := calibrated_thresholds(found)[index]) is not None:
             return allowed
     return {}
@@ -162,5 +162,5 @@ def _check_permitted(files: BundleFiles, policy: Policy) -> None:
 
 
 def _calibrations_by_use(manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration]) -> list[Calibration]:
-    matching = matching_calibrations(manifest, policy, calibrations)
+    matching = matching_calibrations(manifest, policy, calibrations, policy.kv)
     return sorted(matching, key=lambda found: bold_exit(policy.exits, found, manifest.model.vocab) is not None)

@@ -50,6 +50,8 @@ def policy_fault(policy: Policy, manifest: Manifest) -> str | None:
     model = manifest.model
     if [e.layer for e in policy.exits] != [e.layer for e in manifest.exits]:
         return f"exits at {[e.layer for e in policy.exits]} where the bundle has {[e.layer for e in manifest.exits]}"
+    if policy.kv not in manifest.kv_rules:
+        return f"the K/V rule {policy.kv}, for which the bundle has no graphs"
     if policy.minimum_depth > model.layers:
         return f"a minimum depth of {policy.minimum_depth} where the model has {model.layers} layers"
     for chosen, info in zip(policy.exits, manifest.exits, strict=True):
@@ -87,6 +89,7 @@ def matching_calibrations(
         found
         for found in calibrations
         if (found.precision, found.pending_cap, found.gates) == (manifest.precision, manifest.pending_cap, gates)
+        and found.cache == manifest.cache
         and found.kv in rules
         and found.chosen is not None
     ]
@@ -111,17 +114,34 @@ def bold_exit(exits: Sequence[ExitPolicy], calibration: Calibration, vocab: int)
     return None
 
 
+_ONLY_TESTED = (
+    "not the thresholds of a tested point, and with propagate nothing else is calibrated: a token that leaves changes "
+    "what later ones see"
+)
+
+
+def is_tested(policy: Policy, calibration: Calibration) -> bool:
+    """Whether the policy's confident exits are, all of them, those of a point that passed (propagate)."""
+    if calibration.chosen is None:
+        return False
+    used = [e.confident if e.layer >= policy.minimum_depth else None for e in policy.exits]
+    return any(list(point.thresholds) == used for point in calibration.path[: calibration.chosen + 1])
+
+
 def confident_fault(
     manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration], kv: str | None = None
 ) -> str | None:
-    """Why confident mode may not run as `policy` says under the K/V rule `kv`, or None.
+    """Why confident mode may not run as `policy` says under the K/V rule `kv` (None: the policy's), or None.
 
     One calibration has to allow all exits together, since its risk is that of their union.
     """
     if all(e.confident is None for e in policy.exits):
         return None
-    matching = matching_calibrations(manifest, policy, calibrations, kv)
+    rule = policy.kv if kv is None else kv
+    matching = matching_calibrations(manifest, policy, calibrations, rule)
     if not matching:
         return "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates"
+    if rule == "propagate":
+        return None if any(is_tested(policy, found) for found in matching) else _ONLY_TESTED
     faults = [bold_exit(policy.exits, found, manifest.model.vocab) for found in matching]
     return None if None in faults else f"bolder than calibrated: {faults[0]}"

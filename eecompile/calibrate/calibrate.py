@@ -65,10 +65,17 @@ def calibrate_file(
     risk: float = RISK,
     error: float = ERROR,
     limit: int | None = None,
+    kv: str = "catch_up",
     progress: Progress = lambda stage: None,
 ) -> CalibrationResult:
-    """As `calibrate`, with at most `limit` of the documents at `data` (`load_documents`). Raises as both."""
-    return calibrate(bundle, load_documents(data, limit=limit), risk=risk, error=error, progress=progress)
+    """As `calibrate`, with at most `limit` of the documents at `data` (`load_documents`), for the K/V rule `kv`. Raises
+    as both."""
+    from eecompile.calibrate.propagate import calibrate_propagate
+
+    documents = load_documents(data, limit=limit)
+    if kv == "propagate":
+        return calibrate_propagate(bundle, documents, risk=risk, error=error, progress=progress)
+    return calibrate(bundle, documents, risk=risk, error=error, progress=progress)
 
 
 def check_enough(documents: Documents, path: int, test: int, risk: float, error: float) -> None:
@@ -92,6 +99,7 @@ def calibrate_tables(
     chosen = fixed_sequence([point.p_value for point in points], error)
     return CalibrationResult(
         precision=manifest.precision,
+        cache=manifest.cache,
         kv="catch_up",
         pending_cap=manifest.pending_cap,
         method="learn-then-test",
@@ -112,7 +120,8 @@ def calibrate_tables(
 def apply_calibration(bundle: Path, result: CalibrationResult, key: Path | None = None) -> None:
     """Write `result` into the bundle at `bundle`, with a policy whose confident exits are at the chosen thresholds.
 
-    Where nothing was chosen the exits are closed. Drafts, gates, minimum depth and budget stay. key: the private key
+    Where nothing was chosen the exits are closed (of propagate: the policy stays, which is for the other rule). The
+    policy's K/V rule becomes the result's. Drafts, gates, minimum depth and budget stay. key: the private key
     of a signed bundle. Raises UsageError where the result is another build's, and as `adopt_calibration`.
     """
     files = read_bundle(bundle, integrity="size")
@@ -126,7 +135,10 @@ def apply_calibration(bundle: Path, result: CalibrationResult, key: Path | None 
         for e, t in zip(files.policy.exits, thresholds, strict=True)
     ]
     name = f"overlays/calibration-{result.precision}-{result.kv}-{result.pending_cap}.json"
-    adopt_calibration(bundle, name, result, files.policy.model_copy(update={"exits": exits}), key=key)
+    changed = {"exits": exits, "kv": result.kv}
+    if result.kv != "catch_up" and result.chosen is None and files.policy.kv != result.kv:
+        changed = {}
+    adopt_calibration(bundle, name, result, files.policy.model_copy(update=changed), key=key)
 
 
 def letters(table: TokenTable, thresholds: Choice) -> list[str]:
@@ -164,7 +176,7 @@ def _depths(table: TokenTable, fires: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _check_belongs(files: BundleFiles, result: CalibrationResult) -> None:
     manifest = files.manifest
-    own = (manifest.precision, manifest.pending_cap, gates_digest(manifest.exits, files.policy.exits))
-    if own != (result.precision, result.pending_cap, result.gates) or result.kv not in manifest.kv_rules:
+    own = (manifest.precision, manifest.cache, manifest.pending_cap, gates_digest(manifest.exits, files.policy.exits))
+    if own != (result.precision, result.cache, result.pending_cap, result.gates) or result.kv not in manifest.kv_rules:
         mend = "calibrate this bundle itself: `eecompile calibrate BUNDLE --data FILE`"
         raise UsageError("the calibration is of another build or of other gates", where=str(files.path), mend=mend)

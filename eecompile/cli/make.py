@@ -22,6 +22,8 @@ from eecompile.errors import UsageError
 @click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
+@click.option("--cache", type=click.Choice(c.CACHES), default="fp32", show_default=True, help="Keys and values.")
+@click.option("--kv", default="catch_up", show_default=True, help="Rules for skipped layers: catch_up,propagate.")
 @click.option("--batch", default=1, show_default=True, help="Sequences that may run side by side.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
@@ -32,14 +34,14 @@ from eecompile.errors import UsageError
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
     pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
-    as_json: bool,
+    kv: str, cache: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
     from eecompile.student.student import open_student
     from eecompile.target import load_target
 
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch)
+    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, tuple(kv.split(",")), cache)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_student(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
@@ -97,11 +99,12 @@ def exits(
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
+@click.option("--kv", type=click.Choice(c.KV_RULES), default="catch_up", show_default=True, help="For which rule.")
 @KEY
 @JSON
 @user_faults
 def calibrate(
-    bundle: Path, data: Path, risk: float, error: float, limit: int | None, key: Path | None, as_json: bool
+    bundle: Path, data: Path, risk: float, error: float, limit: int | None, kv: str, key: Path | None, as_json: bool
 ) -> None:  # fmt: skip
     """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
     from eecompile.bench.defaults import apply_default_policy
@@ -110,7 +113,7 @@ def calibrate(
 
     opened = Bundle.open(bundle)
     with stages("calibrate") as begin:
-        result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, progress=begin)
+        result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, kv=kv, progress=begin)
     apply_calibration(bundle, result, key=key)
     if opened.files.profiles:
         apply_default_policy(bundle, key=key)

@@ -39,13 +39,15 @@ def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: 
 @click.option("--against", default="", help="Peers in the same run: genai,transformers,llama.cpp.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The peers' model, in Hugging Face form.")
 @click.option("--gguf", type=click.Path(path_type=Path), help="llama.cpp's model.")
+@click.option("--kv", is_flag=True, help="Also compare the rules for skipped layers.")
 @click.option("--batch", type=int, help="Also run so many sequences side by side.")
 @click.option("--threads", type=int, help="Default: the processors at hand.")
 @JSON
 @user_faults
 def bench(
     bundle: Path, prompts: Path | None, max_new_tokens: int, rounds: int, against: str, checkpoint: Path | None,
-    gguf: Path | None, batch: int | None, threads: int | None, as_json: bool,
+    gguf: Path | None, batch: int | None, kv: bool, threads: int | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Measure BUNDLE: speed, quality against full depth, and the work saved, for each mode and for peers."""
     from eecompile.bench.bench import bench_tables, run_bench
@@ -56,7 +58,7 @@ def bench(
     with stages("bench") as begin:
         result = run_bench(
             opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, peers=peers, checkpoint=checkpoint,
-            gguf=gguf, batch=batch, progress=begin,
+            gguf=gguf, batch=batch, kv=kv, progress=begin,
         )  # fmt: skip
     if as_json:
         print_json(result.model_dump(mode="json"))

@@ -43,7 +43,7 @@ def thresholds_from_options(
             continue
         policy = next(e for e in current if e.layer == layer)
         known = (policy.confident if mode == "confident" else policy.draft) or {}
-        wide: Thresholds = {g: 100.0 if g == "entropy" else 0.0 for g in gates[layer]}
+        wide: Thresholds = {g: 100.0 if g == "entropy" else -100.0 for g in gates[layer]}
         changed[layer] = {g: change.get(g, known.get(g, _bounded(g, wide[g], manifest))) for g in gates[layer]}
     return changed
 

@@ -21,7 +21,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
 @click.option("--prompt-ids", help="Token ids, as 1,2,3, in place of a text.")
 @MODE
 @click.option("--max-new-tokens", type=int, help="Default: as many as the context holds.")
-@click.option("--kv", type=click.Choice(c.KV_RULES), default=c.KV_RULES[0], show_default=True)
+@click.option("--kv", type=click.Choice(c.KV_RULES), help="Rule for skipped layers. Default: the policy's.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", default=0, show_default=True, help="0 keeps every token.")
 @click.option("--top-p", default=1.0, show_default=True)
@@ -55,7 +55,7 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
     mode = options["mode"]
     overrides = thresholds_from_options(options["threshold"], opened.manifest, opened.files.policy.exits, mode)
-    settings = {name: options[name] for name in ("mode", "pending_cap", "minimum_depth", "budget")}
+    settings = {name: options[name] for name in ("mode", "pending_cap", "minimum_depth", "budget", "kv")}
     settings["thresholds"] = overrides
     how = Sampling(**{name: options[name] for name in SAMPLING})
     limit = options["max_new_tokens"]

@@ -19,7 +19,7 @@ from eecompile.errors import IntegrityError, UsageError
 from eecompile.schema import GraphInfo
 
 Buffers = Mapping[str, NDArray[Any]]
-_ELEMENT = {np.dtype(t): t for t in (np.float32, np.float16, np.int64, np.bool_)}
+_ELEMENT = {np.dtype(t): t for t in (np.float32, np.float16, np.int8, np.int64, np.bool_)}
 
 
 @cache

@@ -11,7 +11,7 @@ from eecompile.bundle.cycles import read_cycles
 from eecompile.bundle.factors import read_factors
 from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
-from eecompile.bundle.ranges import confident_fault, matching_calibrations, thresholds_fault
+from eecompile.bundle.ranges import calibrated_thresholds, confident_fault, matching_calibrations, thresholds_fault
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
 from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
@@ -69,25 +69,26 @@ class Bundle:
 
     def session(
         self, *, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
-        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None, kv: str | None = None,
     ) -> Session:  # fmt: skip
         """A session for one sequence at a time.
 
         mode: full, confident or exact. pending_cap: tokens that may wait (at most the bundle's). minimum_depth:
         layers every token runs, at least the policy's. budget: layer-rows a request may spend, at most the policy's.
         thresholds: by exit layer, in place of the policy's (None closes the exit); confident mode takes only what the
-        calibration allows, drafts of exact mode may be anything.
+        calibration allows, drafts of exact mode may be anything. kv: the rule for skipped layers, catch_up or propagate
+        (confident mode only; default: the policy's).
         Raises Uncalibrated, UsageError.
         """
         settings = self.settings(
-            mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget, thresholds=thresholds
+            mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget, thresholds=thresholds, kv=kv
         )
         return Session(self.manifest, self.graphs, self.text, settings, self.askers())
 
     def batch(
         self, *, slots: int | None = None, mode: str = "full", pending_cap: int | None = None,
         minimum_depth: int | None = None, budget: int | None = None,
-        thresholds: Mapping[int, Thresholds | None] | None = None,
+        thresholds: Mapping[int, Thresholds | None] | None = None, kv: str | None = None,
     ) -> Batch:  # fmt: skip
         """A batch of up to `slots` sequences that run side by side: at most the bundle's, by default 8 of them.
 
@@ -99,7 +100,7 @@ class Bundle:
             raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
         settings = partial(
             self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,
-            thresholds=thresholds,
+            thresholds=thresholds, kv=kv,
         )  # fmt: skip
         return Batch(
             self.manifest, self.graphs, self.text, settings, self.askers(slots), slots=slots,
@@ -108,19 +109,20 @@ class Bundle:
 
     def generate_many(
         self, prompts: Iterable[str | Sequence[int]], *, slots: int | None = None, mode: str = "full",
-        max_new_tokens: int | None = None, sampling: Sampling | None = None, stop: Collection[int] | None = None,
+        kv: str | None = None, max_new_tokens: int | None = None, sampling: Sampling | None = None,
+        stop: Collection[int] | None = None,
     ) -> Iterator[Request]:  # fmt: skip
         """Continue every prompt, `slots` at a time, and yield each request when it is done (`request.number` counts the
         prompts from 0). Prompts are drawn as slots fall free.
 
         Raises as `batch`, and for a prompt that cannot be served; a sequence that fails ends with `request.error`.
         """
-        batch = self.batch(slots=slots, mode=mode)
+        batch = self.batch(slots=slots, mode=mode, kv=kv)
         return run_all(batch, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
     def settings(
         self, *, mode: str = "full", pending_cap: int | None = None, minimum_depth: int | None = None,
-        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None,
+        budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None, kv: str | None = None,
     ) -> Settings:  # fmt: skip
         """What `session` and `batch` run requests by. Raises as they do."""
         if mode not in c.MODES:
@@ -129,8 +131,9 @@ class Bundle:
         if not 1 <= cap <= self.manifest.pending_cap:
             raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")
         depth, budget = self._limits(minimum_depth, budget)
-        rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth)
-        return Settings(mode, rules, Limits(cap=cap, budget=budget), self.manifest.exits)
+        kv = self._kv_rule(mode, kv)
+        rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth, kv)
+        return Settings(mode, rules, Limits(cap=cap, budget=budget), self.manifest.exits, kv)
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once; those with a layer of their own are about
@@ -160,10 +163,25 @@ class Bundle:
         budgets = [b for b in (policy.budget, budget) if b is not None]
         return max(policy.minimum_depth, depth), min(budgets, default=None)
 
-    def _rules(self, mode: str, overrides: Mapping[int, Thresholds | None], depth: int) -> list[ExitRule | None]:
-        exits = self._overridden(mode, overrides)
+    def _kv_rule(self, mode: str, kv: str | None) -> str:
+        rule = kv or (self.files.policy.kv if mode == "confident" else "catch_up")
+        if rule not in c.KV_RULES:
+            raise UsageError(f"there is no K/V rule {rule!r}", mend=f"rules: {', '.join(c.KV_RULES)}")
+        if mode == "exact" and rule != "catch_up":
+            raise UsageError(
+                f"exact mode verifies with the full model's keys and values, and {rule} does not keep them",
+                mend="leave the rule to exact mode (catch_up), or use mode confident",
+            )
+        if rule not in self.manifest.kv_rules:
+            raise UsageError(f"the bundle has no graphs for {rule}", mend=f"build with --kv catch_up,{rule}")
+        return rule
+
+    def _rules(
+        self, mode: str, overrides: Mapping[int, Thresholds | None], depth: int, kv: str
+    ) -> list[ExitRule | None]:
+        exits = self._overridden(mode, overrides, kv)
         if mode == "confident":
-            self._check_calibrated(exits)
+            self._check_calibrated(exits, depth, kv)
         rules: list[ExitRule | None] = []
         for i, chosen in enumerate(exits):
             thresholds = chosen.confident if mode == "confident" else chosen.draft
@@ -172,7 +190,7 @@ class Bundle:
             rules.append(None if closed else ExitRule.of(i, chosen.layer, thresholds or {}, schedule))
         return rules
 
-    def _overridden(self, mode: str, overrides: Mapping[int, Thresholds | None]) -> list[ExitPolicy]:
+    def _overridden(self, mode: str, overrides: Mapping[int, Thresholds | None], kv: str) -> list[ExitPolicy]:
         infos = {info.layer: info for info in self.manifest.exits}
         field = "confident" if mode == "confident" else "draft"
         for layer, thresholds in overrides.items():
@@ -184,18 +202,28 @@ class Bundle:
                 raise UsageError(f"exit {layer}: {reason}")
         return [
             e.model_copy(update={field: overrides[e.layer]}) if e.layer in overrides else e
-            for e in self.files.policy.exits
+            for e in self._exits_for(mode, kv)
         ]
 
-    def _check_calibrated(self, exits: list[ExitPolicy]) -> None:
+    def _exits_for(self, mode: str, kv: str) -> list[ExitPolicy]:
+        """The policy's exits; for another K/V rule than the policy's, with the thresholds calibrated for that."""
+        policy = self.files.policy
+        if mode != "confident" or kv == policy.kv:
+            return policy.exits
+        matching = matching_calibrations(self.manifest, policy, self.files.calibrations, kv)
+        chosen = calibrated_thresholds(matching[0]) if matching else [None] * len(policy.exits)
+        return [e.model_copy(update={"confident": t}) for e, t in zip(policy.exits, chosen, strict=True)]
+
+    def _check_calibrated(self, exits: list[ExitPolicy], depth: int, kv: str) -> None:
         policy, calibrations = self.files.policy, self.files.calibrations
-        if self.manifest.exits and not matching_calibrations(self.manifest, policy, calibrations):
+        if self.manifest.exits and not matching_calibrations(self.manifest, policy, calibrations, kv):
             raise Uncalibrated(
-                f"no calibration of these exits for {self.manifest.precision} allows any of them",
-                mend="run `eecompile calibrate BUNDLE --data FILE`, or use mode exact, whose drafts need none",
+                f"no calibration of these exits for {self.manifest.precision} and {kv} allows any of them",
+                mend=f"run `eecompile calibrate BUNDLE --data FILE{'' if kv == 'catch_up' else f' --kv {kv}'}`, "
+                "or use mode exact, whose drafts need none",
             )
-        changed = policy.model_copy(update={"exits": exits})
-        fault = confident_fault(self.manifest, changed, calibrations)
+        changed = policy.model_copy(update={"exits": exits, "minimum_depth": depth})
+        fault = confident_fault(self.manifest, changed, calibrations, kv)
         if fault:
             raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
 
@@ -210,5 +238,5 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     return LoadedGraphs(
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
         {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
-        read_factors(root, manifest), read_cycles(root, manifest),
+        [None if i is None else load(i) for i in infos.kv], read_factors(root, manifest), read_cycles(root, manifest),
     )  # fmt: skip

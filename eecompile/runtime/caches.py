@@ -7,26 +7,30 @@ vector lanes of a row's softmax the same, so that a row's bits do not depend on 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.schema import GraphInfo
 
 GROWTH = 32  # rows at least, so that bindings, which are made anew, last for as many tokens
 
 
 class Caches:
-    """For each cache of the schedule its tensors by graph name, float32 [slots, KV, T, d], inputs and outputs alike.
+    """For each cache of the schedule its tensors by graph name, [slots, KV, T, ..], inputs and outputs alike.
 
+    graphs: for each cache the graph that writes it, whose inputs say what the tensors are: those with a length T.
     T is `rows`. Cache index equals position. Rows beyond a slot's live ones are never attended to; zeros where nothing
     was written keep what is masked finite.
     """
 
-    def __init__(self, layers: Sequence[int], kv_heads: int, head_dim: int, slots: int = 1) -> None:
+    def __init__(self, graphs: Sequence[GraphInfo], slots: int = 1) -> None:
         self.rows = 0
-        self.tensors: list[dict[str, NDArray[np.float32]]] = [{} for _ in layers]
-        self._layers, self._kv_heads, self._head_dim, self._slots = layers, kv_heads, head_dim, slots
+        self.tensors: list[dict[str, NDArray[Any]]] = [{} for _ in graphs]
+        self._slots = slots
+        self._infos = [[t for t in graph.inputs if c.LENGTH in t.shape] for graph in graphs]
 
     def make_room(self, rows: int) -> bool:
         """Have room for `rows` rows and the one of padding that fused attention writes behind them.
@@ -43,32 +47,32 @@ class Caches:
         """Make the tensors `rows` long, rounded up to the bucket, keeping what fits. 0 frees them."""
         rows = -(-rows // c.CACHE_BUCKET) * c.CACHE_BUCKET
         kept = min(rows, self.rows)
-        for k, layers in enumerate(self._layers):
+        for k, infos in enumerate(self._infos):
             old, new = self.tensors[k], {}
-            for layer in range(layers):
-                for kind in ("key", "value"):
-                    name, out = c.cache_name(kind, layer), c.cache_out_name(kind, layer)
-                    cache = np.zeros((self._slots, self._kv_heads, rows, self._head_dim), np.float32)
-                    if kept:
-                        cache[:, :, :kept] = old[name][:, :, :kept]
-                    new[name] = new[out] = cache
+            for info in infos:
+                sizes = {"B": self._slots, c.LENGTH: rows}
+                shape = [sizes[size] if isinstance(size, str) else size for size in info.shape]
+                cache = np.zeros(shape, np.dtype(info.dtype))
+                if kept:
+                    cache[:, :, :kept] = old[info.name][:, :, :kept]
+                new[info.name] = new[c.updated(info.name)] = cache
             self.tensors[k] = new
         self.rows = rows
 
-    def of_slots(self, cache: int, first: int, last: int) -> dict[str, NDArray[np.float32]]:
+    def of_slots(self, cache: int, first: int, last: int) -> dict[str, NDArray[Any]]:
         """The tensors of one cache for the slots from `first` to before `last`: contiguous views."""
         return {name: tensor[first:last] for name, tensor in self.tensors[cache].items()}
 
     def clear(self, slot: int, rows: int) -> None:
         """Make a slot's first rows zeros again: what is not finite cannot be masked."""
-        for tensors in self.tensors:
-            for name, tensor in tensors.items():
-                if not name.endswith("_out"):
-                    tensor[slot, :, :rows] = 0
+        for tensor in self._each():
+            tensor[slot, :, :rows] = 0
 
     def move(self, source: int, target: int, rows: int) -> None:
         """Copy the first `rows` rows of a slot over those of another."""
-        for tensors in self.tensors:
-            for name, tensor in tensors.items():
-                if not name.endswith("_out"):
-                    tensor[target, :, :rows] = tensor[source, :, :rows]
+        for tensor in self._each():
+            tensor[target, :, :rows] = tensor[source, :, :rows]
+
+    def _each(self) -> list[NDArray[Any]]:
+        pairs = zip(self._infos, self.tensors, strict=True)
+        return [tensors[info.name] for infos, tensors in pairs for info in infos if tensors]

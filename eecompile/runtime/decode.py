@@ -42,26 +42,31 @@ class Counts:
 class Continuation:
     """One sequence being generated.
 
-    state: its exits' rules and what they have to remember. cap: tokens in a row that may leave early. `certain` are the
+    state: its exits' rules and what they have to remember. cap: tokens in a row that may leave early; with propagate,
+    the rule for skipped layers in place of catch_up, tokens that may wait for their K/V-only passes. `certain` are the
     tokens that the last step made certain, `fault` is why there will be no more.
     """
 
-    def __init__(self, stairs: Staircase, state: GateState, *, exact: bool, cap: int) -> None:
+    def __init__(self, stairs: Staircase, state: GateState, *, exact: bool, cap: int, propagate: bool = False) -> None:
         self.stairs, self.state, self.exact, self.cap, self.sampling = stairs, state, exact, cap, state.sampling
         self.counts, self.last = Counts(), -1
         self.drafts: list[Emitted] = []
         self.certain: list[Emitted] = []
         self.fault: NumericError | None = None
         self.early = 0  # tokens since the last one from full depth
+        self.propagate = propagate
 
     def may_exit(self, exit_: int) -> bool:
-        """Whether this exit is to be asked: it has a rule, and not too many tokens have left early in a row."""
-        return self.state.rules[exit_] is not None and self.early < self.cap
+        """Whether this exit is to be asked: it has a rule, and not too many tokens have left early in a row. (With
+        propagate any number may: their rows never need a pass of their own.)"""
+        return self.state.rules[exit_] is not None and (self.early < self.cap or self.propagate)
 
-    def leave(self, token: Emitted) -> None:
-        """Emit `token` from an exit; in exact mode it is a draft."""
+    def leave(self, token: Emitted, step: int) -> None:
+        """Emit `token` from the exit after `step`; in exact mode it is a draft."""
         self.last = token.id
         self.early += 1
+        if self.propagate:
+            self.stairs.leave_at(step + 1)
         if not self.exact:
             self.certain = [token]
             return
@@ -92,6 +97,7 @@ class Decoder:
         for one in those:
             one.certain = []
         pool = those[0].stairs.pool
+        self._make_room(those)
         pool.embed([one.stairs for one in those], [[one.last] for one in those])
         for one in those:
             one.state.begin(one.stairs.length)
@@ -100,7 +106,7 @@ class Decoder:
             riding = self._riding(k, walking, left) if left else []
             pool.run_step(k, [one.stairs for one in (*walking, *riding)])
             if step.exit is not None:
-                gone = self._ask_exit(step.exit, walking)
+                gone = self._ask_exit(k, step.exit, walking)
                 if gone:
                     left += gone
                     walking = [one for one in walking if one not in gone]
@@ -120,15 +126,23 @@ class Decoder:
                 pool.run_step(k, waiting)
         self._finish(those)
 
+    def _make_room(self, those: Sequence[Continuation]) -> None:
+        """K/V-only passes for sequences with as many left rows as may wait."""
+        full = [one.stairs for one in those if one.propagate and one.stairs.pending >= one.cap]
+        for k in range(len(those[0].stairs.schedule)) if full else ():
+            full[0].pool.fill(k, full)
+
     def _riding(self, k: int, walking: list[Continuation], left: list[Continuation]) -> list[Continuation]:
-        """Those that have left and whose rows before step k are worth running along."""
-        others = [one for one in left if one.stairs.waiting[k]]
+        """Those that have left and whose rows before step k are worth running along; propagated ones are filled in."""
+        if any(one.stairs.left[k] for one in walking):
+            walking[0].stairs.pool.fill(k, [one.stairs for one in (*walking, *left)])
+        others = [one for one in left if one.stairs.waiting[k] and not one.propagate]
         pool = walking[0].stairs.pool
         ours, theirs = (pool.waiting(k, [one.stairs for one in group]) for group in (walking, others))
         return others if riders(ours, theirs, pool.each_pass, pool.most) else []
 
-    def _ask_exit(self, exit_: int, walking: list[Continuation]) -> list[Continuation]:
-        """Ask an exit about the newest row of each that may leave there; those that do emit, and are returned."""
+    def _ask_exit(self, k: int, exit_: int, walking: list[Continuation]) -> list[Continuation]:
+        """Ask the exit after step k about the newest row of each that may leave there; returns those that did."""
         asked = [one for one in walking if one.may_exit(exit_)]
         if not asked:
             return []
@@ -138,7 +152,7 @@ class Decoder:
         gone = []
         for one, token in zip(asked, self._gates.ask(exit_, rows, [one.state for one in asked]), strict=True):
             if token is not None:
-                one.leave(Emitted(token, self._gates.layer(exit_)))
+                one.leave(Emitted(token, self._gates.layer(exit_)), k)
                 gone.append(one)
         return gone
 

@@ -31,7 +31,7 @@ class LayerAsker(ExitAsker):
         self._most, self._keep_bound = rows, manifest.pending_cap + 2
         self.filled = self.waiting = 0
         self._positions, self._start = np.zeros(rows, np.int64), np.zeros(1, np.int64)
-        self._caches = Caches([1], manifest.model.kv_heads, manifest.model.head_dim)
+        self._caches = Caches([engine.info])
         self._passes: dict[int, OrtPass] = {}
 
     def __call__(self, rows: Float, walk: Walk | None = None) -> ExitSaid:

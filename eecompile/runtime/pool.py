@@ -30,8 +30,8 @@ class Pool:
     """`slots` places for sequences, and the passes over them. Not thread-safe.
 
     Costs for each slot: 2 x layers x KV x d float32 for each token of the longest sequence, and an eighth more.
-    each_pass: rows whose arithmetic costs as much as a pass itself. `passes` and `rows` count what ran, padding
-    included.
+    each_pass: rows whose arithmetic costs as much as a pass itself. `passes` counts what ran, `rows`
+    the rows through layers, padding included.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class Pool:
         self._ids, self._positions = np.zeros(self.most, np.int64), np.zeros(self.most, np.int64)
         self._start = np.zeros(slots, np.int64)
         self._last_position = manifest.model.context + manifest.slack - 1
-        self.caches = Caches(manifest.caches, manifest.model.kv_heads, manifest.model.head_dim, slots)
+        writers = {step.cache: graphs.segments[step.segment].info for step in manifest.schedule}
+        self.caches = Caches([writers[i] for i in range(len(manifest.caches))], slots)
         self._repeaters = {k: Repeater(gate) for k, gate in graphs.cycles.items()}
         self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
-        self._bound: dict[tuple[int, int, int, int], OrtPass] = {}
+        self._bound: dict[tuple[bool, int, int, int, int], OrtPass] = {}
         self._placed: tuple[int, int, list[int]] = (0, 0, [])
 
     def embed(self, stairs: "Sequence[Staircase]", tokens: Sequence[Sequence[int]]) -> None:
@@ -62,7 +63,7 @@ class Pool:
         for ids in tokens:
             self._ids[rows : rows + len(ids)] = ids
             rows += len(ids)
-        self._pass(0, 0, 1, rows)()
+        self._pass(False, 0, 0, 1, rows)()
         rows = 0
         for one, ids in zip(stairs, tokens, strict=True):
             one.put(0, self._out[rows : rows + len(ids)])
@@ -75,38 +76,58 @@ class Pool:
         The rows join the next boundary; after the last step they are finished: normalised and ready for the head. They
         are views that the next pass of this step overwrites.
         """
-        waiting = self.waiting(k, stairs)
-        taking_part = {one.slot for one in stairs}
-        for range_ in plan_passes(waiting, self.each_pass, self.most)[0]:
-            self._run_range(k, range_, taking_part)
+        if any(one.left[k] for one in stairs):
+            self.fill(k, stairs)
+        if len(stairs) == 1:
+            one = stairs[0]
+            self._run_range(k, (one.slot, one.slot + 1, max(one.waiting[k], self._minimum)), [one])
+        else:
+            self._run_ranges(k, self.waiting(k, stairs), stairs)
         return [one.newest for one in stairs]
+
+    def fill(self, k: int, stairs: "Sequence[Staircase]") -> None:
+        """Fill step k's cache from the rows that were left before it, where there are any (propagate)."""
+        least = self._minimum
+        rows = tuple(sorted((one.slot, max(one.left[k], least)) for one in stairs if one.left[k]))
+        if rows:
+            self._run_ranges(k, rows, stairs, kv=True)
 
     def waiting(self, k: int, stairs: "Sequence[Staircase]") -> Waiting:
         """(slot, rows that a pass would need for it), slots ascending, of what waits before step k."""
         least = self._minimum
         return tuple(sorted((one.slot, max(one.waiting[k], least)) for one in stairs if one.waiting[k]))
 
-    def _run_range(self, k: int, range_: Range, taking_part: set[int]) -> None:
+    def _run_ranges(self, k: int, rows: Waiting, stairs: "Sequence[Staircase]", *, kv: bool = False) -> None:
+        taking_part = {one.slot: one for one in stairs if (one.left if kv else one.waiting)[k]}
+        for range_ in plan_passes(rows, self.each_pass, self.most)[0]:
+            self._run_range(k, range_, [taking_part.get(slot) for slot in range(*range_[:2])], kv=kv)
+
+    def _run_range(self, k: int, range_: Range, stairs: "Sequence[Staircase | None]", *, kv: bool = False) -> None:
+        """One pass over a range of slots; `stairs` are those that take part, by slot. kv: K/V-only, of left rows."""
         first, last, rows = range_
-        width, inside = last - first, range(first, last)
-        stairs = [self._at(slot) if slot in taking_part else None for slot in inside]
-        ran = self._in[: width * rows].reshape(width, rows, -1)
+        width = last - first
+        ran, boundary = self._in[: width * rows].reshape(width, rows, -1), self.boundary[k]
+        starts = []
         for i, one in enumerate(stairs):
-            n = 0 if one is None else one.waiting[k]
+            n = 0 if one is None else (one.left if kv else one.waiting)[k]
             if n:
-                ran[i, :n] = self.boundary[k][first + i, :n]
+                ran[i, :n] = boundary[first + i, :n]
             if n < rows:
                 ran[i, n:] = 0
-        self._place([0 if (s := self._at(slot)) is None else s.filled[k] for slot in inside], width, rows)
-        self._pass(k + 1, first, last, rows)()
+            idle = self._at(first + i) if one is None else one
+            starts.append(0 if idle is None else idle.filled[k])
+        self._place(starts, width, rows)
+        self._pass(kv, k + 1, first, last, rows)()
         self.passes += 1
-        self.rows += width * rows
-        ran = self._out[: width * rows].reshape(width, rows, -1)
+        self.rows += 0 if kv else width * rows
+        ran, layers = self._out[: width * rows].reshape(width, rows, -1), self._layers[k]
         if k in self._repeaters:
             ran = self._repeated(k, stairs, self._in[: width * rows].reshape(width, rows, -1).copy(), ran.copy())
         for i, one in enumerate(stairs):
-            if one is not None:
-                one.ran(k, ran[i], self._layers[k])
+            if one is not None and kv:
+                one.propagated(k)
+            elif one is not None:
+                one.ran(k, ran[i], layers)
 
     def _repeated(self, k: int, stairs: "Sequence[Staircase | None]", inputs: Rows, ran: Rows) -> Rows:
         """What a pass made of inputs [S, R, D] with each row at its last run, every sequence's on its own."""
@@ -122,7 +143,7 @@ class Pool:
         padded = max(count, self._minimum)
         self._in[:count], self._in[count:padded] = rows, 0
         self._place([one.filled[k] + first], 1, padded)
-        self._pass(k + 1, one.slot, one.slot + 1, padded)()
+        self._pass(False, k + 1, one.slot, one.slot + 1, padded)()
         one.passes += 1
         one.layer_rows += count * self._layers[k]
         self.passes += 1
@@ -192,25 +213,28 @@ class Pool:
         self.caches.resize(0)
         self._bound, self._placed = {}, (0, 0, [])
 
-    def _pass(self, k: int, first: int, last: int, rows: int) -> OrtPass:
-        """The pass that fills boundary k for a range of slots from `_in`, or from token ids, into `_out`.
+    def _pass(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
+        """The pass that fills boundary k (kv: only the caches before it) for a range of slots, from `_in`
+        (or token ids) into `_out`.
 
         Bindings of decode passes are kept; those of prefill chunks of odd sizes are made anew.
         """
-        bound = self._bound.get((k, first, last, rows))
+        bound = self._bound.get((kv, k, first, last, rows))
         if bound is None:
-            bound = self._bind(k, first, last, rows)
+            bound = self._bind(kv, k, first, last, rows)
             if rows <= self._keep_bound or rows == self.prefill_rows:
-                self._bound[k, first, last, rows] = bound
+                self._bound[kv, k, first, last, rows] = bound
         return bound
 
-    def _bind(self, k: int, first: int, last: int, rows: int) -> OrtPass:
+    def _bind(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
         width = last - first
         out = self._out[: width * rows].reshape(width, rows, -1)
         if k == 0:
             return self._graphs.embed.bind({c.TOKEN_IDS: self._ids[:rows].reshape(1, rows), c.HIDDEN_OUT: out})
         step = self.schedule[k - 1]
-        return self._graphs.segments[step.segment].bind({
+        engine = self._graphs.kv[step.segment] if kv else self._graphs.segments[step.segment]
+        assert engine is not None, "a manifest has a K/V-only graph for each segment that can be skipped"
+        return engine.bind({
             c.HIDDEN: self._in[: width * rows].reshape(width, rows, -1),
             c.HIDDEN_OUT: out,
             c.POSITIONS: self._positions[: width * rows].reshape(width, rows),

@@ -26,18 +26,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """How requests run: mode, the rule of each of `exits` (none at all in full mode), limits."""
+    """How requests run: mode, the rule of each of `exits` (none at all in full mode), limits, the rule for skipped
+    layers."""
 
     mode: str
     rules: Sequence[ExitRule | None]
     limits: Limits
     exits: Sequence[ExitShape]
+    kv: str = "catch_up"
 
     def continuation(self, stairs: Staircase, sampling: Sampling) -> Continuation:
         """A sequence that runs like this."""
         exact = self.mode == "exact"
         rules = with_listeners(self.rules or [None] * len(self.exits), self.exits)
-        return Continuation(stairs, GateState(rules, sampling, free=exact), exact=exact, cap=self.limits.cap)
+        state = GateState(rules, sampling, free=exact)
+        return Continuation(stairs, state, exact=exact, cap=self.limits.cap, propagate=self.kv == "propagate")
 
 
 @dataclass(frozen=True)

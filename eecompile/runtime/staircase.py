@@ -1,8 +1,11 @@
 """The staircase: one sequence's progress through the schedule, and the passes that move it.
 
 filled[k] tokens have been through step k, filled[0] >= filled[1] >= ...; the tokens between two steps are pending:
-their hidden states wait in boundary k and join the next pass that goes that deep (catch_up). Given the tokens, every
-cache row is what the full model would have written, whatever exited when.
+their hidden states wait in boundary k. What becomes of them is the K/V rule's to say:
+
+catch_up   they join the next pass that goes that deep; given the tokens, every cache row is what the full model would
+           have written, whatever exited when
+propagate  a K/V-only pass fills step k's cache from them as they are, and they wait before the next step; approximate
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,14 +24,15 @@ __all__ = ["LoadedGraphs", "Pool", "Rows", "Staircase"]
 
 @dataclass(frozen=True)
 class LoadedGraphs:
-    """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. factors: LoRA by step and
-    input; none for no step's. cycles: gates that have a step run again, by step."""
+    """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. kv: K/V-only ones, by
+    segment. factors: LoRA by step and input; none for no step's. cycles: gates that have a step run again, by step."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
     exits: list[OrtEngine]
     head: OrtEngine
     heads: Mapping[str, OrtEngine] = field(default_factory=dict)
+    kv: list[OrtEngine | None] = field(default_factory=list)
     factors: Sequence[Factors] = ()
     cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
@@ -40,8 +44,9 @@ class LoadedGraphs:
 class Staircase:
     """One sequence: its place in a pool (of its own, by default), its pending rows, and passes over them alone.
 
-    `waiting[k]` rows wait in boundary k; `newest` are the rows that the last step computed. `passes` and `layer_rows`
-    count the passes that it took part in and its own rows in them. Not thread-safe.
+    `waiting[k]` rows wait in boundary k, the first `left[k]` of them for a K/V-only pass. `newest` are the rows that
+    the last step computed. `passes` and `layer_rows` count the passes that it took part in and its own rows in them,
+    K/V-only ones left out. Not thread-safe.
     """
 
     def __init__(self, manifest: Manifest, graphs: LoadedGraphs, pool: Pool | None = None) -> None:
@@ -49,6 +54,7 @@ class Staircase:
         self.schedule, self.caches = self.pool.schedule, self.pool.caches
         self.filled = [0] * len(self.schedule)
         self.waiting = [0] * (len(self.schedule) + 1)  # finished rows, in the last boundary, wait for nothing
+        self.left = [0] * len(self.waiting)
         self.length = 0  # tokens embedded
         self.passes = self.layer_rows = 0
         self.watchers: dict[int, LayerAsker] = {}
@@ -83,6 +89,7 @@ class Staircase:
         self.length = length
         self.filled = [min(f, length) for f in self.filled]
         self.waiting = [0] * len(self.waiting)
+        self.left = [0] * len(self.waiting)
         for watcher in self.watchers.values():
             watcher.rewind(length)
 
@@ -117,6 +124,21 @@ class Staircase:
         self.newest[:] = rows
         if k < len(self.schedule):
             self.waiting[k] = first + len(rows)
+
+    def leave_at(self, k: int) -> None:
+        """Let everything in boundary k go no deeper: the rule propagate, of a token that exits after step k - 1."""
+        self.left[k] = self.waiting[k]
+
+    def propagated(self, k: int) -> None:
+        """Note that a K/V-only pass has filled step k's cache from the rows left before it: they wait one step on."""
+        n, boundary = self.left[k], self.pool.boundary[k][self.slot]
+        self.filled[k] += n
+        self.put(k + 1, boundary[:n])
+        if k + 1 < len(self.schedule):
+            self.left[k + 1] += n
+        rest = self.waiting[k] - n
+        boundary[:rest] = boundary[n : n + rest].copy()
+        self.waiting[k], self.left[k] = rest, 0
 
     def ran(self, k: int, rows: Rows, layers: int) -> None:
         """Note that step k turned what waited before it into the first of `rows`."""

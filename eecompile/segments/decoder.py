@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from eecompile import contract as c
+from eecompile.segments.caches import write_cache
 from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.low_rank import LowRank
@@ -48,6 +49,7 @@ class DecoderWriter:
     low_rank: LowRank | None = None
     masks: dict[int | None, str] = field(default_factory=dict)
     group_query: GroupQuery | None = None
+    cache: str = "fp32"  # what keys and values are kept in
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
@@ -57,7 +59,7 @@ class DecoderWriter:
         self.group_query = None
         if self.low_rank is not None:
             self.low_rank.inputs = {}
-        if self.fused and can_fuse(self.spec):
+        if self.fused and self.cache == "fp32" and can_fuse(self.spec):
             self.group_query = GroupQuery.of(g)
 
     def finish(self, g: GraphWriter) -> None:
@@ -72,15 +74,15 @@ class DecoderWriter:
             self.low_rank.enter(layer, cache)
         if layer == 0 and n.positions:
             x = self._add_positions(g, x, n.positions)
-        normed = self._layer_norm(g, x, n.attention_norm, layer)
+        normed = self.layer_norm(g, x, n.attention_norm, layer)
         after = self._add(g, x, self._attention(g, normed, layer, cache), n.attention_post_norm, layer)
         if not (s.parallel and n.mlp_norm is None):
-            normed = self._layer_norm(g, x if s.parallel else after, n.mlp_norm, layer)
+            normed = self.layer_norm(g, x if s.parallel else after, n.mlp_norm, layer)
         return self._add(g, after, self._mlp(g, normed, layer), n.mlp_post_norm, layer)
 
     def mlp_block(self, g: GraphWriter, x: str, layer: int) -> str:
         """The MLP of a layer alone on x [.., D], with its norm and residual."""
-        normed = self._layer_norm(g, x, mlp_norm(self.spec), layer)
+        normed = self.layer_norm(g, x, mlp_norm(self.spec), layer)
         return self._add(g, x, self._mlp(g, normed, layer), self.spec.names.mlp_post_norm, layer)
 
     def norm(self, g: GraphWriter, x: str, name: str) -> str:
@@ -92,12 +94,12 @@ class DecoderWriter:
         biases = [g.array(bias, lambda: self.store.read(bias))] if self.spec.norm_bias else []
         return g.op("LayerNormalization", x, scale, *biases, axis=-1, epsilon=self.spec.norm_eps)
 
-    def _layer_norm(self, g: GraphWriter, x: str, name: str | None, layer: int) -> str:
+    def layer_norm(self, g: GraphWriter, x: str, name: str | None, layer: int) -> str:
         return x if name is None else self.norm(g, x, name.format(i=layer))
 
     def _add(self, g: GraphWriter, x: str, update: str, post_norm: str | None, layer: int) -> str:
         """x plus what attention or MLP made of it."""
-        update = self._layer_norm(g, update, post_norm, layer)
+        update = self.layer_norm(g, update, post_norm, layer)
         if self.spec.residual_scale != 1:
             update = g.op("Mul", update, g.constant(self.spec.residual_scale, np.float32))
         return g.op("Add", x, update)
@@ -171,8 +173,8 @@ class DecoderWriter:
         qk, v = g.ops("Split", 2, heads, g.constant([s.heads + s.kv_heads, s.kv_heads]), axis=1)
         if s.qk_norm == "head":
             qk = self._norm_heads(g, qk, layer)
-        q, k = g.ops("Split", 2, self._rotate(g, qk, layer), g.constant([s.heads, s.kv_heads]), axis=1)
-        keys, values = self._cached(g, "key", k, cache), self._cached(g, "value", v, cache)
+        q, k = g.ops("Split", 2, self.rotate(g, qk, layer), g.constant([s.heads, s.kv_heads]), axis=1)
+        keys, values = self.cached(g, "key", k, cache), self.cached(g, "value", v, cache)
         mixed = self._attend(g, q, keys, values, layer)
         rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
         return g.op("Reshape", rows, g.constant([0, 0, s.heads * s.head_dim]))
@@ -225,7 +227,7 @@ class DecoderWriter:
         mixed = g.op("Attention", grouped, keys, values, mask, **how)
         return g.op("Reshape", mixed, g.constant([0, s.heads, -1, s.head_dim]))
 
-    def _rotate(self, g: GraphWriter, x: str, layer: int) -> str:
+    def rotate(self, g: GraphWriter, x: str, layer: int) -> str:
         """Turn x [B, heads, R, d] by its positions."""
         rope, d = self.spec.ropes[layer], self.spec.head_dim
         if rope is None:
@@ -249,15 +251,9 @@ class DecoderWriter:
             found += [rope] if rope is not None and rope not in found else []
         return found
 
-    def _cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
-        """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place."""
-        s = self.spec
-        shape = ("B", s.kv_heads, "T", s.head_dim)
-        name, out = c.cache_name(kind, cache), c.cache_out_name(kind, cache)
-        g.input(name, "float32", *shape)
-        g.op("TensorScatter", name, update, c.WRITE_INDEX, named=out, axis=2)
-        g.output(out, out, "float32", *shape)
-        return out
+    def cached(self, g: GraphWriter, kind: str, update: str, cache: int) -> str:
+        """Scatter the update [B, KV, R, d] into the cache [B, KV, T, d], in place; returns the cache in float32."""
+        return write_cache(g, self.cache, kind, update, cache, (self.spec.kv_heads, self.spec.head_dim))
 
     def _mask(self, g: GraphWriter, window: int | None) -> str:
         """0 where a row may look and a large negative number elsewhere, float32 [B, 1, R, T]; made once a graph for

@@ -26,6 +26,7 @@ Pass = Callable[[list[onnx.NodeProto], Container[str]], tuple[list[onnx.NodeProt
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
 }

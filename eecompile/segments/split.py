@@ -1,7 +1,7 @@
 """Cut a student at its exits into segment, exit, embed and head graphs, and the uncut graph to hold them against."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from eecompile.segments.heads import write_small_head
 from eecompile.segments.low_rank import LowRank, factor_bytes
 from eecompile.segments.outer import decide, head_logits, write_embed, write_head
 from eecompile.segments.plan import Plan, Visit, plan_segments
+from eecompile.segments.propagate import write_kv_graph
 from eecompile.segments.weights import WeightBook
 from eecompile.student.cycles import Cycle
 from eecompile.student.store import WeightStore
@@ -28,7 +29,8 @@ REFERENCE = "reference.onnx"
 @dataclass(frozen=True)
 class WrittenGraphs:
     """What `write_segments` wrote; `schedule` are the manifest's steps, `hashes` the SHA-256 of weight files by their
-    paths in the bundle."""
+    paths in the bundle. `kv[i]` is segment i's K/V-only graph: none for the first, which no token skips, and none at
+    all unless asked for."""
 
     embed: GraphInfo
     segments: list[GraphInfo]
@@ -38,6 +40,7 @@ class WrittenGraphs:
     reference: GraphInfo | None
     schedule: list[dict[str, Any]]
     hashes: dict[str, str]
+    kv: list[GraphInfo | None] = field(default_factory=list)
 
 
 def write_segments(
@@ -48,11 +51,14 @@ def write_segments(
     context: int,
     slack: int = c.SLACK,
     fused: bool = False,
+    propagate: bool = False,
+    cache: str = "fp32",
     progress: Callable[[str], None] = lambda stage: None,
 ) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
 
-    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run.
+    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run. propagate: also the
+    K/V-only graphs of the segments that a token can skip. cache: what keys and values are kept in.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
@@ -61,7 +67,7 @@ def write_segments(
     book = WeightBook(folder)
     loops = student.loops
     low_rank = LowRank(student.own_spec, loops) if loops is not None and loops.rank else None
-    d = DecoderWriter(student.own_spec, student.own_store, precision, context, slack, fused, low_rank)
+    d = DecoderWriter(student.own_spec, student.own_store, precision, context, slack, fused, low_rank, cache=cache)
 
     progress("embed")
     g = GraphWriter("embed", book)
@@ -72,6 +78,9 @@ def write_segments(
     plan = plan_segments(d.spec.layers, exits_at, loops, [cycle.spec for cycle in cycles])
     segments, schedule = _write_chain(d, book, folder, plan, student.exits.store, progress)
     _write_cycles(folder, plan, cycles, schedule)
+    kv: list[GraphInfo | None] = []
+    if propagate:
+        kv = [write_kv_graph(d, book, folder, k, layers) if k else None for k, layers in enumerate(plan.pieces)]
     exits = []
     for k, exit_ in enumerate(student.exits.schema.exits):
         progress(f"exit {k}")
@@ -87,7 +96,7 @@ def write_segments(
     reference = None if cycles else write_reference(d, book, root, plan)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, heads, reference, schedule, hashes)
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, schedule, hashes, kv)
 
 
 def _write(

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.bundle.gates import decode_gate
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec
@@ -110,7 +111,8 @@ def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
         return ExitMath(*_stored(bundle, exit_), gate, "the bundle")
     norm, source = _checkpoint_norm(student), "the checkpoint"
     if info.adapter in MODULES:
-        bounds = MODULE_BOUNDS[bundle.manifest.precision]
+        coarsest = max(bundle.manifest.precision, bundle.manifest.cache, key=c.PRECISIONS.index)
+        bounds = MODULE_BOUNDS[coarsest]
         return ExitMath(norm, None, gate, "the bundle", _module(bundle, exit_, student), bounds)
     _, adapter = _stored(bundle, exit_)
     fitted = next((e for e in student.exits.schema.exits if e.depth == info.layer), None)

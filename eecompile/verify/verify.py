@@ -54,6 +54,11 @@ class _Subject:
         return self.bundle.manifest.precision
 
     @property
+    def coarsest(self) -> str:
+        """The coarser of the weights' precision and the caches' type: what tolerances go by."""
+        return max(self.precision, self.bundle.manifest.cache, key=c.PRECISIONS.index)
+
+    @property
     def layers(self) -> list[int]:
         return [e.layer for e in self.bundle.manifest.exits]
 
@@ -135,10 +140,10 @@ def _recorded(s: _Subject, student: Student | None) -> list[Check]:
     s.progress("recorded reference")
     ids, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
     walks = [walk_both(s.walker, ids)]
-    checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.precision])
+    checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.coarsest])
     checks += check_exits(exit_math(s.bundle, student), s.layers, [*walks, *s.walks], s.compare)
     if student is None:
-        band = BANDS[s.precision] if s.precision != "int4" else None
+        band = BANDS[s.coarsest] if s.precision != "int4" else None
         checks += _decisions(s, _Evidence("recorded", walks, [rows], s.walker.logits, band), None)
     return checks
 
@@ -157,11 +162,11 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
         weights,
         *check_loops(s.bundle, student),
         *check_modules(s.bundle, student),
-        *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.precision]),
+        *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.coarsest]),
     ]
     quantised = s.precision in c.QUANTISED
     head = ReferenceModel(student.spec, student.store).logits
-    band = None if quantised else BANDS[s.precision]
+    band = None if quantised else BANDS[s.coarsest]
     checks += _decisions(s, _Evidence("checkpoint", s.walks, truth, head, band), student)
     if s.precision not in ARITHMETIC or not weights.passed:
         return checks, [reference.name]
@@ -187,10 +192,10 @@ def _against_own_weights(
     longest = max(s.walks, key=lambda w: len(w.ids))
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
     truth = _run(s, reference, walks)
-    checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.precision])
+    checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.coarsest])
     if s.precision in c.QUANTISED:
         head = ReferenceModel(spec, store).logits
-        checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.precision]), student)
+        checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.coarsest]), student)
     return checks, reference.name
 
 

@@ -18,10 +18,12 @@ CHOSEN = [{"max_prob": 0.5}, {"max_prob": 0.4}]
 DECLARED = [{"max_prob": 0.9}, {"max_prob": 0.9}]  # drafts of exits given on the command line
 
 
-def build_tiny(folder: Path, precision: str = "fp32") -> Path:
+def build_tiny(folder: Path, precision: str = "fp32", **options: Any) -> Path:
     """A bundle of a random three-layer llama with exits after layers 1 and 2, uncalibrated, under `folder`."""
     settings = tiny.config(num_hidden_layers=3, max_position_embeddings=CONTEXT)
-    return tiny.bundle_at(folder / "bundle", tiny.checkpoint(folder / "source", settings), EXITS, precision=precision)
+    return tiny.bundle_at(
+        folder / "bundle", tiny.checkpoint(folder / "source", settings), EXITS, precision=precision, **options
+    )
 
 
 def calibrate(bundle: Path, **changes: Any) -> None:
@@ -34,7 +36,8 @@ def calibrate(bundle: Path, **changes: Any) -> None:
         "risk": 0.02, "error": 0.05, "documents": 4, "tokens": 400, "data": "a" * 64, "gates": gates,
         "path": [point], "chosen": 0,
     }  # fmt: skip
-    write_overlay(bundle, CALIBRATION, {**fields, **changes})
+    fields |= changes
+    write_overlay(bundle, CALIBRATION.replace("catch_up", str(fields["kv"])), fields)
 
 
 def costs_of(**seconds: float) -> list[dict[str, Any]]:

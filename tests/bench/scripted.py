@@ -49,8 +49,9 @@ def manifest_of(
     sizes = {"heads": 1, "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 512, "layers": depths[-1]}
     fields = {
         "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
-        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up"], "pending_cap": cap,
-        "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits, "heads": heads,
+        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up", "propagate"],
+        "pending_cap": cap, "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
+        "heads": heads,
         "schedule": [
             {"segment": s, "cache": k, "exit": k if k < len(exits) else None} for k, s in enumerate(schedule)
         ],
@@ -59,6 +60,7 @@ def manifest_of(
             "embed": graph("embed"), "head": graph("head"), "heads": [graph(f"head_{SMALL}") for _ in heads],
             "segments": [graph(f"segment_{i}", n) for i, n in enumerate(segments)],
             "exits": [graph(f"exit_{i}") for i in range(len(exits))],
+            "kv": [graph(f"kv_{i}", n) for i, n in enumerate(segments)],
         },
         "provenance": {}, "files": {}, "digest": "0" * 64,
     }  # fmt: skip
@@ -94,7 +96,9 @@ class Played:
     passes: dict[tuple[str, int], int]
 
 
-def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, cap: int) -> Played:
+def play(
+    manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, cap: int, kv: str = "catch_up"
+) -> Played:
     """Generate as many tokens as `letters` are about in a real session over the scripted model."""
     passes: Counter[tuple[str, int]] = Counter()
     graphs = _graphs(manifest, letters, passes)
@@ -104,7 +108,7 @@ def play(manifest: Manifest, letters: str, *, open_exits: set[int], mode: str, c
         for i, info in enumerate(manifest.exits)
     ]
     askers = [ExitAsker(engine, manifest.exits, i, HIDDEN, 1, {}) for i, engine in enumerate(graphs.exits)]
-    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap), manifest.exits)
+    settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap), manifest.exits, kv)
     session = Session(manifest, graphs, None, settings, askers)
     count = len(letters) // len(manifest.exits)
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
@@ -152,4 +156,5 @@ def _graphs(manifest: Manifest, letters: str, passes: Counter[tuple[str, int]]) 
         [engine(f"exit_{i}", info, ask(i)) for i, info in enumerate(infos.exits)],
         engine("head", infos.head, head),
         {h.name: engine(f"head_{h.name}", info, head) for h, info in zip(manifest.heads, infos.heads, strict=True)},
+        [engine(f"kv_{i}", info, lambda b: None) for i, info in enumerate(infos.kv) if info],
     )

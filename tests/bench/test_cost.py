@@ -101,6 +101,23 @@ def test_the_simulation_makes_the_passes_of_the_real_loop(case: dict[str, Any]) 
     assert found.seconds_per_token * tokens == pytest.approx(0.001 * sum(played.passes.values()))
 
 
+@given(cases())
+@example(one_exit("aaaaaaaaaaaa", "confident", 3))
+def test_the_same_with_propagate(case: dict[str, Any]) -> None:
+    manifest = manifest_of(case["segments"], case["schedule"], 8)
+    letters = case["letters"][: len(case["letters"]) // len(manifest.exits) * len(manifest.exits)]
+    how: dict[str, Any] = {"open_exits": case["open_exits"], "mode": "confident", "cap": case["cap"], "kv": "propagate"}
+    played = play(manifest, letters, **how)
+    names = ["embed", "head", *(f"{kind}_{i}" for i in range(5) for kind in ("segment", "kv", "exit"))]
+    costs = PassCosts.from_profile(profile_of(costs_of(**dict.fromkeys(names, 0.001))))
+    found = simulate(manifest, costs, [letters], length=64, **how)
+    assert dict(found.passes) == played.passes
+    layers, stats = manifest.model.layers, played.stats
+    assert found.layer_rows_per_token * found.tokens == pytest.approx(stats.layer_rows - layers)
+    assert found.mean_depth * found.tokens == pytest.approx(stats.mean_depth * stats.tokens - layers)
+    assert found.layer_rows_per_token == pytest.approx(found.mean_depth)  # nothing is caught up
+
+
 @pytest.mark.parametrize("mode", ["confident", "exact"])
 def test_documents_add_up_and_none_reaches_into_the_next(mode: Mode) -> None:
     manifest, costs = manifest_of([1, 1], [0, 1], 8), PassCosts.from_profile(profile_of(UNIT))

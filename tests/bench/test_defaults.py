@@ -248,3 +248,51 @@ def test_a_signed_bundle_takes_only_a_signed_policy(bundle: Path, tmp_path: Path
         apply_default_policy(bundle)
     policy = apply_default_policy(bundle, key)
     assert read_bundle(bundle, key=key).policy == policy
+
+
+# -- the rule for skipped layers --------------------------------------------------------------------------------
+
+PROPAGATE = costs_of(kv_1=0.2, kv_2=0.2)
+
+
+@pytest.fixture
+def ruled(tmp_path: Path) -> Path:
+    """A bundle with the graphs of both rules, calibrated for both."""
+    path = build_tiny(tmp_path, kv=("catch_up", "propagate"))
+    calibrate(path, traces=EARLY)
+    calibrate(path, traces=EARLY, kv="propagate")
+    return path
+
+
+def test_the_faster_of_the_calibrated_rules_is_chosen(ruled: Path) -> None:
+    """Passes cost the same whatever their rows, so that catching up is dear here and K/V-only passes are not."""
+    policy = chosen(read_bundle(ruled), [*CHEAP_HEAD, *PROPAGATE])
+    assert (policy.kv, confident(policy)) == ("propagate", CHOSEN)
+    assert all("with propagate" in e.reason for e in policy.exits)
+    slow = costs_of(kv_1=300.0, kv_2=300.0)
+    policy = chosen(read_bundle(ruled), [*CHEAP_HEAD, *slow])
+    assert policy.kv == "catch_up"
+    assert any(confident(policy))
+    assert not any("propagate" in e.reason for e in policy.exits)
+
+
+def test_a_rule_that_does_not_pay_leaves_the_exits_closed(ruled: Path) -> None:
+    for kv in ("catch_up", "propagate"):
+        calibrate(ruled, traces=["hh" * 40], kv=kv)
+    policy = chosen(read_bundle(ruled), [*DEAR_HEAD, *PROPAGATE])
+    assert (policy.kv, confident(policy)) == ("catch_up", [None, None])
+
+
+def test_propagate_is_all_of_its_point_or_nothing(ruled: Path) -> None:
+    """A minimum depth that closes one of its exits makes it another policy than the tested one."""
+    change_policy(ruled, thresholds={1: None, 2: None}, minimum_depth=2)
+    policy = chosen(read_bundle(ruled), [*CHEAP_HEAD, *PROPAGATE])
+    assert policy.kv == "catch_up"
+    assert confident(policy)[0] is None
+
+
+def test_a_rule_that_is_not_calibrated_is_not_chosen(tmp_path: Path) -> None:
+    path = build_tiny(tmp_path, kv=("catch_up", "propagate"))
+    calibrate(path, traces=EARLY)
+    policy = chosen(read_bundle(path), [*CHEAP_HEAD, *PROPAGATE])
+    assert policy.kv == "catch_up"

@@ -39,6 +39,15 @@ def test_every_pass_of_a_decoding_step_is_measured(bundle: Path, quick: bool) ->
     assert set(found) == embedded | {(f"segment_{k}", *state) for k in range(3) for state in states}
 
 
+def test_so_is_every_pass_of_propagate(tmp_path: Path) -> None:
+    opened = Bundle.open(build_tiny(tmp_path, kv=("catch_up", "propagate")))
+    profile = Profile.model_validate(
+        {**measure_profile(opened, quick=True), "core": opened.manifest.digest, "digest": "0" * 64}
+    )
+    found = {(p.graph, p.rows, p.length) for p in profile.passes if p.graph.startswith("kv_")}
+    assert found == {(f"kv_{k}", rows, n) for k in (1, 2) for rows in (1, 2, 3, 5, 9) for n in (64, CONTEXT)}
+
+
 def test_a_slow_machine_gets_few_rounds(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**9))
     monkeypatch.setattr(subject, "perf_counter", lambda: float(next(clock)))  # every look at the clock takes a second

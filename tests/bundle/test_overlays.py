@@ -51,6 +51,7 @@ def test_exits_that_are_refused(bundle: Path, edit: Edit, message: str) -> None:
     [
         (lambda p: p["exits"].clear(), r"exits at \[\] where the bundle has \[1\]"),
         (lambda p: p.update(minimum_depth=3), "a minimum depth of 3 where the model has 2 layers"),
+        (lambda p: p.update(kv="propagate"), "the K/V rule propagate, for which the bundle has no graphs"),
         (lambda p: p.update(budget=0), "budget: Input should be greater"),
         (lambda p: p["exits"][0]["draft"].update(luck=0.5), "does not follow the schema: exits.0.draft"),
     ],
@@ -80,7 +81,9 @@ def test_an_edited_threshold(bundle: Path) -> None:
         (lambda d: d.update(precision="int8"), "confident thresholds without a calibration"),
         (lambda d: d.update(pending_cap=4), "confident thresholds without a calibration"),
         (lambda d: d.update(gates="b" * 64), "confident thresholds without a calibration"),
-        (lambda d: d.update(kv="propagate"), "kv: Input should be 'catch_up'"),
+        (lambda d: d.update(kv="propagate"), "confident thresholds without a calibration"),
+        (lambda d: d.update(cache="int8"), "confident thresholds without a calibration"),
+        (lambda d: d.update(kv="copy"), "kv: Input should be 'catch_up' or 'propagate'"),
     ],
 )
 def test_calibrations_that_do_not_carry_the_policy(bundle: Path, edit: Edit, message: str) -> None:

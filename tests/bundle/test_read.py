@@ -93,6 +93,11 @@ def test_the_manifest_is_too_large(bundle: Path, monkeypatch: pytest.MonkeyPatch
     refuse(bundle, "more than the 100 a reader accepts")
 
 
+def _propagate(manifest: dict[str, Any], graphs: list[Any]) -> None:
+    manifest["kv_rules"] = ["catch_up", "propagate"]
+    manifest["graphs"]["kv"] = graphs
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -111,6 +116,13 @@ def test_the_manifest_is_too_large(bundle: Path, monkeypatch: pytest.MonkeyPatch
         (lambda m: m["schedule"].reverse(), "is not where it is"),
         (lambda m: m["schedule"].pop(), "does not run the model's layers"),
         (lambda m: m["graphs"]["exits"].clear(), "1 exits but 0 exit graphs"),
+        (lambda m: m.update(kv_rules=["propagate"]), "the K/V rules are not catch_up and others"),
+        (lambda m: m.update(kv_rules=["catch_up"] * 2), "the K/V rules are not catch_up and others"),
+        (lambda m: m.update(kv_rules=["catch_up", "propagate"]), "needs a place for a K/V-only graph"),
+        (lambda m: m["graphs"].update(kv=[None] * 3), "needs a place for a K/V-only graph"),
+        (lambda m: _propagate(m, [None, None]), "segment 1 has no K/V-only graph of its layers"),
+        (lambda m: _propagate(m, [None, {**m["graphs"]["segments"][1], "layers": 2}]), "segment 1 has no K/V-only"),
+        (lambda m: m.update(cache="int4"), "cache: Input should be"),
         (lambda m: m.update(pending_cap=100), "slack is smaller"),
         (lambda m: m["files"][WEIGHTS].update(sha256="0"), "sha256: String should match pattern"),
     ],

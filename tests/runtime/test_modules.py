@@ -255,3 +255,20 @@ def test_a_copy_of_the_last_layer_never_drafts_a_wrong_token(shelf: Any, tmp_pat
         assert [t.id for t in exact] == tiny.tokens(opened, IDS[:20], 60)
         assert exact.stats.drafted > 40
         assert (exact.stats.rejected > 0) == (early is not None), "only the shallow exit is ever wrong"
+
+
+@pytest.mark.parametrize("cache", ["fp16", "int8"])
+def test_narrow_caches_hold_an_exits_layer_too(shelf: Any, cache: str) -> None:
+    opened = shelf.bundle(exits=EXITS, gain=GAIN, build={"cache": cache})
+    asker = opened.askers()[0]
+    asker._caches.make_room(1)
+    assert {str(t.dtype) for t in asker._caches.tensors[0].values()} >= {{"fp16": "float16", "int8": "int8"}[cache]}
+    thresholds = {e.layer: dict.fromkeys(e.gates, 0.02) for e in EXITS}
+    exact = opened.session(mode="exact", thresholds=thresholds).generate(IDS[:20], max_new_tokens=40)
+    assert [t.id for t in exact] == tiny.tokens(opened, IDS[:20], 40)
+    assert exact.stats.drafted
+
+
+def test_an_exit_with_a_layer_wants_every_row(shelf: Any) -> None:
+    with pytest.raises(UsageError, match="propagate"):
+        shelf.bundle(exits=EXITS, build={"kv": ("propagate",)})

@@ -25,7 +25,12 @@ SHAPES = {
     "window": tiny.config("mistral", sliding_window=20),
     "wide": tiny.config("qwen3", head_dim=64, num_attention_heads=3, num_key_value_heads=1),
 }
-BUILDS = [*((precision, 1) for precision in c.PRECISIONS), ("fp32", 3)]
+BUILDS = [
+    *((precision, 1, "fp32") for precision in c.PRECISIONS),
+    ("fp32", 3, "fp32"),
+    ("int8", 1, "fp16"),
+    ("fp32", 1, "int8"),
+]
 TOKENS = st.integers(0, tiny.VOCAB - 1)
 
 
@@ -86,7 +91,7 @@ class Crowd:
         one = list(self.tokens)[which % len(self.tokens)]
         if spoil:  # a sequence whose numbers were not finite
             for tensors in self.pool.caches.tensors:
-                for tensor in tensors.values():
+                for tensor in (t for t in tensors.values() if t.dtype == np.float32):
                     tensor[one.slot, :, : one.filled[-1]] = np.nan
         one.leave()
         del self.tokens[one], self.finished[one]
@@ -123,7 +128,7 @@ MOVES = st.one_of(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("precision", "padded"), BUILDS)
+@pytest.mark.parametrize(("precision", "padded", "cache"), BUILDS)
 @given(
     shape=st.sampled_from(sorted(SHAPES)), each_pass=st.sampled_from([0.1, 3.0, 100.0]),
     prompts=st.lists(st.lists(TOKENS, min_size=1, max_size=60), min_size=1, max_size=SLOTS),
@@ -131,9 +136,18 @@ MOVES = st.one_of(
 )  # fmt: skip
 @settings(max_examples=20)
 def test_any_crowd_is_its_sequences_alone(
-    shelf: Any, precision: str, padded: int, shape: str, each_pass: float, prompts: list[list[int]], moves: list[Any]
+    shelf: Any,
+    precision: str,
+    padded: int,
+    cache: str,
+    shape: str,
+    each_pass: float,
+    prompts: list[list[int]],
+    moves: list[Any],
 ) -> None:
-    crowd = Crowd(shelf.bundle(SHAPES[shape], EXITS, precision=precision, minimum_rows=padded), each_pass)
+    crowd = Crowd(
+        shelf.bundle(SHAPES[shape], EXITS, precision=precision, minimum_rows=padded, build={"cache": cache}), each_pass
+    )
     for prompt in prompts:
         crowd.join(prompt)
     for name, *arguments in moves:

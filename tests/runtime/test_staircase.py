@@ -28,7 +28,13 @@ SHAPES = {  # head sharing and head size decide which kernels run
     ),
     "wide": tiny.config("qwen3", head_dim=64, num_attention_heads=3, num_key_value_heads=1),
 }
-BUILDS = [*((precision, 1) for precision in c.PRECISIONS), ("fp32", 3), ("int8", 2)]  # the last two pad short passes
+BUILDS = [
+    *((precision, 1, "fp32") for precision in c.PRECISIONS),
+    ("fp32", 3, "fp32"),
+    ("int8", 2, "fp32"),
+    ("fp32", 1, "fp16"),
+    ("int4", 1, "int8"),
+]
 TOKENS = st.integers(0, tiny.VOCAB - 1)
 MOVES = st.one_of(
     st.tuples(st.just("stop"), st.integers(0, STEPS - 1), TOKENS),  # run a token through this many steps and one more
@@ -94,7 +100,7 @@ def assert_is_a_full_pass(walk: Walk, opened: Bundle) -> None:
             np.testing.assert_array_equal(row, expected)
 
 
-@pytest.mark.parametrize(("precision", "padded"), BUILDS)
+@pytest.mark.parametrize(("precision", "padded", "cache"), BUILDS)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     prompt=st.lists(TOKENS, min_size=1, max_size=70),
@@ -102,9 +108,15 @@ def assert_is_a_full_pass(walk: Walk, opened: Bundle) -> None:
 )
 @settings(max_examples=25)
 def test_any_walk_is_a_full_pass(
-    shelf: Any, precision: str, padded: int, shape: str, prompt: list[int], moves: list[tuple[str, int, int]]
+    shelf: Any,
+    precision: str,
+    padded: int,
+    cache: str,
+    shape: str,
+    prompt: list[int],
+    moves: list[tuple[str, int, int]],
 ) -> None:
-    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision, minimum_rows=padded)
+    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision, minimum_rows=padded, build={"cache": cache})
     walk = Walk(opened, prompt)
     for kind, number, token in moves:
         getattr(walk, kind)(number, token)
@@ -113,7 +125,7 @@ def test_any_walk_is_a_full_pass(
     assert_is_a_full_pass(walk, opened)
 
 
-@pytest.mark.parametrize(("precision", "padded"), BUILDS)
+@pytest.mark.parametrize(("precision", "padded", "cache"), BUILDS)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     seed=st.integers(0, 1 << 30),
@@ -121,10 +133,12 @@ def test_any_walk_is_a_full_pass(
 )
 @settings(max_examples=15)
 def test_bits_do_not_depend_on_the_pass(
-    shelf: Any, precision: str, padded: int, shape: str, seed: int, widths: list[int]
+    shelf: Any, precision: str, padded: int, cache: str, shape: str, seed: int, widths: list[int]
 ) -> None:
     """Logits of a sequence are the same computed in any chunks and by the row."""
-    opened = shelf.bundle(SHAPES[shape], EXITS, precision=precision, context=160, minimum_rows=padded)
+    opened = shelf.bundle(
+        SHAPES[shape], EXITS, precision=precision, context=160, minimum_rows=padded, build={"cache": cache}
+    )
     widths = [w for i, w in enumerate(widths) if sum(widths[: i + 1]) <= 160] or [1]
     ids = np.random.default_rng(seed).integers(0, tiny.VOCAB, sum(widths)).tolist()
     found = []

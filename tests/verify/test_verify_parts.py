@@ -23,6 +23,7 @@ from eecompile.verify.prompts import prompt_ids
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Walker
 from eecompile.verify.tolerances import Band
+from eecompile.verify.verify import verify_bundle
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((6, 8)).astype(np.float32)
@@ -219,3 +220,13 @@ def test_a_decode_walk_crosses_a_full_pass_one_token_at_a_time(pristine: Path) -
     starts = np.cumsum([0, *widths])[:-1]
     assert all(width == 1 for start, width in zip(starts, widths, strict=True) if 124 <= start < 132)
     assert walker.manifest.pending_cap + 1 in widths
+
+
+@pytest.mark.parametrize("cache", ["fp16", "int8"])
+def test_smaller_caches_are_judged_by_their_own_type(tmp_path: Path, cache: str) -> None:
+    """Float32 weights over such caches are as far from the reference as the type allows, not as float32 would be."""
+    source = tiny.checkpoint(tmp_path / "checkpoint")
+    report = verify_bundle(tiny.bundle_at(tmp_path / "bundle", source, [2], cache=cache), tokens=4)
+    assert report.passed, [check.name for check in report.checks if not check.passed]
+    [logits] = [check for check in report.checks if check.name == "recorded logits"]
+    assert float(logits.figures["mean"]) > 1e-5
