@@ -4,12 +4,15 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check inputs bench memory clean
+.PHONY: demo classifier test check inputs bench bench-encoders memory clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
 
-test: $(VENV)/dev.stamp inputs ## every test
+classifier: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ## an encoder from end to end, on a real model
+	$(BIN)/python samples/02_classifier/demo.py
+
+test: $(VENV)/dev.stamp inputs build/inputs/.encoders ## every test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/dev.stamp ## style and types
@@ -25,11 +28,22 @@ bench: $(VENV)/peers.stamp demo ## the figures of BENCHMARKS.md, on a quiet mach
 	$(BIN)/eecompile bench build/bench/fp32 --against genai,transformers --checkpoint build/inputs/smollm2
 	$(BIN)/eecompile bench build/bench/int4 --against genai,llama.cpp --checkpoint build/inputs/smollm2
 
+bench-encoders: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ## its figures on encoders
+	$(BIN)/python tools/rampart.py
+
 memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
 	$(BIN)/python -m pytest -m slow
 
 build/inputs/.done: $(VENV)/base.stamp tools/inputs.py
 	$(BIN)/python tools/inputs.py --out build/inputs
+	touch $@
+
+build/inputs/.encoders: $(VENV)/base.stamp tools/inputs.py tools/encoder_inputs.py
+	$(BIN)/python tools/inputs.py --out build/inputs rampart minilm
+	touch $@
+
+build/inputs/.mails: $(VENV)/base.stamp tools/inputs.py tools/encoder_inputs.py ## needs npm
+	$(BIN)/python tools/inputs.py --out build/inputs mails
 	touch $@
 
 $(BIN)/python:

@@ -1,10 +1,11 @@
 """Every name and limit that more than one stage, or the C++ runtime, must agree on.
 
 Shapes use these symbols: B slots in a pass, R rows (tokens) of a slot in a pass, N rows flattened, D hidden size,
-KV key/value heads, d head size, T cache length, S context length, V vocabulary size.
+KV key/value heads, d head size, T cache length, E length of a padded source, S context length, V vocabulary size.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Literal
 
 # -- bundle ----------------------------------------------------------------------------------------------------
 FORMAT: Final = "eecompile-bundle"
@@ -22,6 +23,7 @@ HIDDEN: Final = "hidden"  # float32 [B, R, D] in embed and segments, [N, D] in e
 HIDDEN_OUT: Final = "hidden_out"  # as `hidden`; after the last segment it is normalised and ready for the head
 POSITIONS: Final = "positions"  # int64 [B, R]: position of each row in its sequence
 WRITE_INDEX: Final = "write_index"  # int64 [B]: cache index of each slot's first row
+SOURCE_LENGTH: Final = "source_length"  # int64 [B]: tokens of each slot's source, without padding
 EXIT_HIDDEN: Final = "exit_hidden"  # float32 [N, D]: an exit's normalised hidden state, ready for the head
 GATE_W1: Final = "gate_w1"  # float32 [D, U]
 GATE_B1: Final = "gate_b1"  # float32 [U]
@@ -45,7 +47,15 @@ MAX_PROB: Final = "max_prob"  # float32 [N]
 MARGIN: Final = "margin"  # float32 [N]: first minus second probability
 ENTROPY: Final = "entropy"  # float32 [N], nats
 EXIT_FLAG: Final = "exit_flag"  # bool [N]
-LOGITS: Final = "logits"  # float32 [N, V]; of a shortlist head [N, its tokens]
+LOGITS: Final = "logits"  # float32 [N, V]; of a shortlist head [N, its tokens]; of a classifier [N, its labels]
+# of an encoder, whose rows of all texts in a pass stand one after the other: N active rows, M frozen ones (they have
+# exited and only give keys and values), B texts of at most T tokens, R of them active
+TOKEN_TYPES: Final = "token_types"  # int64 [N]
+FROZEN: Final = "frozen"  # float32 [M, D]
+QUERY_ROWS: Final = "query_rows"  # int64 [B, R]: active row of each query; 0 where there is none
+ROW_PLACES: Final = "row_places"  # int64 [N]: b * R + r of the query that an active row is
+KEY_ROWS: Final = "key_rows"  # int64 [B, T]: active row, or N + frozen row, of each token; 0 where there is none
+KEY_MASK: Final = "key_mask"  # bool [B, T]: whether there is one
 
 
 LENGTH: Final = "T"  # the symbol of a cache's length
@@ -80,6 +90,12 @@ def low_rank_name(part: str, layer: int, projection: str) -> str:
     return f"{LORA}{part}_{layer}_{projection}"
 
 
+def cross_name(kind: str, layer: int) -> str:
+    """Name of what the encoder gives decoder layer `layer`, float32 [B, H, E, d], E tokens of the padded source: an
+    output of the encoder and an input of the segment with that layer; kind is "key" or "value"."""
+    return f"cross_{kind}_{layer}"
+
+
 # -- the exit decision: a model-local function, a TensorRT plugin and a host rule of one name -------------------
 DECISION_DOMAIN: Final = "eecompile"
 DECISION_OP: Final = "ExitDecision"
@@ -89,11 +105,19 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
-KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate")
+KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate")  # of a language model
 CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
+CAUSAL_LM: Final = "causal-lm"
+TOKENS: Final = "token-classification"
+CLASSIFY_MODES: Final = ("full", "confident")
+# what leaves a batch, and what becomes of the keys and values of deeper layers: nobody reads those of a text that left
+# as a whole; those of a token that left alone are projected from the hidden state it left with
+GRANULARITIES: Final[Mapping[str, Literal["none", "propagate"]]] = {"sentence": "none", "token": "propagate"}
 CHEAP_CRITERIA: Final = ("learned", "saturation", "router", "predictor")  # asked before any head runs
 HEAD_CRITERIA: Final = ("max_prob", "margin", "entropy")  # columns of `thresholds`
-CRITERIA: Final = (*CHEAP_CRITERIA, *HEAD_CRITERIA, "patience", "fixed", "never")
+CRITERIA: Final = (*CHEAP_CRITERIA, *HEAD_CRITERIA, "patience", "fixed", "never")  # of a language model
+LABEL_CRITERIA: Final = (*HEAD_CRITERIA, "fixed", "never")  # of a classifier
+VALUE_CRITERIA: Final = ("delta", "fixed", "never")  # of a regression
 FULL_HEAD: Final = "full"  # the model's own head; the small ones have names
 HEADS: Final = (FULL_HEAD, "low_rank", "shortlist")
 LOW_RANK: Final = 64  # unless asked for otherwise
@@ -120,6 +144,7 @@ MAX_REPEATS: Final = 64
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22
+MAX_LABELS: Final = 4096
 MAX_CONTEXT: Final = 1 << 22
 MAX_FILES: Final = 4096
 MAX_MANIFEST_BYTES: Final = 16 << 20

@@ -15,9 +15,12 @@ from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
+from eecompile.pipeline_encoder import build_encoder, plan_encoder
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
+from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import ExitSpec
 from eecompile.student.student import Student
 from eecompile.target import Target, load_target
@@ -44,8 +47,12 @@ class BuildOptions:
     cache: str = "fp32"
 
 
-def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, Any]:
+def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
     """What a build would do, checked against model and target; raises UsageError where it cannot be done."""
+    if isinstance(student, EncoderStudent):
+        decoders = {"minimum of rows": options.minimum_rows, "number of slots": options.slots}
+        others = {"pending cap": options.pending_cap, **{name: None if n == 1 else n for name, n in decoders.items()}}
+        return plan_encoder(student, target, options.precision, options.context, others)
     precision = options.precision or target.precision
     if precision not in target.precisions:
         raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
@@ -62,6 +69,8 @@ def plan(student: Student, target: Target, options: BuildOptions) -> dict[str, A
         raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
     if options.cache not in c.CACHES:
         raise UsageError(f"there is no cache type {options.cache!r}", mend=f"types: {', '.join(c.CACHES)}")
+    if isinstance(student.spec, EncoderDecoderSpec) and options.slots > 1:
+        raise UsageError("an encoder-decoder runs one sequence at a time", mend="build it with --batch 1")
     kv = _kv_rules(student, options)
     exits = [e.depth for e in student.exits.schema.exits]
     sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
@@ -79,14 +88,20 @@ def _kv_rules(student: Student, options: BuildOptions) -> list[str]:
             "the rule propagate fills layers that run once, and caches of the model's own layers alone",
             where=c.EARLY_EXIT, mend="build this student without --kv propagate",
         )  # fmt: skip
-    return [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
+    kv = [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
+    if isinstance(student.spec, EncoderDecoderSpec) and len(kv) > 1:
+        raise UsageError("an encoder-decoder knows the rule catch_up alone", mend="build it without --kv")
+    return kv
 
 
 def build(
-    student: Student, target: Target, out: Path, options: BuildOptions, *, progress: Progress = lambda stage: None
-) -> Manifest:
+    student: Student | EncoderStudent, target: Target, out: Path, options: BuildOptions, *,
+    progress: Progress = lambda stage: None,
+) -> Manifest:  # fmt: skip
     """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
     chosen = plan(student, target, options)
+    if isinstance(student, EncoderStudent):
+        return build_encoder(student, target, out, chosen, progress=progress)
     student = student.at_context(chosen["context"])
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
@@ -140,7 +155,9 @@ def _manifest_fields(
             "heads": [g.model_dump() for g in graphs.heads],
             "reference": graphs.reference and graphs.reference.model_dump(),
             "kv": [None if g is None else g.model_dump() for g in graphs.kv],
+            "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
         },
+        "source": {"context": chosen["context"], "start": spec.start} if isinstance(spec, EncoderDecoderSpec) else None,
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
     }  # fmt: skip
@@ -204,19 +221,24 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
     count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
     at = [e.depth for e in student.exits.schema.exits]
-    boundaries, finished, logits = student.reference().run(ids.tolist(), at)
+    source = ids[::-1] if isinstance(spec, EncoderDecoderSpec) else None
+    model = student.reference(None if source is None else source.tolist())
+    boundaries, finished, logits = model.run(ids.tolist(), at)
     folder.mkdir()
     arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}
+    if source is not None:
+        arrays["source_ids"] = source
     for name, array in (arrays | {f"hidden_{n}": rows for n, rows in boundaries.items()}).items():
         np.save(folder / f"{name}.npy", array)
 
 
-def stage_count(student: Student) -> int:
+def stage_count(student: Student | EncoderStudent) -> int:
     """How often `build` calls its progress function."""
-    return 2 * len(student.exits.schema.exits) + len(student.exits.schema.heads) + 5
+    schema = student.exits.schema
+    return 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
 
 
-def build_plain(student: Student, out: Path) -> None:
+def build_plain(student: Student | EncoderStudent, out: Path) -> None:
     """A float32 bundle for the processor at hand, as fitting and calibrating exits need it."""
     build(student, load_target("cpu"), out, BuildOptions(precision="fp32"))
 

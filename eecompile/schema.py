@@ -19,10 +19,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 CacheType = Literal["fp32", "fp16", "int8"]
-KVRule = Literal["catch_up", "propagate"]
+KVRule = Literal["catch_up", "propagate", "none"]
 Criterion = Literal[
-    "learned", "saturation", "router", "predictor", "max_prob", "margin", "entropy", "patience", "fixed", "never"
+    "learned", "saturation", "router", "predictor", "max_prob", "margin", "entropy", "patience", "delta", "fixed",
+    "never",
 ]  # fmt: skip
+Task = Literal["causal-lm", "sequence-classification", "token-classification", "regression"]
 TokenId = Annotated[int, Field(ge=0, lt=c.MAX_VOCAB)]
 HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 HeadKind = Literal["low_rank", "shortlist"]

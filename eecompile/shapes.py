@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from eecompile import contract as c
-from eecompile.schema import Criterion, HeadKind, HeadName, Probability, Strict, TokenId
+from eecompile.schema import Criterion, HeadKind, HeadName, Probability, Strict, Task, TokenId
 
 
 class RouterShape(Strict):
@@ -57,7 +57,7 @@ class ExitShape(Strict):
     """
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    adapter: Literal["norm", "affine", "mlp", "layer"]
+    adapter: Literal["norm", "affine", "mlp", "layer", "classifier"]
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
     head: HeadName = c.FULL_HEAD
@@ -146,6 +146,25 @@ def exits_fault(exits: Sequence[ExitShape], heads: Sequence[HeadShape]) -> str |
                 return f"exit {e.layer} has no router, nor has one before it that can choose to stop here"
     if len({e.predictor.head for e in exits if e.predictor is not None}) > 1:
         return "the predictors of all exits look at the same candidates, so that they share a head"
+    return None
+
+
+def gates_of(task: Task) -> tuple[str, ...]:
+    """The criteria that exits may go by in a model of this task."""
+    if task == c.CAUSAL_LM:
+        return c.CRITERIA
+    return c.VALUE_CRITERIA if task == "regression" else c.LABEL_CRITERIA
+
+
+def task_fault(exits: Sequence[ExitShape], heads: Sequence[HeadShape], task: Task) -> str | None:
+    """What exits or `heads` have that a model of this task cannot have, or None."""
+    for e in exits:
+        if unable := [gate for gate in e.gates if gate not in gates_of(task)]:
+            return f"exit {e.layer} has the gate {unable[0]}, which a {task} cannot have"
+        if task == c.CAUSAL_LM and e.adapter == "classifier":
+            return f"exit {e.layer} has a classifier of its own, which only exits of encoders may"
+    if task != c.CAUSAL_LM and (heads or any(e.schedule is not None for e in exits)):
+        return "small heads and schedules are for language models"
     return None
 
 

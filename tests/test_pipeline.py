@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_t5
 
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
@@ -59,6 +60,21 @@ def test_two_builds_are_the_same_bytes(tmp_path: Path, student: Student, precisi
     assert {n.split("/")[0] for n in one} == {
         "manifest.json", "overlays", "reference", "reference.onnx", "segments", "tokenizer",
     }  # fmt: skip
+
+
+def test_an_encoder_decoder_is_built_the_same_every_time(tmp_path: Path) -> None:
+    source = open_student(tiny.checkpoint(tmp_path / "checkpoint", tiny_t5.newer()), [1, 3])
+    said: list[str] = []
+    for name in ("one", "two"):
+        build(source, CPU, tmp_path / name, BuildOptions(precision="int4"), progress=said.append)
+    assert said[: len(said) // 2] == [STAGES[0], "encoder", *STAGES[1:]]
+    assert stage_count(source) == len(STAGES) + 1
+    one = files(tmp_path / "one")
+    assert one == files(tmp_path / "two")
+    assert {"segments/encoder.onnx", "segments/encoder.weights", "reference/source_ids.npy"} <= set(one)
+    manifest = Bundle.open(tmp_path / "one").manifest
+    assert manifest.source is not None
+    assert (manifest.source.context, manifest.source.start, manifest.slots) == (manifest.model.context, 0, 1)
 
 
 def test_another_process_builds_the_same_bytes(tmp_path: Path, source: Path) -> None:

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from eecompile.bundle.gates import encode_gate, gates_fault
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.errors import UsageError
-from eecompile.shapes import ExitShape, HeadShape, PredictorShape, RouterShape, exits_fault
+from eecompile.schema import Task
+from eecompile.shapes import ExitShape, HeadShape, PredictorShape, RouterShape, exits_fault, task_fault
 from eecompile.student.exits import ExitSpec, load_exits, save_exits
 from eecompile.student.student import open_student
 
@@ -163,3 +164,32 @@ def test_a_linear_router_has_no_first_layer() -> None:
     assert gates_fault(ExitPolicy(layer=1, confident=None, draft=None, router=linear), info, 32) is None
     odd = linear.model_copy(update={"w1": "AAAA"})
     assert "no units" in str(gates_fault(ExitPolicy(layer=1, confident=None, draft=None, router=odd), info, 32))
+
+
+@pytest.mark.parametrize(
+    ("task", "exit_", "heads", "words"),
+    [
+        ("causal-lm", {"gates": ["delta"]}, [], "the gate delta, which a causal-lm cannot have"),
+        ("causal-lm", {"gates": ["max_prob"], "adapter": "classifier"}, [], "a classifier of its own"),
+        ("regression", {"gates": ["max_prob"]}, [], "the gate max_prob"),
+        ("sequence-classification", {"gates": ["margin", "patience"]}, [], "the gate patience"),
+        ("sequence-classification", {"gates": ["saturation"]}, [], "the gate saturation"),
+        ("token-classification", {"gates": ["max_prob"], "schedule": {"kind": "decay"}}, [], "schedules"),
+        ("token-classification", {"gates": ["max_prob"], "head": "few"}, [FEW], "small heads"),
+    ],
+)
+def test_exits_that_a_task_cannot_have(task: Task, exit_: dict[str, Any], heads: list[HeadShape], words: str) -> None:
+    found = ExitShape.model_validate({"layer": 1, "adapter": "norm", **exit_})
+    assert words in (task_fault([found], heads, task) or "")
+
+
+@pytest.mark.parametrize(
+    ("task", "gates"),
+    [
+        ("causal-lm", ["saturation", "patience", "max_prob"]),
+        ("token-classification", ["margin", "entropy"]),
+        ("regression", ["delta"]),
+    ],
+)
+def test_exits_that_a_task_can_have(task: Task, gates: list[str]) -> None:
+    assert task_fault([ExitShape.model_validate({"layer": 1, "adapter": "norm", "gates": gates})], [], task) is None

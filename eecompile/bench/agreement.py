@@ -8,6 +8,7 @@ from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.forced import run_forced
 from eecompile.runtime.gates import GateState
 from eecompile.runtime.rules import ExitRule
+from eecompile.runtime.source import sequence
 from eecompile.runtime.trace import DocumentTrace, ExitTrace, Tracer
 from eecompile.schema import Thresholds
 
@@ -24,15 +25,15 @@ def agreements(
     tracer, equal, total = Tracer(bundle), {"full": 0, "confident": 0}, 0
     rules = confident_rules(bundle)
     for prompt, continuation in zip(prompts, continuations, strict=True):
-        text = [*prompt, *continuation[:-1]]
-        trace = tracer.trace(text)
+        ids, source = sequence(bundle.manifest, prompt, continuation[:-1])
+        trace, first = tracer.trace(ids, source), len(ids) - len(continuation) + 1
         wanted = np.asarray(continuation[1:])
         for mode, open_rules in (("full", [None] * len(rules)), ("confident", rules)):
             if mode == "confident" and bundle.files.policy.kv == "propagate" and any(rules):
-                [found] = run_forced(bundle, bundle.settings(mode=mode), [text], first=len(prompt))
+                [found] = run_forced(bundle, bundle.settings(mode=mode), [ids], first=first)
                 chosen = found.tokens
             else:
-                chosen = policy_tokens(trace, open_rules, first=len(prompt), cap=bundle.manifest.pending_cap)
+                chosen = policy_tokens(trace, open_rules, first=first, cap=bundle.manifest.pending_cap)
             equal[mode] += int((np.asarray(chosen) == wanted).sum())
         total += len(wanted)
     return {mode: (found, total) for mode, found in equal.items()}

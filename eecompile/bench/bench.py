@@ -63,7 +63,10 @@ def run_bench(
         checkpoint, gguf, bundle.manifest.precision, bundle.threads, bundle.manifest.model.context, workdir
     )
     with ExitStack() as stack:
-        started, skipped = _start_peers(peers, setup, stack, ids[0], max_new_tokens, progress)
+        if bundle.manifest.source is None:
+            started, skipped = _start_peers(peers, setup, stack, ids[0], max_new_tokens, progress)
+        else:
+            started, skipped = {}, dict.fromkeys(peers, "runs decoder-only models here, not encoder-decoders")
         found = alternate({**contenders, **started}, ids, max_new_tokens, rounds, progress)
     if not decoded(found.runs["full"][0]):
         raise UsageError("the policy's budget ends every request at its first token", mend="raise the budget")
@@ -153,7 +156,7 @@ def _result(
         policy=bundle.files.policy.digest,
         precision=bundle.manifest.precision,
         layers=bundle.manifest.model.layers,
-        machine=_machine(bundle.threads),
+        machine=machine_facts(bundle.threads),
         prompts=len(prompts),
         prompt_tokens=sum(map(len, prompts)),
         max_new_tokens=max_new_tokens,
@@ -188,7 +191,8 @@ def _peer_result(peer: PeerProcess, runs: Runs, full: Runs) -> PeerResult:
     )
 
 
-def _machine(threads: int) -> Machine:
+def machine_facts(threads: int) -> Machine:
+    """Where this runs."""
     return Machine(
         device=device_name(),
         processors=len(os.sched_getaffinity(0)),

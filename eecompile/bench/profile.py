@@ -111,6 +111,7 @@ class _Walker:
         self._heads, self._infos = bundle.heads(cap + 1), manifest.exits
         self._cap, self._vocab, self._propagates = cap, model.vocab, bool(bundle.graphs.kv)
         for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
+            stairs.begin([0] * length)  # a source as long as the target, where there is one
             stairs.caches.resize(length)
             stairs.watch(self._askers[length], range(len(manifest.exits)))
             for tensors in stairs.caches.tensors:

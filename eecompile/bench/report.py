@@ -12,8 +12,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from eecompile import contract as c
+from eecompile.bench.classifier import ClassifierBench
 from eecompile.bench.markup import tag
 from eecompile.bench.report_bundle import policy_section, profile_section, provenance_section
+from eecompile.bench.report_classifier import classifier_section, classifier_verdict
 from eecompile.bench.report_measured import (
     exit_section,
     exits_at,
@@ -33,11 +35,14 @@ _EMBEDDED = re.compile(r'<script type="application/json" id="bench">(.*?)</scrip
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the page asks for nothing, and a browser makes sure
 
 
-def write_report(bundle: Path, bench: BenchResult | None, out: Path | None = None) -> Path:
+def write_report(
+    bundle: Path, bench: BenchResult | None, out: Path | None = None, *, classifier: ClassifierBench | None = None
+) -> Path:
     """Write the report of the bundle at `bundle` and return its path, by default report.html in the bundle.
 
     bench: the measurements; None takes those inside the page that is already there if they are of this bundle, and
-    otherwise leaves their sections out. Raises IntegrityError, and EECompileError where the page cannot be written.
+    otherwise leaves their sections out. classifier: the measurements of a bundle that classifies.
+    Raises IntegrityError, and EECompileError where the page cannot be written.
     """
     files = read_bundle(bundle, integrity="size")
     page = files.path / c.REPORT if out is None else out
@@ -47,7 +52,7 @@ def write_report(bundle: Path, bench: BenchResult | None, out: Path | None = Non
         bench = None
     # a stray temporary file is taken for litter only among the overlays; beside any other page it harms nobody
     scratch = files.path / Path(c.POLICY).parent if out is None else page.parent
-    write_atomically(page, render_report(files, bench).encode(), scratch)
+    write_atomically(page, render_report(files, bench, classifier).encode(), scratch)
     return page
 
 
@@ -60,12 +65,13 @@ def read_bench(page: Path) -> BenchResult | None:
         return None
 
 
-def render_report(files: BundleFiles, bench: BenchResult | None) -> str:
+def render_report(files: BundleFiles, bench: BenchResult | None, classifier: ClassifierBench | None = None) -> str:
     """The page as HTML."""
     m = files.manifest
     name = str(m.provenance.get("checkpoint") or m.model.family)
     calibrations = matching_calibrations(m, files.policy, files.calibrations, files.policy.kv)
     measured = [] if bench is None else [speed_section(bench), exit_section(bench)]
+    measured += [] if classifier is None else [classifier_section(classifier)]
     after = [] if bench is None else [time_section(bench), saved_section(bench)]
     sections = [
         *measured,
@@ -75,18 +81,18 @@ def render_report(files: BundleFiles, bench: BenchResult | None) -> str:
         profile_section(files),
         provenance_section(files, bench),
     ]
-    top = _masthead(files, name, bench)
+    top = _masthead(files, name, bench, _verdict(bench) if classifier is None else classifier_verdict(classifier))
     return _page(f"{name} — eecompile report", [top, *sections], bench)
 
 
-def _masthead(files: BundleFiles, name: str, bench: BenchResult | None) -> str:
+def _masthead(files: BundleFiles, name: str, bench: BenchResult | None, verdict: str) -> str:
     m = files.manifest
     chips = [
         m.model.family, f"{_rounded(m.model.parameters)} parameters", f"{m.model.layers} layers", exits_at(m),
         m.precision, f"target {m.target}",
     ]  # fmt: skip
     row = tag("ul", "".join(tag("li", escape(chip)) for chip in chips), class_="chips")
-    said = tag("p", escape(_verdict(bench)), class_="verdict")
+    said = tag("p", escape(verdict), class_="verdict")
     cards = "" if bench is None else headline(bench)
     return tag("header", tag("p", "eecompile report", class_="brand") + tag("h1", escape(name)) + row + said + cards)
 

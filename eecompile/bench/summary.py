@@ -12,6 +12,7 @@ from eecompile.bench.runs import Run
 from eecompile.bundle.manifest import Manifest
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.heads import head_graph
+from eecompile.runtime.source import first_tokens
 
 RUNTIME = "runtime"  # beside graph names: time outside the engines
 Runs = list[list[Run]]  # [round][prompt]
@@ -68,7 +69,7 @@ def mode_result(
     depths = Counter(depth for run in round_ for depth in run.depths[1:])
     equal, compared = equal_tokens(round_, full[0])
     right, asked = agreed.get(mode, (equal, compared))
-    rows = sum(s.layer_rows - s.prompt_tokens * manifest.model.layers for s in stats)
+    rows = sum(s.layer_rows - first_tokens(manifest, s.prompt_tokens) * manifest.model.layers for s in stats)
     where = _token_time(round_, tokens)
     return ModeResult(
         tokens_per_second=measured.tokens_per_second,

@@ -18,6 +18,7 @@ from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.caches import Caches
+from eecompile.runtime.source import Encoded, read_prompt
 
 
 class UncutModel:
@@ -33,6 +34,8 @@ class UncutModel:
         if info is None:
             raise UsageError("the bundle has no uncut graph", where=str(bundle.files.path))
         engine = OrtEngine(bundle.files.path / info.path, info)
+        self._manifest, self._encoder = manifest, bundle.graphs.encoder
+        self._encoded: Encoded = {}
         self._engine = engine if log is None else TimedEngine(engine, "uncut", log)
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(self._most, self._minimum)
@@ -50,9 +53,10 @@ class UncutModel:
         """Continue `prompt` by `tokens` tokens, whatever they are; returns them and the seconds after the first."""
         self._length, self._bound = 0, {}
         self._caches.resize(0)
-        self._caches.make_room(max(len(prompt), self._minimum))
-        for start in range(0, len(prompt), self._most):
-            token = self._run(prompt[start : start + self._most])
+        first, self._encoded = read_prompt(self._manifest, self._encoder, list(prompt))
+        self._caches.make_room(max(len(first), self._minimum))
+        for start in range(0, len(first), self._most):
+            token = self._run(first[start : start + self._most])
         ids = [token]
         began = perf_counter()
         while len(ids) < tokens:
@@ -78,7 +82,7 @@ class UncutModel:
         buffers: dict[str, NDArray[Any]] = {
             c.TOKEN_IDS: self._ids[:rows].reshape(1, rows), c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start, c.THRESHOLDS: self._thresholds[:rows], c.TOKEN: self._token[:rows],
-            c.EXIT_FLAG: self._flag[:rows], **self._caches.tensors[0], **self._factors,
+            c.EXIT_FLAG: self._flag[:rows], **self._caches.tensors[0], **self._factors, **self._encoded,
         }  # fmt: skip
         measures = {name: values[:rows] for name, values in self._measures.items()}
         return self._engine.bind({**buffers, **measures})

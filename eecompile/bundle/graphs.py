@@ -56,18 +56,21 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     model = manifest.model
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
     scale = (*cache[:3], 1)
+    cross = (-1, model.heads, -1, model.head_dim)
     known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
-    known |= {c.LOGITS: (-1, model.vocab), c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
+    known |= {c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
     narrow = {
         graph.path: head.rows(model.vocab) for graph, head in zip(manifest.graphs.heads, manifest.heads, strict=True)
     }
     for info in _declared(manifest):
-        known[c.LOGITS] = (-1, narrow.get(info.path, model.vocab))
+        known[c.LOGITS] = (-1, narrow.get(info.path, manifest.classes))
         for tensor in (*info.inputs, *info.outputs):
             is_cache = tensor.name.startswith(("key_cache_", "value_cache_"))
             is_scale = tensor.name.startswith(("key_scale_", "value_scale_"))
-            sizes = cache if is_cache else scale if is_scale else known.get(tensor.name, ())
+            is_cross = tensor.name.startswith(("cross_key_", "cross_value_"))
+            kinds = ((is_cache, cache), (is_scale, scale), (is_cross, cross))
+            sizes = next((size for fits, size in kinds if fits), known.get(tensor.name, ()))
             pairs = zip(reversed(tensor.shape), reversed(sizes), strict=False)
             if any(isinstance(have, int) and size not in (-1, have) for have, size in pairs):
                 what = f"{info.path}: {tensor.name} is {tensor.shape}, which is not the model's size"
@@ -84,9 +87,8 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 
 def _declared(manifest: Manifest) -> list[GraphInfo]:
     graphs = manifest.graphs
-    reference = [] if graphs.reference is None else [graphs.reference]
-    kv = [graph for graph in graphs.kv if graph is not None]
-    return [graphs.embed, *graphs.segments, *kv, *graphs.exits, graphs.head, *graphs.heads, *reference]
+    optional = [graph for graph in (*graphs.kv, graphs.reference, graphs.encoder) if graph is not None]
+    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *graphs.heads, *optional]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

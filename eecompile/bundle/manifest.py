@@ -23,16 +23,17 @@ from eecompile.schema import (
     Probability,
     Sha256,
     Strict,
+    Task,
     Text,
     Thresholds,
     TokenId,
 )
-from eecompile.shapes import ExitShape, HeadShape, exits_fault
+from eecompile.shapes import ExitShape, HeadShape, exits_fault, task_fault
 
 
 class Graphs(Strict):
     """The graphs of a bundle; `exits[i]` is exit i's adapter and cheap gates, `heads[i]` small head i, `reference` the
-    uncut model.
+    uncut model, `encoder` what an encoder-decoder runs once over the source.
 
     `kv[i]`: segment i's K/V-only graph, for the rule `propagate`; None where only the first step runs the segment.
     """
@@ -44,6 +45,7 @@ class Graphs(Strict):
     heads: Annotated[list[GraphInfo], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
     reference: GraphInfo | None = None
     kv: Annotated[list[GraphInfo | None], Field(max_length=c.MAX_EXITS + 1)] = Field(default_factory=list)
+    encoder: GraphInfo | None = None
 
 
 class CycleInfo(Strict):
@@ -90,6 +92,21 @@ class ModelInfo(Strict):
     parameters: Annotated[int, Field(ge=0, le=1 << 48)] = 0
 
 
+class SourceInfo(Strict):
+    """What an encoder-decoder reads: a source of at most `context` tokens; its target begins with the token `start`."""
+
+    context: Annotated[int, Field(ge=1, le=c.MAX_CONTEXT)]
+    start: TokenId
+
+
+class EncoderInfo(Strict):
+    """What a runtime needs to know of an encoder besides. `types`: kinds of tokens that `token_types` tells apart (0:
+    the graph has no such input). `padding`: the id whose positions are skipped (student/encoder.py), None: none is."""
+
+    types: Annotated[int, Field(ge=0, le=1024)]
+    padding: TokenId | None = None
+
+
 class FileInfo(Strict):
     """A core file's size in bytes and its SHA-256."""
 
@@ -101,8 +118,9 @@ class Manifest(Strict):
     """The core of a bundle. `digest` is the SHA-256 of the canonical JSON of everything else here.
 
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
-    another kernel. `slack`: positions past `context` that padding may have. `cache`: what
-    keys and values are kept in.
+    another kernel. `slack`: positions past `context` that padding may have. `cache`: what keys and values are kept in.
+    `source`: of an encoder-decoder, whose prompts are sources and whose decoder begins by itself. `labels`, in the
+    classifier's order, and `encoder` belong to every task but causal-lm.
     """
 
     format: Literal["eecompile-bundle"]
@@ -123,8 +141,12 @@ class Manifest(Strict):
     schedule: Annotated[list[Step], Field(min_length=1, max_length=c.MAX_LAYERS)]
     caches: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_LAYERS)]
     graphs: Graphs
+    source: SourceInfo | None = None
     tokenizer: bool
     provenance: dict[Name, Text | int | float | bool | None]
+    task: Task = "causal-lm"
+    labels: Annotated[list[Name], Field(max_length=c.MAX_LABELS, default_factory=list)]
+    encoder: EncoderInfo | None = None
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
     digest: Sha256
 
@@ -148,10 +170,32 @@ class Manifest(Strict):
             raise ValueError("bos or eos is not in the vocabulary")
         return self
 
+    @property
+    def classes(self) -> int:
+        """What a head chooses from: the labels of a classifier, else the vocabulary."""
+        return len(self.labels) or self.model.vocab
+
+    @model_validator(mode="after")
+    def _task_has_its_labels(self) -> Self:
+        encodes = self.task != c.CAUSAL_LM
+        if encodes != (self.encoder is not None) or encodes != bool(self.labels):
+            raise ValueError(
+                f"labels and the encoder's description belong to a classifier, and the task is {self.task}"
+            )
+        if encodes and (self.task == "regression") != (len(self.labels) == 1):
+            raise ValueError(f"{len(self.labels)} labels for {self.task}")
+        if reason := task_fault(self.exits, self.heads, self.task):
+            raise ValueError(reason)
+        return self
+
     @model_validator(mode="after")
     def _rules_have_their_graphs(self) -> Self:
         segments, kv = self.graphs.segments, self.graphs.kv
-        if len(set(self.kv_rules)) != len(self.kv_rules) or self.kv_rules[0] != "catch_up":
+        if self.task != c.CAUSAL_LM:
+            if kv or not set(self.kv_rules) <= set(c.GRANULARITIES.values()):
+                raise ValueError("an encoder has no rule or graph for caches, which it lacks")
+            return self
+        if "none" in self.kv_rules or len(set(self.kv_rules)) != len(self.kv_rules) or self.kv_rules[0] != "catch_up":
             raise ValueError("the K/V rules are not catch_up and others, each once")
         if ("propagate" in self.kv_rules) != bool(kv) or (kv and len(kv) != len(segments)):
             raise ValueError("the rule propagate needs a place for a K/V-only graph for each segment")
@@ -161,6 +205,28 @@ class Manifest(Strict):
                 raise ValueError(f"segment {step.segment} has no K/V-only graph of its layers")
         if kv and (any(s.factors or s.cycle for s in self.schedule) or any(e.adapter == "layer" for e in self.exits)):
             raise ValueError("the rule propagate does not go with LoRA, cyclic gates or exits with a layer")
+        return self
+
+    @model_validator(mode="after")
+    def _source_has_an_encoder(self) -> Self:
+        source, encoder = self.source, self.graphs.encoder
+        if (source is None) != (encoder is None):
+            raise ValueError("a source and an encoder belong together")
+        crosses = [c.cross_name(kind, i) for i in range(self.model.layers) for kind in ("key", "value")]
+        asked = {t.name for segment in self.graphs.segments for t in segment.inputs if _is_of_source(t.name)}
+        if asked != (set() if source is None else {c.SOURCE_LENGTH, *crosses}):
+            raise ValueError("the segments do not take what an encoder gives")
+        if source is None or encoder is None:
+            return self
+        interface = [[t.name for t in tensors] for tensors in (encoder.inputs, encoder.outputs)]
+        if interface != [[c.TOKEN_IDS, c.SOURCE_LENGTH], crosses]:
+            raise ValueError("the encoder does not give every layer its keys and values")
+        if source.start >= self.model.vocab:
+            raise ValueError("the start token is not in the vocabulary")
+        if self.slots != 1:
+            raise ValueError("an encoder-decoder has one slot")
+        if self.kv_rules != ["catch_up"]:
+            raise ValueError("an encoder-decoder knows the rule catch_up alone")
         return self
 
     @model_validator(mode="after")
@@ -221,6 +287,10 @@ def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{tensor.name}, {tensor.dtype} {tensor.shape}, is no factor of float32 and fixed size")
         found[tensor.name] = sizes
     return found
+
+
+def _is_of_source(name: str) -> bool:
+    return name == c.SOURCE_LENGTH or name.startswith(("cross_key_", "cross_value_"))
 
 
 class GateWeights(Strict):

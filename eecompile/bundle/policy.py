@@ -15,6 +15,7 @@ from eecompile.bundle.ranges import (
     calibrated_range,
     calibrated_thresholds,
     confident_fault,
+    decodes,
     matching_calibrations,
     policy_fault,
 )
@@ -56,6 +57,8 @@ def change_policy(
     not intact or signed by another key.
     """
     files = read_for_change(bundle, key)
+    if mode == "draft" and files.manifest.task != c.CAUSAL_LM:
+        raise UsageError("a classifier drafts nothing", where=str(bundle), mend="set thresholds of mode confident")
     layers = [e.layer for e in files.manifest.exits]
     if unknown := sorted(set(thresholds) - set(layers)):
         raise UsageError(f"there is no exit after layer {unknown[0]}", where=str(bundle), mend=f"exits are at {layers}")
@@ -80,7 +83,7 @@ def permitted_thresholds(files: BundleFiles) -> list[dict[Criterion, tuple[float
     calibrations = _calibrations_by_use(files.manifest, files.policy, files.calibrations)
     if not calibrations:
         return [None] * len(files.manifest.exits)
-    vocab, fixed = files.manifest.model.vocab, files.policy.kv == "propagate"
+    vocab, fixed = files.manifest.classes, decodes(files.manifest) and files.policy.kv == "propagate"
     return [
         None if allowed is None else {k: (v, v) if fixed else calibrated_range(k, v, vocab) for k, v in allowed.items()}
         for allowed in calibrated_thresholds(calibrations[0])
@@ -162,5 +165,6 @@ def _check_permitted(files: BundleFiles, policy: Policy) -> None:
 
 
 def _calibrations_by_use(manifest: Manifest, policy: Policy, calibrations: Iterable[Calibration]) -> list[Calibration]:
-    matching = matching_calibrations(manifest, policy, calibrations, policy.kv)
-    return sorted(matching, key=lambda found: bold_exit(policy.exits, found, manifest.model.vocab) is not None)
+    rule = policy.kv if decodes(manifest) else None
+    matching = matching_calibrations(manifest, policy, calibrations, rule)
+    return sorted(matching, key=lambda found: bold_exit(policy.exits, found, manifest.classes) is not None)

@@ -1,7 +1,8 @@
 """What a policy may say: thresholds in range, and in confident mode none bolder than a matching calibration.
 
-Gates fire above their threshold, `entropy` below its own; `fixed` and `never` carry 0. Probabilities go from 0 to 1,
-`saturation`, a cosine, from -1 to 1, and `patience` counts exits that agree.
+Gates fire above their threshold, `entropy` below its own and so does `delta` (of a regression: how far an exit's value
+is from the one before); `fixed` and `never` carry 0. Probabilities go from 0 to 1, `saturation`, a cosine, from -1 to
+1, and `patience` counts exits that agree.
 """
 
 import math
@@ -14,13 +15,20 @@ from eecompile.bundle.manifest import Calibration, ExitInfo, ExitPolicy, Manifes
 from eecompile.schema import Criterion
 
 Limits = tuple[float, float]
+BELOW = ("entropy", "delta")  # criteria that fire below their threshold; the others fire above it
+MOST_DELTA = 1e30
 
 _PROBABILITY: Limits = (0.0, 1.0)
 _RANGES: Mapping[Criterion, Limits] = {
     "learned": _PROBABILITY, "router": _PROBABILITY, "predictor": _PROBABILITY, "saturation": (-1.0, 1.0),
     "max_prob": _PROBABILITY, "margin": _PROBABILITY, "patience": (0.0, float(c.MAX_EXITS)),
-    "fixed": (0.0, 0.0), "never": (0.0, 0.0),
+    "delta": (0.0, MOST_DELTA), "fixed": (0.0, 0.0), "never": (0.0, 0.0),
 }  # fmt: skip
+
+
+def decodes(manifest: Manifest) -> bool:
+    """Whether this is a language model, whose policy says which K/V rule its thresholds are for."""
+    return manifest.task == c.CAUSAL_LM
 
 
 def criterion_range(criterion: Criterion, vocab: int) -> Limits:
@@ -31,7 +39,7 @@ def criterion_range(criterion: Criterion, vocab: int) -> Limits:
 def calibrated_range(criterion: Criterion, calibrated: float, vocab: int) -> Limits:
     """The thresholds of `criterion` that are not bolder than `calibrated`."""
     low, high = criterion_range(criterion, vocab)
-    return (low, calibrated) if criterion == "entropy" else (calibrated, high)
+    return (low, calibrated) if criterion in BELOW else (calibrated, high)
 
 
 def thresholds_fault(thresholds: Mapping[Criterion, float], info: ExitInfo, vocab: int) -> str | None:
@@ -50,13 +58,13 @@ def policy_fault(policy: Policy, manifest: Manifest) -> str | None:
     model = manifest.model
     if [e.layer for e in policy.exits] != [e.layer for e in manifest.exits]:
         return f"exits at {[e.layer for e in policy.exits]} where the bundle has {[e.layer for e in manifest.exits]}"
-    if policy.kv not in manifest.kv_rules:
+    if decodes(manifest) and policy.kv not in manifest.kv_rules:
         return f"the K/V rule {policy.kv}, for which the bundle has no graphs"
     if policy.minimum_depth > model.layers:
         return f"a minimum depth of {policy.minimum_depth} where the model has {model.layers} layers"
     for chosen, info in zip(policy.exits, manifest.exits, strict=True):
         for mode, thresholds in (("confident", chosen.confident), ("draft", chosen.draft)):
-            if thresholds is not None and (reason := thresholds_fault(thresholds, info, model.vocab)):
+            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.classes)):
                 return f"exit {info.layer}, {mode}: {reason}"
         if reason := gates_fault(chosen, info, model.hidden):
             return f"exit {info.layer}: {reason}"
@@ -74,7 +82,7 @@ def calibration_fault(calibration: Calibration, manifest: Manifest) -> str | Non
         if len(point.thresholds) != len(manifest.exits):
             return f"point {number} has {len(point.thresholds)} exits where the bundle has {len(manifest.exits)}"
         for info, thresholds in zip(manifest.exits, point.thresholds, strict=True):
-            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.model.vocab)):
+            if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.classes)):
                 return f"point {number}, exit {info.layer}: {reason}"
     return None
 
@@ -137,11 +145,11 @@ def confident_fault(
     """
     if all(e.confident is None for e in policy.exits):
         return None
-    rule = policy.kv if kv is None else kv
+    rule = policy.kv if kv is None and decodes(manifest) else kv
     matching = matching_calibrations(manifest, policy, calibrations, rule)
     if not matching:
         return "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates"
-    if rule == "propagate":
+    if decodes(manifest) and rule == "propagate":
         return None if any(is_tested(policy, found) for found in matching) else _ONLY_TESTED
-    faults = [bold_exit(policy.exits, found, manifest.model.vocab) for found in matching]
+    faults = [bold_exit(policy.exits, found, manifest.classes) for found in matching]
     return None if None in faults else f"bolder than calibrated: {faults[0]}"

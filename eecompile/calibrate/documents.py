@@ -7,16 +7,15 @@ tested on.
 
 import hashlib
 import heapq
-import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from eecompile.calibrate.records import FORMS, SEPARATE, data_digest, read_records
 from eecompile.errors import UsageError
 from eecompile.runtime.text import TextCodec
 
@@ -24,41 +23,16 @@ Split = Literal["fit", "path", "test"]
 SHARES: Final[dict[Split, float]] = {"fit": 0.35, "path": 0.15, "test": 0.5}
 MAX_TOKENS: Final = 128
 MIN_TOKENS: Final = 8
-_CHARACTERS: Final = 1 << 20  # of a document; the rest is not read
 _CHARACTERS_PER_TOKEN: Final = 32  # more than this is not tokenised only to be cut off
-_SEPARATE: Final = "put a form feed or a line of only --- between documents, or give a .jsonl file or a directory"
-_FORMS: Final = 'give a .jsonl file ({"text": ...} a line), a directory of .txt files, or a .txt file'
-
-
-class _Line(BaseModel):
-    """A line of a .jsonl file. Other members are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    text: str | None = None
-    ids: list[int] | None = None
-    prompt_ids: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """A document as it stands in its file: text, or token ids."""
-
-    where: str
-    content: str | list[int]
-
-    @property
-    def digest(self) -> bytes:
-        kind = "text" if isinstance(self.content, str) else "ids"
-        return hashlib.sha256(json.dumps([kind, self.content]).encode()).digest()
 
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids of one document, and the split it belongs to."""
+    """Token ids of one document, and the split it belongs to. `target`: of a source that came with one."""
 
     split: Split
     ids: list[int]
+    target: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,17 +60,18 @@ class Documents:
         """
         seen: set[bytes] = set()
         most = min(self.max_tokens, context)
-        for raw in _read(self.path):
+        for raw in read_records(self.path):
             digest = raw.digest
             if self.cutoff is not None and _order(digest) > self.cutoff:
                 continue
-            ids = _tokens(raw, codec, vocab, most)
+            ids = _tokens(raw.content, raw.where, codec, vocab, most)
             content = hashlib.sha256(np.array(ids, np.int64).tobytes()).digest()[:16]
             if len(ids) < MIN_TOKENS or content in seen:
                 continue
             seen.add(content)
             if (split := split_of(digest)) in splits:
-                yield Document(split, ids)
+                target = None if raw.target is None else _tokens(raw.target, raw.where, codec, vocab, most)
+                yield Document(split, ids, target)
 
     def counts(self, codec: TextCodec | None, *, vocab: int, context: int) -> dict[Split, int]:
         """How many documents `stream` gives for each split. Raises as it does."""
@@ -107,7 +82,8 @@ class Documents:
 def load_documents(path: Path, *, max_tokens: int = MAX_TOKENS, limit: int | None = None) -> Documents:
     """The documents at `path`: a .jsonl file, a directory of .txt files, or one .txt file.
 
-    A line of .jsonl is an object with "text", or with token ids in "ids" or "prompt_ids"; a .txt file of a directory
+    A line of .jsonl is an object with "text", or with token ids in "ids" or "prompt_ids", or for an encoder-decoder
+    with "source" and "target" (text or ids; any other document is a source); a .txt file of a directory
     is one document; in one .txt file form feeds and lines of only --- stand between documents.
     limit: take at most so many, chosen by their hash (None: all).
     Raises UsageError where there is nothing to read, the format is none of these, or a .txt holds one document.
@@ -117,16 +93,16 @@ def load_documents(path: Path, *, max_tokens: int = MAX_TOKENS, limit: int | Non
     if limit is not None and limit < 1:
         raise UsageError(f"{limit} is no number of documents", mend="take at least 1, or no limit")
     count, lowest = 0, list[int]()
-    for raw in _read(path):
+    for raw in read_records(path):
         count += 1
         if limit is not None:
             _keep_lowest(lowest, _order(raw.digest), limit)
     if not count:
-        raise UsageError("there are no documents", where=str(path), mend=_FORMS)
+        raise UsageError("there are no documents", where=str(path), mend=FORMS)
     if count == 1 and path.suffix == ".txt" and path.is_file():
-        raise UsageError("the text is one document, and documents are what is counted", where=str(path), mend=_SEPARATE)
+        raise UsageError("the text is one document, and documents are what is counted", where=str(path), mend=SEPARATE)
     cutoff = -lowest[0] if limit is not None and count > limit else None
-    return Documents(path, _data_digest(path), count, max_tokens, cutoff)
+    return Documents(path, data_digest(path), count, max_tokens, cutoff)
 
 
 def split_of(digest: bytes) -> Split:
@@ -152,95 +128,12 @@ def _keep_lowest(lowest: list[int], value: int, limit: int) -> None:
         heapq.heappushpop(lowest, -value)
 
 
-def _tokens(raw: _Raw, codec: TextCodec | None, vocab: int, most: int) -> list[int]:
-    if isinstance(raw.content, str):
+def _tokens(content: str | list[int], where: str, codec: TextCodec | None, vocab: int, most: int) -> list[int]:
+    if isinstance(content, str):
         if codec is None:
             mend = 'give token ids: {"ids": [1, 2, ...]} a line of a .jsonl file'
-            raise UsageError("the documents are text and the checkpoint has no tokenizer", where=raw.where, mend=mend)
-        return codec.encode(raw.content[: most * _CHARACTERS_PER_TOKEN])[:most]
-    if outside := [t for t in raw.content if not 0 <= t < vocab]:
-        raise UsageError(f"token id {outside[0]} is outside 0..{vocab - 1}", where=raw.where)
-    return raw.content[:most]
-
-
-def _read(path: Path) -> Iterator[_Raw]:
-    """Every document at `path` that is not empty."""
-    for file in _files(path):
-        try:
-            if file.suffix == ".jsonl":
-                yield from _read_lines(file)
-            elif path.is_dir():
-                with open(file, encoding="utf-8") as stream:
-                    yield from _non_empty(str(file), stream.read(_CHARACTERS))
-            else:
-                yield from _read_separated(file)
-        except UnicodeDecodeError as e:
-            raise UsageError("the text is not UTF-8", where=str(file), mend="convert it to UTF-8") from e
-        except OSError as e:
-            raise UsageError(f"cannot be read ({e.strerror})", where=str(file)) from e
-
-
-def _files(path: Path) -> Sequence[Path]:
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix == ".txt" and p.is_file())
-        if not files:
-            raise UsageError("the directory has no .txt files", where=str(path), mend=_FORMS)
-        return files
-    if not path.is_file():
-        raise UsageError("there are no documents here", where=str(path), mend=_FORMS)
-    if path.suffix not in (".jsonl", ".txt"):
-        raise UsageError(
-            f"documents do not come as {path.suffix or 'a file without suffix'}", where=str(path), mend=_FORMS
-        )
-    return [path]
-
-
-def _read_lines(file: Path) -> Iterator[_Raw]:
-    with open(file, encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{file}, line {number}"
-            try:
-                parsed = _Line.model_validate_json(line)
-            except ValidationError as e:
-                raise UsageError(f"not a document: {e.errors()[0]['msg']}", where=where, mend=_FORMS) from e
-            ids = parsed.ids if parsed.ids is not None else parsed.prompt_ids
-            if ids is None and parsed.text is None:
-                raise UsageError('neither "text" nor "ids"', where=where, mend=_FORMS)
-            yield from _non_empty(where, parsed.text or "" if ids is None else ids)
-
-
-def _read_separated(file: Path) -> Iterator[_Raw]:
-    with open(file, encoding="utf-8") as stream:
-        parts, size, number = list[str](), 0, 1
-        for line in stream:
-            pieces = ["", ""] if line.strip() == "---" else line.split("\f")
-            for piece in pieces[:-1]:
-                yield from _non_empty(f"{file}, document {number}", "".join([*parts, piece]))
-                parts, size, number = [], 0, number + 1
-            if size < _CHARACTERS:
-                parts.append(pieces[-1])
-                size += len(pieces[-1])
-        yield from _non_empty(f"{file}, document {number}", "".join(parts))
-
-
-def _non_empty(where: str, content: str | list[int]) -> Iterator[_Raw]:
-    content = content.strip() if isinstance(content, str) else content
-    if content:
-        yield _Raw(where, content)
-
-
-def _data_digest(path: Path) -> str:
-    if not path.is_dir():
-        return _file_digest(path)
-    names = "".join(f"{_file_digest(file)}  {file.name}\n" for file in _files(path))
-    return hashlib.sha256(names.encode()).hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+            raise UsageError("the documents are text and the checkpoint has no tokenizer", where=where, mend=mend)
+        return codec.encode(content[: most * _CHARACTERS_PER_TOKEN])[:most]
+    if outside := [t for t in content if not 0 <= t < vocab]:
+        raise UsageError(f"token id {outside[0]} is outside 0..{vocab - 1}", where=where)
+    return content[:most]

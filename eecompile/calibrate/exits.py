@@ -1,15 +1,12 @@
 """`exits`: a checkpoint becomes a student: exits fitted, gates trained, thresholds calibrated, all without torch."""
 
-import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from eecompile import contract as c
 from eecompile.bundle import disk
 from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_enough
 from eecompile.calibrate.documents import MAX_TOKENS, Documents, load_documents
@@ -19,6 +16,7 @@ from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.points import prices, thresholds_along
 from eecompile.calibrate.rows import RIDGE
 from eecompile.calibrate.small_heads import HeadMatrix
+from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, remove_abandoned
 from eecompile.calibrate.tables import Float, Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -29,10 +27,8 @@ from eecompile.student.student import Student, open_student
 
 BuildBundle = Callable[[Student, Path], object]
 
-SOURCE: Final = "eecompile exits"
 DEFAULT: Final = ExitPlan()
 DRAFT_PRECISION: Final = 0.8  # a wrong draft costs time, never correctness
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
 
 def fit_exits(
@@ -54,19 +50,19 @@ def fit_exits(
     student = open_student(checkpoint, layers)
     specs = plan.specs(layers)
     data = load_documents(documents, max_tokens=max_tokens, limit=limit)
-    _check_output(checkpoint, out)
+    check_output(checkpoint, out)
     _check_documents(student, data, risk, error)
     final = Path(os.path.realpath(out))
     with disk.disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final)
+        remove_abandoned(final)
         work = final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             work.mkdir()
             summary = _fit_into(
                 work, student, plan, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
             )
-            _check_output(checkpoint, final)
+            check_output(checkpoint, final)
             disk.replace_directory(work / "student", final)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -106,24 +102,6 @@ def _fit_into(
     return summary
 
 
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Make the directory `target` with the files of the checkpoint: weights by hard link, or copied where that fails.
-
-    Exits it had, pickled weights and folders are left out; the files of `source` are never written to.
-    """
-    target.mkdir()
-    for file in sorted(source.iterdir()):
-        if not file.is_file() or file.name in (c.EARLY_EXIT, c.EARLY_EXIT_WEIGHTS) or file.suffix in _PICKLES:
-            continue
-        if file.suffix == ".safetensors":
-            try:
-                os.link(os.path.realpath(file), target / file.name)
-                continue
-            except OSError:  # another file system, or one without links
-                pass
-        shutil.copyfile(file, target / file.name)
-
-
 def _tensors(fitted: Fitted) -> dict[str, Float]:
     tensors = {f"head.{h.shape.name}.{part}": t for h in fitted.heads for part, t in h.tensors.items()}
     for e in fitted.exits:
@@ -145,30 +123,6 @@ def _check_documents(student: Student, data: Documents, risk: float, error: floa
     found = data.counts(codec, vocab=student.spec.vocab, context=student.spec.max_positions)
     check_enough(data, found["path"], found["test"], risk, error)
     check_enough_to_fit(data, found["fit"])
-
-
-def _check_output(checkpoint: Path, out: Path) -> None:
-    """Raise UsageError unless `out` is free, empty, or a student that `fit_exits` wrote, and not the checkpoint."""
-    mend = "choose another output"
-    if os.path.realpath(checkpoint) == os.path.realpath(out):
-        raise UsageError("the output is the checkpoint itself, which is never changed", where=str(out), mend=mend)
-    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        source = json.loads((out / c.EARLY_EXIT).read_text(encoding="utf-8"))["provenance"]["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        source = None
-    if source != SOURCE:
-        raise UsageError("the output holds something other than fitted exits", where=str(out), mend=mend)
-
-
-def _remove_abandoned(final: Path) -> None:
-    """Remove what killed runs for the same output left; they can be as large as two bundles."""
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.tmp-([0-9]{{1,10}})-[0-9a-f]{{8}}")
-    for entry in list(os.scandir(final.parent)):
-        found = pattern.fullmatch(entry.name)
-        if found and entry.is_dir(follow_symlinks=False) and not disk.is_alive(int(found[1])):
-            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _summary(

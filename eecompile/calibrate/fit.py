@@ -20,9 +20,9 @@ from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.rows import NormalEquations, RowCache
 from eecompile.calibrate.small_heads import HeadMatrix, SmallHead, fit_low_rank, fit_shortlist
 from eecompile.calibrate.tables import REPORT_EVERY, Float, Progress, check_finite
+from eecompile.calibrate.targets import DocumentTracer
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
-from eecompile.runtime.trace import Tracer
 
 MIN_DOCUMENTS: Final = 10
 _ROWS: Final = 32768  # hidden states kept for the gates
@@ -99,14 +99,14 @@ def _accumulate(
     capacity = min(_ROWS, max(1, _CACHE_BYTES // (2 * model.hidden * exits)), documents.count * documents.max_tokens)
     cache = RowCache(folder / "normalised", capacity, exits, model.hidden, seed)
     raw = RowCache(folder / "raw", capacity, 1, model.hidden, seed) if "router" in plan.gates else None
-    tracer = Tracer(bundle, exits=False, boundaries=True)
+    tracer = DocumentTracer(bundle, documents.max_tokens, exits=False, boundaries=True)
     askers = bundle.askers(min(documents.max_tokens, model.context))
     halves = [(NormalEquations(model.hidden), NormalEquations(model.hidden)) for _ in askers]
     counts = np.zeros(model.vocab, np.int64)
     for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=_FIT):
         if count % REPORT_EVERY == 0:
             progress(f"fit document {count + 1}")
-        trace = tracer.trace(document.ids)
+        trace = tracer.trace(document)
         check_finite(trace, documents)
         *boundaries, finished = trace.boundaries or []
         rows = [asker(boundary).hidden.copy() for asker, boundary in zip(askers, boundaries, strict=True)]

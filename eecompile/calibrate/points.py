@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
-from eecompile.bundle.ranges import criterion_range
+from eecompile.bundle.ranges import BELOW, MOST_DELTA, criterion_range
 from eecompile.calibrate.tables import ExitTable, Float, TokenTable
 from eecompile.schema import Criterion, Thresholds
 
@@ -77,6 +77,8 @@ class _Ranked:
         return {gate: self._threshold(gate, values, k) for gate, values in self.ordered.items()}
 
     def _threshold(self, gate: Criterion, ordered: Float, k: int) -> float:
+        if gate == "delta":
+            return MOST_DELTA if k < 0 else -float(ordered[k])
         if gate == "entropy":
             most = float(np.nextafter(np.float32(math.log(self.vocab)), np.float32(0)))
             return most if k < 0 else min(max(0.0, -float(ordered[k])), most)
@@ -84,11 +86,13 @@ class _Ranked:
         return min(most, max(least, float(ordered[k]))) if k >= 0 else least
 
 
-def threshold_path(table: TokenTable, costs: Sequence[Price]) -> list[tuple[float, list[Thresholds | None]]]:
+def threshold_path(
+    table: TokenTable, costs: Sequence[Price], levels: Sequence[float] = LEVELS
+) -> list[tuple[float, list[Thresholds | None]]]:
     """(level, thresholds of each exit) from safe to bold; levels that change nothing are left out. costs: by exit."""
-    along = [thresholds_along(exit_, LEVELS, price) for exit_, price in zip(table.exits, costs, strict=True)]
+    along = [thresholds_along(exit_, levels, price) for exit_, price in zip(table.exits, costs, strict=True)]
     path: list[tuple[float, list[Thresholds | None]]] = []
-    for number, level in enumerate(LEVELS):
+    for number, level in enumerate(levels):
         chosen = [thresholds[number] for thresholds in along]
         if any(t is not None for t in chosen) and (not path or chosen != path[-1][1]):
             path.append((level, chosen))
@@ -102,7 +106,7 @@ def thresholds_along(exit_: ExitTable, levels: Sequence[float], price: Price) ->
     """
     if "never" in exit_.gates or not exit_.usable.any():
         return [None] * len(levels)
-    head = [gate for gate in exit_.gates if gate in (*c.HEAD_CRITERIA, "patience")]
+    head = [gate for gate in exit_.gates if gate in (*c.HEAD_CRITERIA, "patience", "delta")]
     cheap = [gate for gate in exit_.gates if gate in c.CHEAP_CRITERIA]
     fine = _Ranked.of(exit_, head or cheap, price.vocab)
     coarse = _Ranked.of(exit_, cheap if head else [], price.vocab)
@@ -156,5 +160,5 @@ def _candidates(coarse: _Ranked) -> list[int]:
 
 def _boldness(gate: Criterion, values: Float) -> Float:
     """Higher is bolder, whatever the gate; what is not finite is least bold."""
-    bold = -values if gate == "entropy" else values
+    bold = -values if gate in BELOW else values
     return np.where(np.isfinite(bold), bold, np.float32(-math.log(c.MAX_VOCAB))).astype(np.float32)

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.calibrate.documents import Documents, Split
+from eecompile.calibrate.targets import DocumentTracer
 from eecompile.errors import NumericError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.rules import HIGHEST
-from eecompile.runtime.trace import DocumentTrace, ExitTrace, Tracer
+from eecompile.runtime.trace import DocumentTrace, ExitTrace
 from eecompile.schema import Criterion, Thresholds
 
 Bool = NDArray[np.bool_]
@@ -55,7 +56,7 @@ class ExitTable:
         for criterion, threshold in (thresholds or {}).items():
             if criterion in ("max_prob", "margin", "patience"):
                 fired &= self.values[criterion] > np.float32(threshold)
-            elif criterion == "entropy":
+            elif criterion in ("entropy", "delta"):
                 fired &= self.values[criterion] < np.float32(threshold)
         return fired
 
@@ -82,13 +83,13 @@ def trace_tables(
 
     Raises NumericError where the full model computes no finite number, and as `Documents.stream`.
     """
-    model, tracer = bundle.manifest.model, Tracer(bundle)
+    model, tracer = bundle.manifest.model, DocumentTracer(bundle, documents.max_tokens)
     kept: dict[Split, list[list[ExitTable]]] = {split: [] for split in splits}
     stream = documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=splits)
     for number, document in enumerate(stream):
         if number % REPORT_EVERY == 0:
             progress(f"trace document {number + 1}")
-        trace = tracer.trace(document.ids)
+        trace = tracer.trace(document)
         check_finite(trace, documents)
         kept[document.split].append(_tables(bundle, trace))
     return {split: _joined(parts, bundle) for split, parts in kept.items()}

@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from eecompile import contract as c
 from eecompile.cli.console import err, print_json, print_table, stages, user_faults
-from eecompile.cli.options import BUNDLE, JSON, KEY, ids_from_text, names_from_text
+from eecompile.cli.options import BUNDLE, JSON, KEY, ids_from_text, names_from_text, refuse_given
 from eecompile.errors import UsageError
 
 
@@ -38,12 +39,12 @@ def build(
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
-    from eecompile.student.student import open_student
+    from eecompile.student.encoder_student import EncoderStudent, open_checkpoint
     from eecompile.target import load_target
 
     options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, tuple(kv.split(",")), cache)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
-        student = open_student(directory, ids_from_text(exits, "--exits"))
+        student = open_checkpoint(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
         plan = pipeline.plan(student, device, options)
         if dry_run:
@@ -53,7 +54,7 @@ def build(
             return
         with stages("build", pipeline.stage_count(student)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
-    if not no_profile:
+    if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
             pipeline.profile_and_choose(output, progress=begin)
     size = sum(info.bytes for info in manifest.files.values())
@@ -68,6 +69,7 @@ def build(
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
+@click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
 @click.option("--gates", default="learned,max_prob", show_default=True, help=f"All fire: {', '.join(c.CRITERIA)}.")
 @click.option("--head", type=click.Choice(c.HEADS), default="full", show_default=True, help="What exits answer with.")
 @click.option("--rank", default=c.LOW_RANK, show_default=True, help="Of a low-rank head; int8 and int4 take k x 32.")
@@ -76,20 +78,28 @@ def build(
 @JSON
 @user_faults
 def exits(
-    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None, gates: str, head: str,
-    rank: int, shortlist: int, schedule: str, as_json: bool,
+    ckpt: Path, at: str, fit: Path, output: Path, risk: float, error: float, limit: int | None,
+    granularity: str | None, gates: str, head: str, rank: int, shortlist: int, schedule: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit exits on CKPT in closed form and calibrate them: a student that early-exits, its backbone untouched."""
     from eecompile import pipeline
+    from eecompile.calibrate.classifier_exits import fit_classifier_exits
     from eecompile.calibrate.exits import fit_exits
     from eecompile.calibrate.plan import ExitPlan
+    from eecompile.student.encoder_student import is_encoder
 
     plan = ExitPlan.of(names_from_text(gates), head, rank, shortlist, schedule)
     with checkpoint_directory(ckpt) as directory, stages("exits") as begin:
-        summary = fit_exits(
-            directory, ids_from_text(at, "--at"), fit, output,
-            risk=risk, error=error, limit=limit, plan=plan, build_bundle=pipeline.build_plain, progress=begin,
-        )  # fmt: skip
+        common: dict[str, Any] = {"risk": risk, "error": error, "limit": limit, "progress": begin}
+        layers, build_bundle = ids_from_text(at, "--at"), pipeline.build_plain
+        if is_encoder(directory):
+            refuse_given("gates", "head", "rank", "shortlist", "schedule")
+            summary = fit_classifier_exits(
+                directory, layers, fit, output, granularity=granularity, build_bundle=build_bundle, **common
+            )
+        else:
+            refuse_given("granularity", kind="generates text")
+            summary = fit_exits(directory, layers, fit, output, plan=plan, build_bundle=build_bundle, **common)
     _show(summary, as_json)
 
 
@@ -99,21 +109,36 @@ def exits(
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
 @click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
-@click.option("--kv", type=click.Choice(c.KV_RULES), default="catch_up", show_default=True, help="For which rule.")
+@click.option("--kv", type=click.Choice(c.KV_RULES), help="For which rule. Default: catch_up.")
+@click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
+@click.option(
+    "--tolerance", type=float, help="How far a regression's value may be off. Default: a tenth of its spread."
+)
 @KEY
 @JSON
 @user_faults
 def calibrate(
-    bundle: Path, data: Path, risk: float, error: float, limit: int | None, kv: str, key: Path | None, as_json: bool
+    bundle: Path, data: Path, risk: float, error: float, limit: int | None, kv: str | None, granularity: str | None,
+    tolerance: float | None, key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
     from eecompile.bench.defaults import apply_default_policy
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
+    from eecompile.calibrate.classifier import calibrate_classifier
     from eecompile.runtime import Bundle
 
     opened = Bundle.open(bundle)
     with stages("calibrate") as begin:
-        result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, kv=kv, progress=begin)
+        if opened.manifest.task == c.CAUSAL_LM:
+            refuse_given("granularity", "tolerance", kind="generates text")
+            rule = kv or "catch_up"
+            result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, kv=rule, progress=begin)
+        else:
+            refuse_given("kv", kind="classifies")
+            result = calibrate_classifier(
+                opened, data, granularity=granularity, risk=risk, error=error, tolerance=tolerance, limit=limit,
+                progress=begin,
+            )  # fmt: skip
     apply_calibration(bundle, result, key=key)
     if opened.files.profiles:
         apply_default_policy(bundle, key=key)

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from eecompile import __version__
+from eecompile import contract as c
 from eecompile.cli.console import print_json, print_table, say, user_faults
 from eecompile.cli.options import BUNDLE, JSON, KEY, changes_from_options
 from eecompile.errors import UsageError
@@ -19,6 +20,7 @@ _PACKAGES = {
     "torch": "extra verify", "transformers": "extra verify", "polygraphy": "extra verify",
     "onnxruntime-genai": "a peer for bench", "llama-cpp-python": "a peer for bench",
 }  # fmt: skip
+_EXITS = {rule: f"exits per {granularity}" for granularity, rule in c.GRANULARITIES.items()}
 _NEEDED = ("onnxruntime", "onnx", "tokenizers", "cryptography")
 
 
@@ -43,6 +45,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
     print_table(str(bundle), ["", ""], [
         ["model", f"{m.model.family}, {m.model.layers} layers, {m.model.parameters / 1e6:.1f}M weights"],
         ["target", f"{m.target}, {m.precision}, context {m.model.context}, pending cap {m.pending_cap}"],
+        *([["encoder", f"{m.graphs.encoder.layers} layers over a source"]] if m.graphs.encoder else []),
+        *([["task", f"{m.task}, labels {', '.join(m.labels)}"]] if m.labels else []),
         ["size", f"{sum(f.bytes for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files"],
         ["digest", m.digest],
         *([name, value] for name, value in m.provenance.items()),
@@ -55,7 +59,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
     print_table("exits", ["layer", "confident", "draft", "why"], rows)
     for x in files.calibrations:
         found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
-        say(f"calibrated for {x.precision}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}")
+        how = "" if x.kv == "catch_up" else f", {_EXITS[x.kv]}"
+        say(
+            f"calibrated for {x.precision}{how}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}"
+        )
 
 
 @click.command()

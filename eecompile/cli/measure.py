@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from eecompile import contract as c
 from eecompile.cli.console import print_json, print_table, say, stages, user_faults
-from eecompile.cli.options import BUNDLE, JSON, KEY
+from eecompile.cli.options import BUNDLE, JSON, KEY, refuse_given
+from eecompile.errors import UsageError
 
 
 @click.command()
@@ -51,9 +53,20 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure BUNDLE: speed, quality against full depth, and the work saved, for each mode and for peers."""
     from eecompile.bench.bench import bench_tables, run_bench
+    from eecompile.bench.classifier import classifier_tables, run_classifier_bench
     from eecompile.runtime import Bundle
 
     opened = Bundle.open(bundle, threads=threads)
+    if opened.manifest.task != c.CAUSAL_LM:
+        refuse_given("max_new_tokens", "against", "checkpoint", "gguf", "batch")
+        with stages("bench") as begin:
+            found = run_classifier_bench(opened, prompts, rounds=rounds, progress=begin)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+            return
+        for title, columns, rows in classifier_tables(found):
+            print_table(title, columns, rows)
+        return
     peers = [name for name in against.split(",") if name]
     with stages("bench") as begin:
         result = run_bench(
@@ -75,7 +88,11 @@ def bench(
 def profile(bundle: Path, quick: bool, key: Path | None) -> None:
     """Measure this machine's segment latencies into BUNDLE and choose which exits pay."""
     from eecompile import pipeline
+    from eecompile.bundle.read import read_bundle
 
+    if read_bundle(bundle, integrity="size").manifest.task != c.CAUSAL_LM:
+        mend = "`eecompile bench BUNDLE` measures what its exits save"
+        raise UsageError("only bundles that generate text are profiled", where=str(bundle), mend=mend)
     with stages("profile") as begin:
         policy = pipeline.profile_and_choose(bundle, quick=quick, key=key, progress=begin)
     rows = [[e.layer, e.confident or "never", e.draft or "never", e.reason] for e in policy.exits]
@@ -92,10 +109,17 @@ def profile(bundle: Path, quick: bool, key: Path | None) -> None:
 def report(bundle: Path, output: Path | None, prompts: Path | None, max_new_tokens: int, rounds: int) -> None:
     """Measure BUNDLE and write one self-contained HTML page with plots."""
     from eecompile.bench.bench import run_bench
+    from eecompile.bench.classifier import run_classifier_bench
     from eecompile.bench.report import write_report
     from eecompile.runtime import Bundle
 
     opened = Bundle.open(bundle)
+    if opened.manifest.task != c.CAUSAL_LM:
+        refuse_given("max_new_tokens")
+        with stages("report") as begin:
+            found = run_classifier_bench(opened, prompts, rounds=rounds, progress=begin)
+        say(str(write_report(bundle, None, output, classifier=found)))
+        return
     with stages("report") as begin:
         result = run_bench(opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, progress=begin)
         path = write_report(bundle, result, output)

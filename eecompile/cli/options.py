@@ -15,6 +15,15 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 KEY = click.option("--key", type=click.Path(path_type=Path), help="Ed25519 key in PEM form.")
 
 
+def refuse_given(*names: str, kind: str = "classifies texts") -> None:
+    """Raise UsageError if one of these options was given on the command line: a model of this `kind` has none."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            option = f"--{name.rstrip('_').replace('_', '-')}"
+            raise UsageError(f"{option} is not for a model that {kind}", mend="leave the option out")
+
+
 def ids_from_text(text: str, option: str) -> list[int]:
     """Integers separated by commas; raises UsageError naming the option."""
     try:
@@ -89,7 +98,7 @@ def _number(text: str, value: str) -> float:
 def _bounded(gate: Criterion, value: float, manifest: Manifest) -> float:
     from eecompile.bundle.ranges import criterion_range
 
-    low, high = criterion_range(gate, manifest.model.vocab)
+    low, high = criterion_range(gate, manifest.classes)
     return min(max(value, low), high)
 
 

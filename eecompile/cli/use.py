@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from eecompile import contract as c
+from eecompile.cli.classify import CLASSIFYING, run_classifier
 from eecompile.cli.console import err, print_json, user_faults
 from eecompile.cli.many import result_json, run_file
-from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, thresholds_from_options
+from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, refuse_given, thresholds_from_options
 from eecompile.errors import UsageError
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
@@ -36,23 +37,31 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
 @click.option("--input", "input_", type=click.Path(path_type=Path), help="Prompts: .jsonl or .txt, one a line.")
 @click.option("--output", type=click.Path(path_type=Path), help="With --input: a line of JSON for each prompt.")
 @click.option(
-    "--batch", type=int, help="With --input: sequences that run side by side. Default: 8, or what the bundle takes."
+    "--batch", type=int, help="With --input: what runs side by side. Default: 8, or what the bundle takes; 32 texts."
 )
 @click.option("--stream", is_flag=True, help="Print text as it is generated.")
+@click.option("--pair", help="The second text, where a classifier takes two.")
+@click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
+@click.option("--truncate", is_flag=True, help="Cut off texts that are too long for a classifier.")
 @click.option("--threads", type=int, help="Default: the processors at hand.")
 @KEY
 @JSON
 @user_faults
 def run(bundle: Path, prompt: str | None, **options: Any) -> None:
-    """Generate from BUNDLE. Modes: full, confident (calibrated, lossy), exact (the full model's output, sooner)."""
+    """Generate from BUNDLE, or classify with it. Modes: full, confident (calibrated, lossy), exact (the full model's
+    output, sooner; not for classifiers)."""
     from eecompile.runtime import Bundle, Sampling
 
+    opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
+    if opened.manifest.task != c.CAUSAL_LM:
+        run_classifier(opened, prompt, options)
+        return
+    refuse_given(*CLASSIFYING, kind="generates text")
     given = [value for value in (prompt, options["prompt_ids"], options["input_"]) if value is not None]
     if len(given) != 1:
         raise UsageError("give either a PROMPT or --prompt-ids, or a file of prompts with --input")
     if (options["input_"] is None) != (options["output"] is None):
         raise UsageError("--input and --output go together")
-    opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
     mode = options["mode"]
     overrides = thresholds_from_options(options["threshold"], opened.manifest, opened.files.policy.exits, mode)
     settings = {name: options[name] for name in ("mode", "pending_cap", "minimum_depth", "budget", "kv")}

@@ -69,12 +69,17 @@ class OrtPass:
 
 
 class OrtEngine:
-    """One ONNX graph loaded in ONNX Runtime. Thread-safe: any number of passes may run at once."""
+    """One ONNX graph loaded in ONNX Runtime. Thread-safe: any number of passes may run at once.
 
-    def __init__(self, path: Path, info: GraphInfo) -> None:
+    varied: shapes change from pass to pass, so that the memory of one is not kept for the next (it would add up to
+    what the largest took, times the graphs, and more; giving it back costs 3% of Rampart's time).
+    """
+
+    def __init__(self, path: Path, info: GraphInfo, *, varied: bool = False) -> None:
         options = ort.SessionOptions()
         options.use_per_session_threads = False
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = not varied
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         self.info = info
         try:
@@ -83,6 +88,11 @@ class OrtEngine:
             raise IntegrityError(
                 f"ONNX Runtime cannot load it: {e}", where=info.path, mend="build the bundle again"
             ) from e
+
+    def run(self, inputs: Buffers) -> dict[str, NDArray[Any]]:
+        """One pass over `inputs` by tensor name, where shapes change from pass to pass; the outputs are new arrays."""
+        names = [t.name for t in self.info.outputs]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
 
     def bind(self, buffers: Buffers) -> OrtPass:
         """Bind contiguous `buffers` by tensor name; outputs without a buffer are not computed into anything."""

@@ -35,15 +35,16 @@ Emissions: TypeAlias = list[tuple[Request, Token]]
 
 @dataclass
 class _Live:
-    """A request that has a slot. `fed`: tokens of its prompt that were run."""
+    """A request that has a slot. `first`: the tokens that it starts with, of which `fed` were run."""
 
     request: Request
     one: Continuation
+    first: list[int]
     fed: int = 0
 
     @property
     def started(self) -> bool:
-        return self.fed == len(self.request.prompt_ids)
+        return self.fed == len(self.first)
 
 
 class Batch:
@@ -135,7 +136,7 @@ class Batch:
             one = request.settings.continuation(stairs, request.sampling)
             stairs.watch([asker.for_sequence() for asker in self._askers], one.state.open_exits)
             one.state.own = stairs.watchers
-            self._live.append(_Live(request, one))
+            self._live.append(_Live(request, one, self.pool.take_up(request.prompt_ids)))
         while self.pool.close_gap():
             pass
 
@@ -146,7 +147,7 @@ class Batch:
         began = time.perf_counter()
         joining = joining[: self.pool.prefill_rows]
         share = self.pool.prefill_rows // len(joining)
-        chunks = [live.request.prompt_ids[live.fed : live.fed + share] for live in joining]
+        chunks = [live.first[live.fed : live.fed + share] for live in joining]
         stairs = [live.one.stairs for live in joining]
         self.pool.embed(stairs, chunks)
         for k in range(len(self.pool.schedule)):

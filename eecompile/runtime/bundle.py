@@ -17,7 +17,10 @@ from eecompile.engines.ort import OrtEngine, use_threads
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.batch import Batch, run_all
+from eecompile.runtime.classifier_rules import check_mode, confident_rules, granularity_of
+from eecompile.runtime.classify import Classifier, check_task
 from eecompile.runtime.heads import Head, heads_by_name
+from eecompile.runtime.labels import ClassRule
 from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.plan import pass_rows
 from eecompile.runtime.request import Limits, Request, Settings
@@ -26,6 +29,7 @@ from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
+from eecompile.runtime.texts import TextEncoder
 from eecompile.schema import GraphInfo, Thresholds
 
 DEFAULT_SLOTS = 8
@@ -94,9 +98,10 @@ class Bundle:
 
         The rest is as in `session`, for requests that do not say otherwise. Raises Uncalibrated, UsageError.
         """
+        self._check_generates()
         slots = min(DEFAULT_SLOTS, self.manifest.slots) if slots is None else slots
         if not 1 <= slots <= self.manifest.slots:
-            mend = f"build with --batch {slots}" if slots > 0 else ""
+            mend = f"build with --batch {slots}" if slots > 0 and self.manifest.source is None else ""
             raise UsageError(f"a batch of {slots} is not from 1 to the bundle's {self.manifest.slots}", mend=mend)
         settings = partial(
             self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,
@@ -125,6 +130,7 @@ class Bundle:
         budget: int | None = None, thresholds: Mapping[int, Thresholds | None] | None = None, kv: str | None = None,
     ) -> Settings:  # fmt: skip
         """What `session` and `batch` run requests by. Raises as they do."""
+        self._check_generates()
         if mode not in c.MODES:
             raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(c.MODES)}")
         cap = self.manifest.pending_cap if pending_cap is None else pending_cap
@@ -134,6 +140,31 @@ class Bundle:
         kv = self._kv_rule(mode, kv)
         rules = [] if mode == "full" else self._rules(mode, thresholds or {}, depth, kv)
         return Settings(mode, rules, Limits(cap=cap, budget=budget), self.manifest.exits, kv)
+
+    def classifier(
+        self, mode: str = "full", *, granularity: str | None = None, compaction: bool = True, truncate: bool = False,
+        minimum_depth: int | None = None, budget: int | None = None,
+        thresholds: Mapping[int, Thresholds | None] | None = None,
+    ) -> Classifier:  # fmt: skip
+        """A classifier of texts, for bundles of encoders.
+
+        mode: full or confident. granularity: what leaves a batch on its own, "sentence" (a text) or, where each token
+        has a label, "token"; None: as calibrated. compaction: what has left is not computed any more (off: computed
+        and thrown away, for comparison). truncate: cut texts off that are too long, instead of refusing them.
+        minimum_depth, budget, thresholds: as of `session`; the budget prices each text at full depth.
+        Raises Uncalibrated, UsageError.
+        """
+        check_task(self.manifest)
+        check_mode(mode)
+        kind = granularity_of(self.files, granularity)
+        depth, budget = self._limits(minimum_depth, budget)
+        rules: list[ClassRule | None] = [None] * len(self.manifest.exits)
+        if mode == "confident":
+            rules = confident_rules(self.files, kind, thresholds or {}, depth)
+        encoder = TextEncoder(self.manifest, self.text, truncate=truncate)
+        return Classifier(
+            self.manifest, self.graphs, encoder, rules, per_token=kind == "token", compaction=compaction, budget=budget
+        )
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once; those with a layer of their own are about
@@ -151,6 +182,10 @@ class Bundle:
     def heads(self, rows: int) -> dict[str, Head]:
         """The model's head, "full", and the small ones by name, each over up to `rows` rows at once."""
         return heads_by_name(self.manifest, self.graphs, rows)
+
+    def _check_generates(self) -> None:
+        if self.manifest.task != c.CAUSAL_LM:
+            raise UsageError("this bundle classifies texts", mend="use `bundle.classifier()`")
 
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""
@@ -198,7 +233,7 @@ class Bundle:
                 raise UsageError(f"there is no exit at layer {layer}", mend=f"exits: {sorted(infos)}")
             if thresholds is None:
                 continue
-            if reason := thresholds_fault(thresholds, infos[layer], self.manifest.model.vocab):
+            if reason := thresholds_fault(thresholds, infos[layer], self.manifest.classes):
                 raise UsageError(f"exit {layer}: {reason}")
         return [
             e.model_copy(update={field: overrides[e.layer]}) if e.layer in overrides else e
@@ -230,13 +265,15 @@ class Bundle:
 
 def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
     """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
-    infos = manifest.graphs
+    infos, varied = manifest.graphs, manifest.task != c.CAUSAL_LM
 
     def load(info: GraphInfo) -> OrtEngine:
-        return OrtEngine(root / info.path, info)
+        return OrtEngine(root / info.path, info, varied=varied)
 
     return LoadedGraphs(
         load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
         {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
-        [None if i is None else load(i) for i in infos.kv], read_factors(root, manifest), read_cycles(root, manifest),
+        [None if i is None else load(i) for i in infos.kv],
+        None if infos.encoder is None else load(infos.encoder),
+        read_factors(root, manifest), read_cycles(root, manifest),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from eecompile.engines.ort import OrtPass
 from eecompile.runtime.caches import GROWTH, Caches
 from eecompile.runtime.cycles import Repeater
 from eecompile.runtime.plan import PASS_ROWS, Range, Waiting, plan_passes
+from eecompile.runtime.source import Encoded, read_prompt
 
 if TYPE_CHECKING:
     from eecompile.runtime.staircase import LoadedGraphs, Staircase
@@ -41,6 +42,8 @@ class Pool:
         self.slots: list[weakref.ref[Staircase] | None] = [None] * slots  # a sequence owns its pool, not the reverse
         self.each_pass, self.passes, self.rows = each_pass, 0, 0
         self._graphs, self._minimum = graphs, manifest.minimum_rows
+        self._manifest = manifest
+        self._encoded: Encoded = {}
         most = max(manifest.prefill_rows, manifest.pending_cap + 1, manifest.minimum_rows)
         self.most = max(most, slots)  # rows of a pass
         width, steps = manifest.model.hidden, len(manifest.schedule)
@@ -56,6 +59,14 @@ class Pool:
         self._keep_bound = manifest.pending_cap + 2
         self._bound: dict[tuple[bool, int, int, int, int], OrtPass] = {}
         self._placed: tuple[int, int, list[int]] = (0, 0, [])
+
+    def take_up(self, prompt: list[int]) -> list[int]:
+        """The tokens that a sequence runs first: its prompt's own, or where that is a source, which is encoded here for
+        the one sequence of such a pool, the one that its target begins with."""
+        first, encoded = read_prompt(self._manifest, self._graphs.encoder, prompt)
+        if encoded:  # which bindings of the source before do not know
+            self._encoded, self._bound = encoded, {}
+        return first
 
     def embed(self, stairs: "Sequence[Staircase]", tokens: Sequence[Sequence[int]]) -> None:
         """Embed tokens of each staircase into its first boundary: in one pass, so at most `most` of them."""
@@ -211,7 +222,7 @@ class Pool:
     def reset(self) -> None:
         """Forget everything and free the caches."""
         self.caches.resize(0)
-        self._bound, self._placed = {}, (0, 0, [])
+        self._bound, self._placed, self._encoded = {}, (0, 0, []), {}
 
     def _pass(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
         """The pass that fills boundary k (kv: only the caches before it) for a range of slots, from `_in`
@@ -241,4 +252,5 @@ class Pool:
             c.WRITE_INDEX: self._start[:width],
             **self.caches.of_slots(step.cache, first, last),
             **self._graphs.factors_of(k - 1),
+            **self._encoded,
         })  # fmt: skip

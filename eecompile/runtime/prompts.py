@@ -1,13 +1,14 @@
 """Prompts as files and callers give them: text or token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, StrictInt, ValidationError
 
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.texts import TextInput
 
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -19,24 +20,24 @@ class _Record(BaseModel):
 
     prompt: str | None = None
     text: str | None = None
+    pair: str | None = None
     prompt_ids: list[StrictInt] | None = None
+    source: Any = None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a .txt file, one a line, or of a .jsonl file of {"prompt"}, {"text"} or {"prompt_ids"}.
+    """Prompts of a .txt file, one a line, or of a .jsonl file of {"prompt"}, {"text"}, {"prompt_ids"} or
+    {"source"}.
 
     Blank lines are skipped. Raises UsageError with the line at fault.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"the prompts cannot be read: {e}", where=str(path)) from e
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UsageError("there is no prompt to run", where=str(path))
-    if path.suffix != ".jsonl":
-        return [line for _, line in numbered]
-    return [_record(line, f"{path}:{number}") for number, line in numbered]
+    return [prompt for prompt, _ in _stream(path)]
+
+
+def read_texts(path: Path) -> Iterator[TextInput]:
+    """As `read_prompts`, one at a time, for classifiers: a "text" that has a "pair" beside it is a pair."""
+    for prompt, pair in _stream(path):
+        yield (prompt, pair) if pair is not None and isinstance(prompt, str) else prompt
 
 
 def encode_prompt(bundle: Bundle, prompt: Prompt) -> list[int]:
@@ -48,14 +49,30 @@ def encode_prompt(bundle: Bundle, prompt: Prompt) -> list[int]:
     return bundle.text.encode(prompt)
 
 
-def _record(line: str, where: str) -> Prompt:
+def _stream(path: Path) -> Iterator[tuple[Prompt, str | None]]:
+    """(prompt, the second text of a pair or None) of each line that is not blank."""
+    found = False
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    found = True
+                    yield _record(line, f"{path}:{number}") if path.suffix == ".jsonl" else (line.rstrip("\n"), None)
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"the prompts cannot be read: {e}", where=str(path)) from e
+    if not found:
+        raise UsageError("there is no prompt to run", where=str(path))
+
+
+def _record(line: str, where: str) -> tuple[Prompt, str | None]:
     try:
         record = _Record.model_validate_json(line)
     except ValidationError as e:
         raise UsageError(f"not a prompt: {e}", where=where, mend=_FORMAT) from e
     if record.prompt_ids is not None:
-        return record.prompt_ids
-    text = record.prompt if record.prompt is not None else record.text
+        return record.prompt_ids, None
+    given = (record.prompt, record.text, record.source)  # the source last: it may be a remark on a text's origin
+    text = next((text for text in given if isinstance(text, str)), None)
     if text is None:
         raise UsageError("no prompt in this line", where=where, mend=_FORMAT)
-    return text
+    return text, record.pair

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from eecompile.bundle.manifest import Manifest, ModelInfo
+from eecompile.bundle.manifest import Manifest
 from eecompile.errors import ContextFull, EECompileError, UsageError
 from eecompile.runtime.decode import Continuation, Emitted
 from eecompile.runtime.gates import GateState
 from eecompile.runtime.heads import head_graph
 from eecompile.runtime.rules import ExitRule, with_listeners
 from eecompile.runtime.sampling import Sampling
+from eecompile.runtime.source import first_tokens
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.text import TextCodec
 from eecompile.shapes import ExitShape
@@ -98,7 +99,7 @@ class Request:
         max_new_tokens: int | None, sampling: Sampling, stop: Collection[int] | None, number: int = 0,
     ) -> None:  # fmt: skip
         self.number, self.prompt_ids, self.settings, self.sampling = number, prompt_ids, settings, sampling
-        self.most = room(manifest.model, settings.limits, prompt_ids, max_new_tokens)
+        self.most = room(manifest, settings.limits, prompt_ids, max_new_tokens)
         self.ends = set(manifest.model.eos if stop is None else stop)
         self.stats = Stats(prompt_tokens=len(prompt_ids))
         self.ids: list[int] = []
@@ -154,8 +155,9 @@ def prompt_ids(codec: TextCodec | None, prompt: str | Sequence[int]) -> list[int
     return codec.encode(prompt)
 
 
-def room(model: ModelInfo, limits: Limits, ids: list[int], max_new_tokens: int | None) -> int:
+def room(manifest: Manifest, limits: Limits, ids: list[int], max_new_tokens: int | None) -> int:
     """How many tokens to generate; raises where the request cannot be served."""
+    model, source = manifest.model, manifest.source
     if not ids:
         raise UsageError("the prompt is empty", mend="give at least one token")
     outside = [t for t in ids if not 0 <= t < model.vocab]
@@ -163,17 +165,23 @@ def room(model: ModelInfo, limits: Limits, ids: list[int], max_new_tokens: int |
         raise UsageError(f"token id {outside[0]} is outside 0..{model.vocab - 1}", where="prompt")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"max_new_tokens {max_new_tokens} is not positive")
-    left = model.context - len(ids) + 1
+    if source is not None and len(ids) > source.context:
+        raise ContextFull(
+            f"{len(ids)} tokens of source do not fit the context of {source.context}",
+            mend=f"shorten the source, or build with --context {len(ids)}",
+        )
+    first = first_tokens(manifest, len(ids))
+    left = model.context - first + 1
     wanted = left if max_new_tokens is None else max_new_tokens
     if left < 1 or wanted > left:
         asked = f" and {max_new_tokens} new tokens" if max_new_tokens else ""
         raise ContextFull(
-            f"{len(ids)} prompt tokens{asked} do not fit the context of {model.context}",
-            mend=f"shorten the prompt, ask for fewer tokens, or build with --context {len(ids) + (wanted or 1)}",
+            f"{first} prompt tokens{asked} do not fit the context of {model.context}",
+            mend=f"shorten the prompt, ask for fewer tokens, or build with --context {first + (wanted or 1)}",
         )
-    if limits.budget is not None and len(ids) * model.layers > limits.budget:
+    if limits.budget is not None and first * model.layers > limits.budget:
         raise UsageError(
-            f"the prompt alone costs {len(ids) * model.layers} layer-rows, the budget is {limits.budget}",
+            f"the prompt alone costs {first * model.layers} layer-rows, the budget is {limits.budget}",
             mend="shorten the prompt or raise the budget",
         )
     return wanted

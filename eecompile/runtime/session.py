@@ -54,7 +54,7 @@ class Session:
         self, prompt: str | Sequence[int], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
         stop: Collection[int] | None = None,
     ) -> Generation:  # fmt: skip
-        """Continue `prompt` (text or token ids).
+        """Continue `prompt` (text or token ids), or, with an encoder-decoder, give the target for it.
 
         max_new_tokens: default as many as the context holds. stop: token ids that end the text, themselves emitted
         (default: the model's end-of-sequence ids). Raises UsageError for an empty prompt or ids out of range,
@@ -94,9 +94,9 @@ class Session:
         everything = range(len(self._askers))
         self._stairs.watch(self._askers, everything if request.sampling.sled else one.state.open_exits)
         began = time.perf_counter()
-        self._stairs.reset()
-        self._stairs.prefill(request.prompt_ids)
-        one.last = request.prompt_ids[-1]
+        first = self._stairs.begin(request.prompt_ids)
+        self._stairs.prefill(first)
+        one.last = first[-1]
         decoder.start([one])
         stats.prefill_seconds = time.perf_counter() - began
         while True:

@@ -33,6 +33,7 @@ class LoadedGraphs:
     head: OrtEngine
     heads: Mapping[str, OrtEngine] = field(default_factory=dict)
     kv: list[OrtEngine | None] = field(default_factory=list)
+    encoder: OrtEngine | None = None
     factors: Sequence[Factors] = ()
     cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
@@ -81,6 +82,12 @@ class Staircase:
         for watcher in self.watchers.values():
             watcher.reset()
         self.passes = self.layer_rows = 0
+
+    def begin(self, prompt: list[int]) -> list[int]:
+        """Forget the sequence and take up `prompt`; returns the tokens to run first: the prompt's own, or where it is a
+        source, which is encoded here, the one that its target begins with."""
+        self.reset()
+        return self.pool.take_up(prompt)
 
     def rewind(self, length: int) -> None:
         """Drop every token from position `length` on; nothing may be pending before it."""

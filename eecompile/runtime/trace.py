@@ -70,9 +70,9 @@ class Tracer:
         self._askers = bundle.askers(self._rows) if exits else []
         self._stairs.watch(self._askers, range(len(self._askers)))
 
-    def trace(self, ids: Sequence[int]) -> DocumentTrace:
-        """Trace one document of at least one token, at most the context."""
-        self._stairs.reset()
+    def trace(self, ids: Sequence[int], source: Sequence[int] | None = None) -> DocumentTrace:
+        """Trace one document of at least one token, at most the context; `source` is an encoder-decoder's."""
+        self._stairs.begin(list(ids if source is None else source))
         chunks = [self._chunk(list(ids[i : i + self._rows])) for i in range(0, len(ids), self._rows)]
         exits = [_joined([chunk[1][g] for chunk in chunks]) for g in range(len(self._askers))]
         boundaries = None

@@ -271,7 +271,7 @@ class DecoderWriter:
     def _activation(self, g: GraphWriter, x: str) -> str:
         if self.spec.activation == "silu":  # Swish, in the form that ONNX Runtime fuses
             return g.op("Mul", x, g.op("Sigmoid", x))
-        if self.spec.activation == "relu":
-            return g.op("Relu", x)
+        if self.spec.activation == "relu":  # after a Relu node, ONNX Runtime leaves a quantised product unfused
+            return g.op("Max", x, g.constant(0.0, np.float32))
         approximate = "tanh" if self.spec.activation == "gelu_tanh" else "none"
         return g.op("Gelu", x, approximate=approximate)

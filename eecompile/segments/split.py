@@ -11,6 +11,7 @@ import numpy as np
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
+from eecompile.segments.encoder_decoder import CrossDecoderWriter, write_encoder
 from eecompile.segments.exits import write_exit
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.heads import write_small_head
@@ -20,6 +21,7 @@ from eecompile.segments.plan import Plan, Visit, plan_segments
 from eecompile.segments.propagate import write_kv_graph
 from eecompile.segments.weights import WeightBook
 from eecompile.student.cycles import Cycle
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.store import WeightStore
 from eecompile.student.student import Student
 
@@ -38,6 +40,7 @@ class WrittenGraphs:
     head: GraphInfo
     heads: list[GraphInfo]
     reference: GraphInfo | None
+    encoder: GraphInfo | None
     schedule: list[dict[str, Any]]
     hashes: dict[str, str]
     kv: list[GraphInfo | None] = field(default_factory=list)
@@ -66,13 +69,18 @@ def write_segments(
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
     loops = student.loops
-    low_rank = LowRank(student.own_spec, loops) if loops is not None and loops.rank else None
-    d = DecoderWriter(student.own_spec, student.own_store, precision, context, slack, fused, low_rank, cache=cache)
+    d = _writer(student, precision, context, slack, fused, cache)
 
     progress("embed")
     g = GraphWriter("embed", book)
     g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
     embed = g.save(folder / "embed.onnx")
+    encoder = None
+    if isinstance(d, CrossDecoderWriter):
+        progress("encoder")
+        g = GraphWriter("encoder", book)
+        write_encoder(g, d)
+        encoder = g.save(folder / "encoder.onnx", layers=d.spec.encoder.layers)
     cycles = student.cycles
     exits_at = [e.depth for e in student.exits.schema.exits]
     plan = plan_segments(d.spec.layers, exits_at, loops, [cycle.spec for cycle in cycles])
@@ -96,7 +104,15 @@ def write_segments(
     reference = None if cycles else write_reference(d, book, root, plan)
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, heads, reference, schedule, hashes, kv)
+    return WrittenGraphs(embed, segments, exits, head, heads, reference, encoder, schedule, hashes, kv)
+
+
+def _writer(student: Student, precision: str, context: int, slack: int, fused: bool, cache: str) -> DecoderWriter:
+    spec, store, loops = student.own_spec, student.own_store, student.loops
+    if isinstance(spec, EncoderDecoderSpec):
+        return CrossDecoderWriter(spec, store, precision, context, slack, fused, cache=cache)
+    low_rank = LowRank(spec, loops) if loops is not None and loops.rank else None
+    return DecoderWriter(spec, store, precision, context, slack, fused, low_rank, cache=cache)
 
 
 def _write(

@@ -3,8 +3,10 @@
 Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
 adapter.bias [D], those of modules (modules.py), and for each gate that has weights (gate, the learned one; router;
 predictor) w1 [in, U], b1 [U], w2 [U, out], b2 [out], without w1 and b1 where a router is linear. A low-rank head is
-"head.<name>.down" [rank, D], "head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. A schedule's are
-in loops.py. All float32.
+"head.<name>.down" [rank, D], "head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. An encoder's
+exit with a classifier of its own has classifier.weight [D, C] and classifier.bias [C], C labels, and before it, where
+they are there, pooler.weight [D, D] and pooler.bias [D] with the activation of the model's pooler. How layers run has
+its own: loops.py, cycles.py. All float32.
 """
 
 import hashlib
@@ -21,8 +23,8 @@ from typing_extensions import Self
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
-from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Text, Thresholds
-from eecompile.shapes import ExitShape, HeadShape, exits_fault, weight_shapes
+from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Task, Text, Thresholds
+from eecompile.shapes import ExitShape, HeadShape, exits_fault, gates_of, task_fault, weight_shapes
 from eecompile.student.cycles import CycleSpec
 from eecompile.student.loops import Loops
 from eecompile.student.store import WeightStore, read_header
@@ -35,7 +37,7 @@ class ExitSpec(ExitShape):
     the layer before it gives. A bundle knows neither: there an exit is called by its `depth`.
     """
 
-    adapter: Literal["norm", "affine", "mlp", "layer"] = "norm"
+    adapter: Literal["norm", "affine", "mlp", "layer", "classifier"] = "norm"
     placement: Literal["pre", "post"] = "post"
     draft: Thresholds | None = None
 
@@ -97,6 +99,10 @@ class StudentExits:
         """The tensor "exit.<layer>.<part>", float32."""
         assert self.store is not None
         return self.store.read(f"exit.{layer}.{part}")
+
+    def has(self, layer: int, part: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return self.store is not None and f"exit.{layer}.{part}" in self.store.tensors
 
     def gate(self, exit_: ExitSpec, kind: str = "gate") -> dict[str, NDArray[np.float32]] | None:
         """The weights by part of an exit's learned gate, or of its "router" or "predictor"; None without one."""
@@ -167,6 +173,22 @@ def check_exits(exits: StudentExits, layers: int, hidden: int, vocab: int) -> No
         bad = [n for n in shapes if not np.isfinite(exits.store.read(n)).all()]
         if bad:
             raise UsageError(f"{bad[0]} is not finite", where=c.EARLY_EXIT_WEIGHTS, mend="fit the exits again")
+
+
+def check_task(exits: StudentExits, task: Task) -> None:
+    """Raise UsageError where the exits have what a model of this task cannot have."""
+    if reason := task_fault(exits.schema.exits, exits.schema.heads, task):
+        raise UsageError(reason, where=c.EARLY_EXIT, mend=f"gates of a {task}: {', '.join(gates_of(task))}")
+
+
+def check_plain(exits: StudentExits) -> None:
+    """Raise UsageError where layers run otherwise than once in order, or an exit has what only a decoder's can have."""
+    placed = [e.layer for e in exits.schema.exits if e.placement == "pre" or e.adapter in ("mlp", "layer")]
+    if exits.schema.schedule is not None or exits.schema.cycles or placed:
+        raise UsageError(
+            "schedules, cyclic gates, modules and placement are for models with a decoder alone", where=c.EARLY_EXIT,
+            mend="leave them out",
+        )  # fmt: skip
 
 
 def save_exits(directory: Path, schema: EarlyExit, tensors: Mapping[str, NDArray[np.float32]]) -> EarlyExit:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eecompile import contract as c
 from eecompile.errors import UsageError
 from eecompile.student.cycles import Cycle, check_cycles, read_cycles
-from eecompile.student.exits import StudentExits, check_exits, declared_exits, load_exits
+from eecompile.student.encoder_decoder import EncoderDecoderSpec
+from eecompile.student.encoder_decoder_reference import reference_model
+from eecompile.student.exits import StudentExits, check_exits, check_plain, check_task, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
 from eecompile.student.loops import Loops, check_loops
 from eecompile.student.model import DecoderSpec
@@ -45,9 +48,9 @@ class Student:
         """How layers repeat, if they do."""
         return self.exits.schema.schedule
 
-    def reference(self) -> ReferenceModel:
-        """The model in numpy, on the checkpoint's weights."""
-        return ReferenceModel(self.spec, self.store, self.cycles)
+    def reference(self, source: Sequence[int] | None = None) -> ReferenceModel:
+        """The model in numpy, on the checkpoint's weights. source: an encoder-decoder's."""
+        return reference_model(self.spec, self.store, source, self.cycles)
 
     @property
     def cycles(self) -> list[Cycle]:
@@ -61,9 +64,7 @@ class Student:
     @property
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer's files that are there; empty where the checkpoint runs on ids alone."""
-        if not (self.path / "tokenizer.json").exists():
-            return []
-        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
+        return tokenizer_files(self.path)
 
 
 def open_student(path: Path, at: Sequence[int] = ()) -> Student:
@@ -74,31 +75,37 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     config = read_config(path)
     own = spec_from_config(config)
     own_store = WeightStore.open(path).with_prefix(own.prefix, own.names.embed)
+    if isinstance(own, EncoderDecoderSpec) and own.names.head in own_store.tensors:
+        own = own.with_own_head()  # whatever the config says of tied embeddings
     own_store.require(own.tensors())
     own_store = own_store.with_views(own.views())
     exits = load_exits(path)
     exits = declared_exits(at, exits) if at else exits
+    if isinstance(own, EncoderDecoderSpec):
+        check_plain(exits)
     spec, store, loops = own, own_store, exits.schema.schedule
     if loops is not None:
         check_loops(loops, own, exits.store)
         spec, store = loops.unrolled(own), loops.unrolled_store(own, own_store, loops.factors(own, exits.store))
     check_exits(exits, spec.layers, spec.hidden, spec.vocab)
+    check_task(exits, c.CAUSAL_LM)
     check_modules(exits, spec)
     check_cycles(exits.schema.cycles, exits.store, [e.depth for e in exits.schema.exits], spec.layers, spec.hidden)
     if loops is not None and exits.schema.cycles:
         raise UsageError("a schedule of loops and cyclic gates do not go together", where=str(path))
     student = Student(path, spec, store, exits, own, own_store)
-    _check_tokenizer(student)
+    check_tokenizer(student.tokenizer_files, spec.vocab)
     return student
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json with the generation config's stop tokens, which are the ones that count when generating."""
+    """config.json with the generation config's stop and start tokens, which are the ones that count when generating."""
     config = _read_json(path / "config.json")
     if (path / "generation_config.json").exists():
         generation = _read_json(path / "generation_config.json")
-        if generation.get("eos_token_id") is not None:
-            config["eos_token_id"] = generation["eos_token_id"]
+        for key in ("eos_token_id", "decoder_start_token_id"):
+            if generation.get(key) is not None:
+                config[key] = generation[key]
     return config
 
 
@@ -116,9 +123,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_tokenizer(student: Student) -> None:
+def tokenizer_files(path: Path) -> list[Path]:
+    """The tokenizer's files in a checkpoint's directory; empty without a tokenizer.json."""
+    if not (path / "tokenizer.json").exists():
+        return []
+    return [path / name for name in TOKENIZER_FILES if (path / name).exists()]
+
+
+def check_tokenizer(files: Sequence[Path], vocab: int) -> None:
     """Its files have to be readable. It may know fewer ids than the model (padded embeddings), never more."""
-    files = student.tokenizer_files
     if not files:
         return
     from tokenizers import Tokenizer
@@ -131,9 +144,9 @@ def _check_tokenizer(student: Student) -> None:
         if file.suffix == ".json":
             _read_json(file)
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if highest >= student.spec.vocab:
+    if highest >= vocab:
         raise UsageError(
-            f"the tokenizer has ids up to {highest}, the model only {student.spec.vocab} embeddings",
+            f"the tokenizer has ids up to {highest}, the model only {vocab} embeddings",
             where=str(files[0]),
             mend="put the tokenizer that belongs to this checkpoint beside it",
         )

@@ -8,11 +8,12 @@ from eecompile.runtime import Bundle
 from eecompile.schema import GraphInfo
 
 ROWS = 4
-_SYMBOLS: Mapping[str, int] = {"B": 1, "R": ROWS, "N": ROWS, "T": c.CACHE_BUCKET}
+_SYMBOLS: Mapping[str, int] = {"B": 1, "R": ROWS, "N": ROWS, "T": c.CACHE_BUCKET, "E": c.CACHE_BUCKET}
 _RANGES = {  # inputs that index something: values that are valid together
     c.TOKEN_IDS: (0, 0),
     c.POSITIONS: (0, ROWS - 1),
     c.WRITE_INDEX: (0, 0),
+    c.SOURCE_LENGTH: (1, c.CACHE_BUCKET),
 }
 
 
@@ -21,7 +22,9 @@ def polygraphy_commands(bundle: Bundle) -> tuple[str, ...]:
     if find_spec("polygraphy") is None:
         return ()
     graphs = bundle.manifest.graphs
-    return tuple(_command(bundle, info) for info in (graphs.embed, *graphs.segments, *graphs.exits, graphs.head))
+    encoder = [] if graphs.encoder is None else [graphs.encoder]
+    chain = (graphs.embed, *encoder, *graphs.segments, *graphs.exits, graphs.head)
+    return tuple(_command(bundle, info) for info in chain)
 
 
 def _command(bundle: Bundle, info: GraphInfo) -> str:

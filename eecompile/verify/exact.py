@@ -14,6 +14,7 @@ from eecompile.bundle.ranges import criterion_range
 from eecompile.errors import NumericError
 from eecompile.runtime import Bundle, Sampling, Session
 from eecompile.runtime.sampling import gumbel_noise
+from eecompile.runtime.source import sequence
 from eecompile.schema import Criterion, Thresholds
 from eecompile.verify.criteria import Values
 from eecompile.verify.report import Check, at_least, at_most
@@ -95,7 +96,7 @@ def _tally(bundle: Bundle, walker: Walker, setting: Setting, prompts: Sequence[l
         if at is None:
             continue
         if at < min(len(wanted[0]), len(found[0])):
-            gap = _score_gap(walker, [*ids, *wanted[0][:at]], wanted[0][at], found[0][at], setting.sampling)
+            gap = _score_gap(walker, ids, wanted[0][:at], wanted[0][at], found[0][at], setting.sampling)
             if gap <= 2 * noise:
                 tally.ties += 1
                 continue
@@ -131,9 +132,12 @@ def _first_difference(wanted: Run, found: Run) -> int | None:
     return None if len(wanted[0]) == len(found[0]) or by_budget else min(len(wanted[0]), len(found[0]))
 
 
-def _score_gap(walker: Walker, ids: list[int], wanted: int, found: int, sampling: Sampling) -> float:
-    """How much the full model prefers one token to the other after `ids`, in logits."""
-    rows = walker.walk(ids, walker.prefill_widths(len(ids)), exits=False).logits[-1]
+def _score_gap(
+    walker: Walker, prompt: list[int], before: list[int], wanted: int, found: int, sampling: Sampling
+) -> float:
+    """How much the full model prefers one token to the other after `prompt` and `before`, in logits."""
+    ids, source = sequence(walker.manifest, prompt, before)
+    rows = walker.walk(ids, walker.prefill_widths(len(ids)), exits=False, source=source).logits[-1]
     scores = rows[[wanted, found]].astype(np.float64)
     if not sampling.greedy:
         scores += sampling.temperature * gumbel_noise(sampling.seed, len(ids), np.array([wanted, found]))

@@ -21,13 +21,15 @@ class Walks:
     ids: list[int]
     prefill: EngineRows
     decode: EngineRows
+    source: list[int] | None = None
 
 
-def walk_both(walker: Walker, ids: Sequence[int]) -> Walks:
-    """Run `ids` (at most the context) both ways."""
+def walk_both(walker: Walker, ids: Sequence[int], source: list[int] | None = None) -> Walks:
+    """Run `ids` (at most the context) both ways, given `source` where the model has one."""
     sequence = list(ids)
-    prefill = walker.walk(sequence, walker.prefill_widths(len(sequence)))
-    return Walks(sequence, prefill, walker.walk(sequence, walker.decode_widths(len(sequence)), exits=False))
+    prefill = walker.walk(sequence, walker.prefill_widths(len(sequence)), source=source)
+    decode = walker.walk(sequence, walker.decode_widths(len(sequence)), exits=False, source=source)
+    return Walks(sequence, prefill, decode, source)
 
 
 def check_passes(walks: Sequence[Walks], compare: Comparator) -> tuple[Check, float]:
@@ -52,12 +54,12 @@ def check_parity(label: str, reference: str, walks: Sequence[Walks], expected: S
     """One check a boundary: both walks of every sequence against the rows of `reference`."""
     pairs = [(rows, truth) for w, truth in zip(walks, expected, strict=True) for rows in (w.prefill, w.decode)]
     return [
-        _check(f"{label} {name}", reference, actual, wanted, compare, tolerance, logits=name == "logits")
+        check_rows(f"{label} {name}", reference, actual, wanted, compare, tolerance, logits=name == "logits")
         for name, (actual, wanted) in _stacked(pairs).items()
     ]
 
 
-def _check(name: str, reference: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
+def check_rows(name: str, reference: str, actual: Float, expected: Float, compare: Comparator, tolerance: Tolerance, *,
            logits: bool) -> Check:  # fmt: skip
     measured = compare(actual, expected, tolerance.bounds)
     figures: dict[str, Figure] = {"rows": len(actual), **{s: figure for s, (figure, _) in measured.items()}}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from eecompile.runtime import Bundle
 from eecompile.runtime.prompts import Prompt, encode_prompt, read_prompts
+from eecompile.runtime.source import sequence
 
 PARITY_EXTRA = 44  # rows of the long sequence past two full prefill passes: a third pass, of an odd size
 
@@ -42,6 +43,17 @@ def prompt_ids(bundle: Bundle, prompts: Path | Sequence[Prompt] | None, tokens: 
         room = min(model.context - tokens, model.context if budget is None else budget // model.layers)
         return [ids[: max(1, room)] for ids in _built_in(bundle)]
     return [encode_prompt(bundle, prompt) for prompt in prompts]
+
+
+def walked_ids(bundle: Bundle, prompt: list[int], most: int) -> tuple[list[int], list[int] | None]:
+    """The tokens, at most `most`, whose rows are compared for a prompt, and their source where it is one: the target is
+    then made up, as long as it may be, so that it has every distance between positions and passes of every width."""
+    manifest = bundle.manifest
+    if manifest.source is None:
+        return prompt[:most], None
+    return sequence(
+        manifest, prompt, fixed_ids(min(most, manifest.model.context) - 1, manifest.model.vocab, len(prompt))
+    )
 
 
 def fixed_ids(count: int, vocab: int, seed: int) -> list[int]:

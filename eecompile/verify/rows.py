@@ -75,9 +75,11 @@ class Walker:
         ends = np.minimum(np.cumsum(widths), length)
         return [int(n) for n in np.diff(ends, prepend=0) if n]
 
-    def walk(self, ids: Sequence[int], widths: Sequence[int], *, exits: bool = True) -> EngineRows:
-        """Every boundary's rows of `ids`, run in passes of `widths` tokens."""
-        self._stairs.reset()
+    def walk(
+        self, ids: Sequence[int], widths: Sequence[int], *, exits: bool = True, source: Sequence[int] | None = None
+    ) -> EngineRows:
+        """Every boundary's rows of `ids`, given `source` where there is one, run in passes of `widths` tokens."""
+        self._stairs.begin(list(ids if source is None else source))
         passes, start = [], 0
         for width in widths:
             passes.append(self._pass(list(ids[start : start + width]), exits))

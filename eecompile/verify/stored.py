@@ -85,7 +85,9 @@ def stored_weights(root: Path, manifest: Manifest, spec: DecoderSpec) -> tuple[S
     """The bundle's weights under checkpoint names, and the spec to read them with (its head stands by itself where the
     stored head is not the stored embedding)."""
     parts: dict[str, StoredWeight] = {}
-    for info in (manifest.graphs.embed, *manifest.graphs.segments, *manifest.graphs.exits):
+    graphs = manifest.graphs
+    encoder = [] if graphs.encoder is None else [graphs.encoder]
+    for info in (graphs.embed, *encoder, *graphs.segments, *graphs.exits):
         parts |= _parts(root, info, spec)
     head = _parts(root, manifest.graphs.head, spec)
     if spec.tied and manifest.precision in c.QUANTISED:

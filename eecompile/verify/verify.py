@@ -6,6 +6,7 @@ against a reference; the exit graphs and the decision node; exit decisions; exac
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import numpy as np
 from eecompile import contract as c
 from eecompile.runtime import Bundle
 from eecompile.runtime.prompts import Prompt
+from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student, open_student
+from eecompile.verify.classifier import verify_classifier
 from eecompile.verify.commands import polygraphy_commands
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
@@ -26,7 +29,7 @@ from eecompile.verify.gates import check_gates
 from eecompile.verify.heads import check_small_heads, small_head_logits
 from eecompile.verify.loops import check_loops, own_model
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
-from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids
+from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids, walked_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Float, ModelRows, Walker
@@ -92,6 +95,8 @@ def verify_bundle(
     """
     progress("hashes")
     bundle = Bundle.open(path)
+    if bundle.manifest.task != c.CAUSAL_LM:
+        return verify_classifier(bundle, _hashes(bundle), checkpoint=checkpoint, prompts=prompts, progress=progress)
     ids = prompt_ids(bundle, prompts, tokens)
     full = bundle.session(mode="full")
     for prompt in ids:
@@ -124,7 +129,7 @@ def _walked(bundle: Bundle, ids: Sequence[list[int]], progress: Progress) -> tup
     walks = []
     for number, prompt in enumerate(ids, 1):
         progress(f"engines, prompt {number} of {len(ids)}")
-        walks.append(walk_both(walker, prompt[:most]))
+        walks.append(walk_both(walker, *walked_ids(bundle, prompt, most)))
     return _Subject(bundle, walker, find_comparator(), walks, progress), walker
 
 
@@ -138,8 +143,8 @@ def _hashes(bundle: Bundle) -> Check:
 def _recorded(s: _Subject, student: Student | None) -> list[Check]:
     """The rows recorded at build: a reference that is always at hand."""
     s.progress("recorded reference")
-    ids, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
-    walks = [walk_both(s.walker, ids)]
+    ids, source, rows = read_recorded(s.bundle.files.path, s.bundle.manifest)
+    walks = [walk_both(s.walker, ids, source)]
     checks = check_parity("recorded", RECORDED_NAME, walks, [rows], s.compare, PARITY[s.coarsest])
     checks += check_exits(exit_math(s.bundle, student), s.layers, [*walks, *s.walks], s.compare)
     if student is None:
@@ -179,7 +184,7 @@ def _reference(s: _Subject, student: Student, plain: bool) -> Reference:
     if plain:
         return checkpoint_reference(student, s.layers)
     name = "numpy float32 on the checkpoint (rotated as the build's context wants)"
-    return numpy_reference(name, student.reference(), s.layers)
+    return numpy_reference(name, student.reference, s.layers)
 
 
 def _against_own_weights(
@@ -187,10 +192,10 @@ def _against_own_weights(
 ) -> tuple[list[Check], str]:
     """The engines against the numpy model on the weights that the bundle stores: without the error of quantisation."""
     spec, store = own_model(student, spec, stored)
-    model = ReferenceModel(spec, store, student.cycles)
+    model = partial(reference_model, spec, store, cycles=student.cycles)
     reference = numpy_reference("numpy float32 on the bundle's own weights", model, s.layers)
     longest = max(s.walks, key=lambda w: len(w.ids))
-    walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS])]
+    walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS], longest.source)]
     truth = _run(s, reference, walks)
     checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.coarsest])
     if s.precision in c.QUANTISED:
@@ -203,7 +208,7 @@ def _run(s: _Subject, reference: Reference, walks: Sequence[Walks]) -> list[Mode
     rows = []
     for number, walk in enumerate(walks, 1):
         s.progress(f"{reference.name}, prompt {number} of {len(walks)}")
-        rows.append(reference.run(walk.ids))
+        rows.append(reference.run(walk.ids, walk.source))
     return rows
 
 

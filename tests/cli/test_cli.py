@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_t5
 from click.testing import CliRunner, Result
 
 from eecompile.cli import main
@@ -45,6 +46,24 @@ def test_build_makes_a_bundle_and_says_what_it_did(checkpoint: Path, tmp_path: P
     held = cli_json("inspect", tmp_path / "b")
     assert held["manifest"]["model"]["context"] == 64
     assert [p["device"] for p in held["profiles"]], "a build measures the machine"
+
+
+def test_an_encoder_decoder_from_checkpoint_to_text(tmp_path: Path) -> None:
+    """Built, described, run in two modes on text and ids; confident mode wants a calibration."""
+    settings = tiny_t5.newer(vocab_size=tiny.TOKENIZER_IDS, num_layers=1)
+    source = tiny.add_tokenizer(tiny.checkpoint(tmp_path / "t5", settings))
+    bundle = tmp_path / "b"
+    said = cli_json("build", source, "-o", bundle, "--exits", "1,3", "--precision", "int4", "--no-profile")
+    assert said["exits"] == [1, 3]
+    assert "1 layers over a source" in cli("inspect", bundle).stdout
+    full = cli_json("run", bundle, "the other", "--raw", "--max-new-tokens", "9")
+    ids = ",".join(map(str, full["prompt_ids"]))
+    drafts = ("--mode", "exact", "--threshold", "1=0", "--threshold", "3=0")
+    exact = cli_json("run", bundle, "--prompt-ids", ids, "--max-new-tokens", "9", *drafts)
+    assert exact["token_ids"] == full["token_ids"]
+    assert exact["stats"]["drafted"] > 0
+    assert full["stats"]["layer_rows"] == 4 * len(full["token_ids"])
+    cli("run", bundle, "the other", "--mode", "confident", status=2)
 
 
 def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from eecompile.errors import UsageError
-from eecompile.runtime.prompts import encode_prompt, read_prompts
+from eecompile.runtime.prompts import encode_prompt, read_prompts, read_texts
 
 
 def test_text_files_hold_a_prompt_a_line(tmp_path: Path) -> None:
@@ -18,6 +18,13 @@ def test_text_files_hold_a_prompt_a_line(tmp_path: Path) -> None:
 def test_records_hold_text_or_ids(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a", "text": "b", "label": 3}\n\n{"text": "c"}\n{"prompt_ids": [1, 2]}\n')
+    assert read_prompts(file) == ["a", "c", [1, 2]]
+
+
+def test_a_text_with_a_pair_is_one_for_classifiers(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "a", "pair": "b"}\n{"text": "c"}\n{"prompt_ids": [1, 2]}\n')
+    assert list(read_texts(file)) == [("a", "b"), "c", [1, 2]]
     assert read_prompts(file) == ["a", "c", [1, 2]]
 
 

@@ -74,7 +74,7 @@ def test_an_unsupported_family_is_named_with_the_supported(family: Any) -> None:
     with pytest.raises(UsageError) as caught:
         spec_from_config({**tiny.config(), "model_type": family})
     assert repr(str(family)) in caught.value.what
-    assert caught.value.mend == f"supported families: {', '.join(sorted(FAMILIES))}"
+    assert f"supported families: {', '.join(sorted(FAMILIES))}" in caught.value.mend
 
 
 def test_a_quantised_checkpoint_is_refused() -> None:

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_encoder
+import tiny_t5
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from eecompile.errors import UsageError
-from eecompile.student.exits import ExitSpec
+from eecompile.student.encoder_student import open_checkpoint
+from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.loops import Loops
 from eecompile.student.student import Student, open_student
 
@@ -169,3 +172,16 @@ def test_an_exit_may_not_stand_before_everything_or_twice(tmp_path: Path) -> Non
         open_student(source)
     with pytest.raises(UsageError, match="exit 4 is not before the last of 4 layers"):
         open_student(tiny.add_exits(source, [ExitSpec(layer=5, placement="pre", gates=["fixed"])]))
+
+
+@pytest.mark.parametrize("settings", [tiny_t5.t5(), tiny_encoder.config()], ids=["t5", "bert"])
+@pytest.mark.parametrize("what", ["schedule", "pre", "mlp"])
+def test_other_models_run_their_layers_as_they_come(tmp_path: Path, settings: Any, what: str) -> None:
+    make = tiny_encoder.checkpoint if settings["model_type"] == "bert" else tiny.checkpoint
+    source = make(tmp_path / "c", settings)
+    exits = {"pre": [ExitSpec(layer=2, placement="pre", gates=["max_prob"])]}
+    exits["mlp"] = [ExitSpec(layer=1, adapter="mlp", gates=["max_prob"])]
+    loops = Loops(prelude=1, block=1, loops=2) if what == "schedule" else None
+    save_exits(source, EarlyExit(exits=exits.get(what, []), schedule=loops), {})
+    with pytest.raises(UsageError, match="with a decoder alone"):
+        open_checkpoint(source)

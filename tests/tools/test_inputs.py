@@ -21,8 +21,9 @@ SMOLLM2 = ROOT / "build" / "inputs" / "smollm2"
 
 
 @pytest.fixture
-def inputs() -> ModuleType:
+def inputs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """tools/inputs.py, loaded afresh."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # as for a script
     spec = importlib.util.spec_from_file_location("eecompile_inputs", ROOT / "tools" / "inputs.py")
     assert spec is not None
     assert spec.loader is not None

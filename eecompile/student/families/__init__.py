@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eecompile.errors import UsageError
+from eecompile.student.encoder import EncoderSpec
 from eecompile.student.families import (
+    bert,
     cohere,
     cohere2,
+    distilbert,
     gemma,
     gemma2,
     gemma3_text,
@@ -15,15 +18,18 @@ from eecompile.student.families import (
     granite,
     llama,
     mistral,
+    mt5,
     olmo2,
     olmo3,
     phi,
     phi3,
     qwen2,
     qwen3,
+    roberta,
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
 from eecompile.student.model import DecoderSpec
 
@@ -38,6 +44,7 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
     "granite": granite.describe,
     "llama": llama.describe,
     "mistral": mistral.describe,
+    "mt5": mt5.describe,
     "olmo2": olmo2.describe,
     "olmo3": olmo3.describe,
     "phi": phi.describe,
@@ -47,22 +54,43 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]] = {
     "smollm3": smollm3.describe,
     "stablelm": stablelm.describe,
     "starcoder2": starcoder2.describe,
+    "t5": t5.describe,
+}
+
+ENCODERS: Mapping[str, Callable[[Mapping[str, Any]], EncoderSpec]] = {
+    "bert": bert.describe,
+    "distilbert": distilbert.describe,
+    "roberta": roberta.describe,
+    "xlm-roberta": roberta.describe,
 }
 
 
 def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     """Describe the model of a Hugging Face config.json; raises UsageError for a family that is not in the table."""
     family = str(config.get("model_type"))
-    if not isinstance(family, str) or family not in FAMILIES:
+    if family in ENCODERS:
+        mend = "`build`, `run`, `calibrate`, `verify` and `bench` take encoders too; this only causal language models"
+        raise UsageError(f"{family} is an encoder", where="config.json", mend=mend)
+    if family not in FAMILIES:
         raise UsageError(
             f"model family {family!r} is not supported",
             where="config.json",
-            mend=f"supported families: {', '.join(sorted(FAMILIES))}",
+            mend=f"supported families: {', '.join(sorted(FAMILIES))}; encoders: {', '.join(sorted(ENCODERS))}",
         )
+    _check_not_quantised(config)
+    return FAMILIES[family](config)
+
+
+def encoder_from_config(config: Mapping[str, Any]) -> EncoderSpec:
+    """Describe the encoder of a config.json whose `model_type` is in ENCODERS."""
+    _check_not_quantised(config)
+    return ENCODERS[str(config["model_type"])](config)
+
+
+def _check_not_quantised(config: Mapping[str, Any]) -> None:
     if config.get("quantization_config"):
         raise UsageError(
             "the checkpoint is already quantised",
             where="config.json",
             mend="start from the float32, float16 or bfloat16 weights",
         )
-    return FAMILIES[family](config)

@@ -68,8 +68,8 @@ def gated_decoder(
         o_bias=o_bias,
         mlp_bias=mlp_bias,
         qk_norm=qk_norm,
-        bos=next(iter(_ids(config, "bos_token_id", vocab)), None),
-        eos=_ids(config, "eos_token_id", vocab),
+        bos=next(iter(token_ids(config, "bos_token_id", vocab)), None),
+        eos=token_ids(config, "eos_token_id", vocab),
     )
 
 
@@ -197,7 +197,7 @@ def size(config: Mapping[str, Any], key: str, most: int, default: int | None = N
     return value
 
 
-def _ids(config: Mapping[str, Any], key: str, vocab: int) -> tuple[int, ...]:
+def token_ids(config: Mapping[str, Any], key: str, vocab: int) -> tuple[int, ...]:
     """One token id, several, or none."""
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]

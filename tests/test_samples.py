@@ -1,0 +1,49 @@
+"""The samples, run as they are written, on a tiny model in the place of the real one."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_encoder as te
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which a tiny encoder, and made-up mails, stand where `tools/inputs.py` puts the real ones."""
+    root, chance = tmp_path_factory.mktemp("samples"), random.Random(0)
+    settings = te.config("bert", "tokens", num_hidden_layers=6)
+    te.add_tokenizer(te.checkpoint(root / "build/inputs/rampart", settings, gain=0.2))
+    (root / "build/inputs/mails").mkdir(parents=True)
+    for name, count in (("calibrate", 200), ("heldout", 20)):
+        mails = [{"texts": [" ".join(chance.choices(te.WORDS[4:16], k=8)) for _ in range(2)]} for _ in range(count)]
+        lines = "\n".join(map(json.dumps, mails)) + "\n"
+        (root / f"build/inputs/mails/{name}.jsonl").write_text(lines)
+    return root
+
+
+def run(script: str, place: Path, *arguments: str) -> str:
+    command, path = [sys.executable, str(ROOT / script), *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=place, env=path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
+    return done.stdout
+
+
+def test_the_classifier_sample(place: Path) -> None:
+    said = run("samples/02_classifier/demo.py", place)
+    assert "after 6 layers" in said or "after 4 layers" in said
+    assert len((place / "build/classifier/answers.jsonl").read_text().splitlines()) == 40
+    assert (place / "build/classifier/bundle/report.html").exists()
+    assert "after" in run("samples/02_classifier/classify.py", place, "build/classifier/bundle")
+
+
+def test_the_curves_of_the_benchmarks(place: Path) -> None:
+    options = ["--out", "curves", "--fit", "200", "--mails", "3", "--rounds", "1"]
+    said = run("tools/rampart.py", place, *options)
+    assert "| token 0.8 uncompacted | 32 |" in said
+    assert "time without compaction / with it, batch 32" in said
