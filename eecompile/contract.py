@@ -81,6 +81,15 @@ def cache_out_name(kind: str, layer: int) -> str:
     return updated(cache_name(kind, layer))
 
 
+LORA: Final = "lora_"
+
+
+def low_rank_name(part: str, layer: int, projection: str) -> str:
+    """Name of a LoRA input of a segment that repeats: part "a" is float32 [in, rank], "b" [rank, out]; `layer` counts
+    the graph's layers, `projection` is q, k, v, o, gate, up or down."""
+    return f"{LORA}{part}_{layer}_{projection}"
+
+
 def cross_name(kind: str, layer: int) -> str:
     """Name of what the encoder gives decoder layer `layer`, float32 [B, H, E, d], E tokens of the padded source: an
     output of the encoder and an input of the segment with that layer; kind is "key" or "value"."""
@@ -127,8 +136,11 @@ SLACK: Final = 64  # positions past the context: padding rows may have them
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024
 MAX_EXITS: Final = 64
+MAX_LOOPS: Final = 256
+MAX_RANK: Final = 4096
 MAX_HEADS_OF_EXITS: Final = 16
 MAX_SHORTLIST: Final = 1 << 16
+MAX_REPEATS: Final = 64
 MAX_HIDDEN: Final = 1 << 16
 MAX_HEADS: Final = 1024
 MAX_VOCAB: Final = 1 << 22

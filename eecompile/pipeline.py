@@ -20,7 +20,6 @@ from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import WrittenGraphs, write_segments
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
-from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import ExitSpec
 from eecompile.student.student import Student
@@ -70,18 +69,29 @@ def plan(student: Student | EncoderStudent, target: Target, options: BuildOption
         raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
     if options.cache not in c.CACHES:
         raise UsageError(f"there is no cache type {options.cache!r}", mend=f"types: {', '.join(c.CACHES)}")
+    if isinstance(student.spec, EncoderDecoderSpec) and options.slots > 1:
+        raise UsageError("an encoder-decoder runs one sequence at a time", mend="build it with --batch 1")
+    kv = _kv_rules(student, options)
+    exits = [e.depth for e in student.exits.schema.exits]
+    sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
+    return {"precision": precision, "cache": options.cache, "kv": kv, **sizes, "exits": exits}
+
+
+def _kv_rules(student: Student, options: BuildOptions) -> list[str]:
+    """The rules for skipped layers, catch_up first."""
     unknown = [rule for rule in options.kv if rule not in c.KV_RULES]
     if unknown:
         raise UsageError(f"there is no K/V rule {unknown[0]!r}", mend=f"rules: {', '.join(c.KV_RULES)}")
+    attends = any(e.adapter == "layer" for e in student.exits.schema.exits)
+    if "propagate" in options.kv and (student.loops is not None or student.cycles or attends):
+        raise UsageError(
+            "the rule propagate fills layers that run once, and caches of the model's own layers alone",
+            where=c.EARLY_EXIT, mend="build this student without --kv propagate",
+        )  # fmt: skip
     kv = [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
-    if isinstance(student.spec, EncoderDecoderSpec):
-        if options.slots > 1:
-            raise UsageError("an encoder-decoder runs one sequence at a time", mend="build it with --batch 1")
-        if len(kv) > 1:
-            raise UsageError("an encoder-decoder knows the rule catch_up alone", mend="build it without --kv")
-    exits = [e.layer for e in student.exits.schema.exits]
-    sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
-    return {"precision": precision, "cache": options.cache, "kv": kv, **sizes, "exits": exits}
+    if isinstance(student.spec, EncoderDecoderSpec) and len(kv) > 1:
+        raise UsageError("an encoder-decoder knows the rule catch_up alone", mend="build it without --kv")
+    return kv
 
 
 def build(
@@ -117,15 +127,14 @@ def build(
 def _manifest_fields(
     student: Student, target: Target, graphs: WrittenGraphs, chosen: dict[str, Any], slack: int
 ) -> dict[str, Any]:
-    spec, exits = student.spec, student.exits.schema.exits
-    layers = [segment.layers for segment in graphs.segments]
+    spec = student.spec
     return {
         "eecompile": __version__,
         "model": {
             "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "heads": spec.heads,
             "kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "vocab": spec.vocab, "context": chosen["context"],
             "bos": spec.bos, "eos": list(spec.eos),
-            "parameters": sum(int(np.prod(shape)) for shape in spec.shapes().values()),
+            "parameters": _parameters(student),
         },
         "target": target.name,
         "precision": chosen["precision"],
@@ -138,15 +147,13 @@ def _manifest_fields(
         "slots": chosen["slots"],
         "exits": [e.model_dump() for e in _exit_infos(student)],
         "heads": [head.model_dump() for head in student.exits.schema.heads],
-        "schedule": [
-            {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
-        ],
-        "caches": layers,
+        "schedule": graphs.schedule,
+        "caches": [graphs.segments[step["segment"]].layers for step in graphs.schedule],
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
             "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
             "heads": [g.model_dump() for g in graphs.heads],
-            "reference": None if graphs.reference is None else graphs.reference.model_dump(),
+            "reference": graphs.reference and graphs.reference.model_dump(),
             "kv": [None if g is None else g.model_dump() for g in graphs.kv],
             "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
         },
@@ -156,10 +163,17 @@ def _manifest_fields(
     }  # fmt: skip
 
 
+def _parameters(student: Student) -> int:
+    """Weights that are stored: a layer that runs several times counts once, its loops' LoRA as it is."""
+    own, loops = student.own_spec, student.loops
+    shapes = [*own.shapes().values(), *(loops.factor_shapes(own).values() if loops is not None else ())]
+    return sum(int(np.prod(shape)) for shape in shapes)
+
+
 def _overlays(student: Student, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The student's exits as a policy, and that of its calibrations that holds for this build."""
     policy = [
-        ExitPolicy(layer=e.layer, confident=None, draft=e.draft).model_copy(
+        ExitPolicy(layer=e.depth, confident=None, draft=e.draft).model_copy(
             update={kind: _gate(student, e, kind) for kind in KINDS}
         )
         for e in student.exits.schema.exits
@@ -186,7 +200,8 @@ def _matching(student: Student, chosen: dict[str, Any], gates: str) -> list[Cali
 
 
 def _exit_infos(student: Student) -> list[ExitInfo]:
-    return [ExitInfo.model_validate(e.model_dump(exclude={"draft"})) for e in student.exits.schema.exits]
+    fields = [(e.depth, e.model_dump(exclude={"draft", "placement", "layer"})) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate({"layer": depth, **own}) for depth, own in fields]
 
 
 def _gate(student: Student, exit_: ExitSpec, kind: str) -> GateWeights | None:
@@ -205,9 +220,9 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
     spec = student.spec
     count = min(REFERENCE_TOKENS, context, spec.vocab)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % spec.vocab
-    at = [e.layer for e in student.exits.schema.exits]
+    at = [e.depth for e in student.exits.schema.exits]
     source = ids[::-1] if isinstance(spec, EncoderDecoderSpec) else None
-    model = reference_model(spec, student.store, None if source is None else source.tolist())
+    model = student.reference(None if source is None else source.tolist())
     boundaries, finished, logits = model.run(ids.tolist(), at)
     folder.mkdir()
     arrays: dict[str, NDArray[Any]] = {"token_ids": ids, "finished": finished, "logits": logits[-4:]}

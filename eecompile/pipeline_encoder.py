@@ -65,8 +65,7 @@ def build_encoder(
 def _manifest_fields(
     student: EncoderStudent, target: Target, graphs: WrittenGraphs, chosen: dict[str, Any]
 ) -> dict[str, Any]:
-    spec, exits = student.spec, student.exits.schema.exits
-    granular = spec.per_token
+    spec, granular = student.spec, student.spec.per_token
     return {
         "eecompile": __version__,
         "task": spec.task,
@@ -83,9 +82,7 @@ def _manifest_fields(
         "pending_cap": _UNUSED, "prefill_rows": _UNUSED, "minimum_rows": _UNUSED, "slack": _UNUSED + 1,
         "slots": _UNUSED,
         "exits": [e.model_dump() for e in _exit_infos(student)],
-        "schedule": [
-            {"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in range(len(graphs.segments))
-        ],
+        "schedule": graphs.schedule,
         "caches": [segment.layers for segment in graphs.segments],
         "graphs": {
             "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
@@ -111,4 +108,4 @@ def _overlays(student: EncoderStudent, chosen: dict[str, Any]) -> dict[str, dict
 
 
 def _exit_infos(student: EncoderStudent) -> list[ExitInfo]:
-    return [ExitInfo.model_validate(e.model_dump(exclude={"draft"})) for e in student.exits.schema.exits]
+    return [ExitInfo.model_validate(e.model_dump(exclude={"draft", "placement"})) for e in student.exits.schema.exits]

@@ -57,7 +57,7 @@ class ExitShape(Strict):
     """
 
     layer: Annotated[int, Field(ge=1, le=c.MAX_LAYERS)]
-    adapter: Literal["norm", "affine", "classifier"]
+    adapter: Literal["norm", "affine", "mlp", "layer", "classifier"]
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)]
     gate_units: Annotated[int, Field(ge=0, le=4096)] = 0
     head: HeadName = c.FULL_HEAD

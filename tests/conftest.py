@@ -12,6 +12,7 @@ import tiny
 from eecompile.runtime import Bundle
 from eecompile.shapes import HeadShape
 from eecompile.student.exits import ExitSpec
+from eecompile.student.loops import Loops
 
 hypothesis.settings.register_profile(
     "eecompile",
@@ -42,26 +43,27 @@ class Shelf:
 
     def checkpoint(
         self, settings: tiny.Config | None = None, exits: Sequence[ExitSpec] = (),
-        heads: Sequence[HeadShape] = (), **options: Any,
+        heads: Sequence[HeadShape] = (), loops: Loops | None = None, **options: Any,
     ) -> Path:  # fmt: skip
-        """The checkpoint of `settings` with early-exit heads `exits`; options as tiny.checkpoint's."""
+        """The checkpoint of `settings` with exits `exits`, its layers in `loops`; options as tiny.checkpoint's."""
         shapes = [part.model_dump() for part in (*exits, *heads)]
-        key = json.dumps([settings, shapes, options], sort_keys=True)
+        key = json.dumps([settings, shapes, loops and loops.model_dump(), options], sort_keys=True)
         path = self._root / f"checkpoint-{tiny.digest(key)}"
         if not path.exists():
             tiny.checkpoint(path, settings, **options)
-            if exits:
-                tiny.add_exits(path, exits, heads=heads)
+            if exits or loops:
+                tiny.add_exits(path, exits, heads=heads, loops=loops, gain=options.get("gain", 1.0))
         return path
 
     def bundle(
         self, settings: tiny.Config | None = None, at: Sequence[int] = (), *, exits: Sequence[ExitSpec] = (),
-        heads: Sequence[HeadShape] = (), precision: str = "fp32", context: int | None = None, minimum_rows: int = 1,
-        slots: int = 1, build: Mapping[str, Any] | None = None, **options: Any,
+        heads: Sequence[HeadShape] = (), loops: Loops | None = None, precision: str = "fp32",
+        context: int | None = None, minimum_rows: int = 1, slots: int = 1, build: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Bundle:  # fmt: skip
         """The open bundle of that checkpoint; `at` declares plain exits in place of `exits`, `build`
         are more of BuildOptions."""
-        source = self.checkpoint(settings, exits, heads, **options)
+        source = self.checkpoint(settings, exits, heads, loops, **options)
         chosen = {"precision": precision, "context": context, "minimum_rows": minimum_rows, "slots": slots}
         chosen |= build or {}
         key = json.dumps([source.name, list(at), chosen])

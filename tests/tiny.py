@@ -28,6 +28,8 @@ from eecompile.runtime.staircase import Staircase
 from eecompile.shapes import HeadShape, weight_shapes
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import spec_from_config
+from eecompile.student.loops import Loops
+from eecompile.student.modules import MODULES, module_shapes
 from eecompile.student.student import open_student
 from eecompile.target import load_target
 
@@ -274,10 +276,26 @@ def add_tokenizer(path: Path, **settings: Any) -> Path:
     return path
 
 
-def add_exits(path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = ()) -> Path:
-    """Give a checkpoint exits with random gates, affine adapters near the identity, and random small heads."""
-    save_exits(path, EarlyExit(exits=list(exits), heads=list(heads)), exit_tensors(path, exits, seed, heads))
+def add_exits(
+    path: Path, exits: Sequence[ExitSpec], seed: int = 0, heads: Sequence[HeadShape] = (), *,
+    loops: Loops | None = None, gain: float = 1.0,
+) -> Path:  # fmt: skip
+    """Give a checkpoint exits with random gates and modules, affine adapters near the identity, and random small heads;
+    and a schedule `loops`, with LoRA about as large as `gain` times the weights."""
+    tensors = exit_tensors(path, exits, seed, heads) | factor_tensors(path, loops, seed, gain)
+    save_exits(path, EarlyExit(exits=list(exits), heads=list(heads), schedule=loops), tensors)
     return path
+
+
+def factor_tensors(path: Path, loops: Loops | None, seed: int = 0, gain: float = 1.0) -> dict[str, Float]:
+    """Random LoRA for a schedule on the checkpoint at `path`."""
+    if loops is None:
+        return {}
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in loops.factor_shapes(spec_from_config(json.loads((path / "config.json").read_text()))).items():
+        scale = gain / np.sqrt(loops.rank) if name.endswith(".b") else 1 / np.sqrt(shape[1])
+        tensors[name] = (scale * rng.standard_normal(shape)).astype(np.float32)
+    return tensors
 
 
 def exit_tensors(
@@ -291,6 +309,11 @@ def exit_tensors(
         if e.adapter == "affine":
             tensors[f"exit.{e.layer}.adapter.weight"] = np.eye(hidden) + 0.1 * rng.standard_normal((hidden, hidden))
             tensors[f"exit.{e.layer}.adapter.bias"] = 0.1 * rng.standard_normal(hidden)
+        if e.adapter in MODULES:
+            for name, shape in module_shapes(spec, e).items():
+                values = rng.standard_normal(shape)
+                is_norm = len(shape) == 1 and not name.endswith(".bias")
+                tensors[name] = np.exp(0.4 * values) if is_norm else values / np.sqrt(shape[-1])
         for kind, (inputs, units, outputs) in e.gate_sizes(hidden).items():
             shapes = weight_shapes(inputs, units, outputs)
             scale = 1.0 if kind == "gate" else 1 / np.sqrt(units or inputs)

@@ -106,12 +106,14 @@ class _Walker:
         manifest = bundle.manifest
         model, cap = manifest.model, manifest.pending_cap
         self.times: defaultdict[tuple[str, int, int], list[float]] = defaultdict(list)
-        self._stairs, self._askers = {n: Staircase(manifest, bundle.graphs) for n in lengths}, bundle.askers()
+        self._stairs = {n: Staircase(manifest, bundle.graphs) for n in lengths}
+        self._askers = {n: bundle.askers() for n in lengths}
         self._heads, self._infos = bundle.heads(cap + 1), manifest.exits
         self._cap, self._vocab, self._propagates = cap, model.vocab, bool(bundle.graphs.kv)
         for length, stairs in self._stairs.items():  # each with caches as long as a sequence of that length has
             stairs.begin([0] * length)  # a source as long as the target, where there is one
             stairs.caches.resize(length)
+            stairs.watch(self._askers[length], range(len(manifest.exits)))
             for tensors in stairs.caches.tensors:
                 for cache in tensors.values():  # untouched memory is one page of zeros, faster to read than a real one
                     cache[:] = 0.01
@@ -129,12 +131,15 @@ class _Walker:
         stairs = self._stairs[length]
         stairs.length, stairs.filled = length - embedded, [length - rows] * len(stairs.schedule)
         stairs.waiting = [rows - embedded] + [0] * len(stairs.schedule)
+        for watcher in stairs.watchers.values():
+            watcher.filled, watcher.waiting = length - rows, 0
         ids = [(length - i) * 7919 % self._vocab for i in range(embedded)]
         self._timed("embed", embedded, 0, stairs.append, ids)
         for k, step in enumerate(stairs.schedule):
             finished = self._timed(f"segment_{step.segment}", rows, length, stairs.run_step, k)
-            if ask and step.exit is not None:
-                said = self._timed(f"exit_{step.exit}", 1, 0, self._askers[step.exit], finished[-1:])
+            if ask and step.exit is not None:  # one with a layer of its own runs all of the rows
+                shape = (rows, length) if step.exit in stairs.watchers else (1, 0)
+                said = self._timed(f"exit_{step.exit}", *shape, self._askers[length][step.exit], finished[-1:])
                 if (name := self._infos[step.exit].head) != c.FULL_HEAD:
                     self._timed(head_graph(name), 1, 0, self._heads[name], said.hidden)
         if ask and self._propagates:

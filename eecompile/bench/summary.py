@@ -105,7 +105,7 @@ def _ideal_speedup(manifest: Manifest, round_: Sequence[Run], times: Sequence[Gr
     Exits asked and heads that then declined count as often as they occurred per step (exact mode takes more steps than
     it emits tokens, since wrong drafts are rolled back).
     """
-    price = {time.graph: time.seconds for time in times}
+    price = {time.graph: time.seconds for time in reversed(times)}  # of the pass of fewest rows
     way, depth, until = price["embed"], 0, {}
     for step in manifest.schedule:
         depth += manifest.caches[step.cache]

@@ -72,6 +72,8 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         {name: timed(engine, head_graph(name)) for name, engine in graphs.heads.items()},
         [None if engine is None else timed(engine, f"kv_{i}") for i, engine in enumerate(graphs.kv)],
         graphs.encoder,
+        graphs.factors,
+        graphs.cycles,
     )
     return replace(bundle, graphs=loaded)
 

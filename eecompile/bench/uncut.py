@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bench.timing import PassLog, TimedEngine
+from eecompile.bundle.factors import uncut_factors
 from eecompile.engines.ort import OrtEngine, OrtPass
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -45,6 +46,7 @@ class UncutModel:
         self._token, self._flag = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
         self._measures = {name: np.zeros(rows, np.float32) for name in c.HEAD_CRITERIA}
         self._caches = Caches([info])
+        self._factors = uncut_factors(manifest, [bundle.graphs.factors_of(k) for k in range(len(manifest.schedule))])
         self._bound: dict[int, OrtPass] = {}
 
     def generate(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], float]:
@@ -80,7 +82,7 @@ class UncutModel:
         buffers: dict[str, NDArray[Any]] = {
             c.TOKEN_IDS: self._ids[:rows].reshape(1, rows), c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start, c.THRESHOLDS: self._thresholds[:rows], c.TOKEN: self._token[:rows],
-            c.EXIT_FLAG: self._flag[:rows], **self._caches.tensors[0], **self._encoded,
+            c.EXIT_FLAG: self._flag[:rows], **self._caches.tensors[0], **self._factors, **self._encoded,
         }  # fmt: skip
         measures = {name: values[:rows] for name, values in self._measures.items()}
         return self._engine.bind({**buffers, **measures})

@@ -3,6 +3,8 @@
 Everything here is read from disk that nobody vouches for, so every number has a range and every text a length.
 """
 
+import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +20,7 @@ from eecompile.schema import (
     Layer,
     Name,
     Precision,
+    Probability,
     Sha256,
     Strict,
     Task,
@@ -36,7 +39,7 @@ class Graphs(Strict):
     """
 
     embed: GraphInfo
-    segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 1)]
+    segments: Annotated[list[GraphInfo], Field(min_length=1, max_length=c.MAX_EXITS + 4)]
     exits: Annotated[list[GraphInfo], Field(max_length=c.MAX_EXITS)]
     head: GraphInfo
     heads: Annotated[list[GraphInfo], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
@@ -45,12 +48,28 @@ class Graphs(Strict):
     encoder: GraphInfo | None = None
 
 
+class CycleInfo(Strict):
+    """A gate that has a step run again for a row, at most `repeats` times. `weights` is the file that has its think
+    vector [D], its weight [D] and its bias [1], float32 little-endian."""
+
+    threshold: Probability
+    repeats: Annotated[int, Field(ge=1, le=c.MAX_REPEATS)]
+    weights: Name
+
+
 class Step(Strict):
-    """One entry of the schedule: run `segment` on `cache`; then, if there is one, ask `exit`."""
+    """One entry of the schedule: run `segment` on `cache`, again for rows whose `cycle` says so; then, if there is one,
+    ask `exit`.
+
+    A segment that several steps run may take LoRA factors: `factors` is then the file that has this step's, float32
+    little-endian, one after another in the order of the segment's inputs.
+    """
 
     segment: Index
     cache: Index
     exit: Index | None = None
+    factors: Name | None = None
+    cycle: CycleInfo | None = None
 
 
 class ExitInfo(ExitShape):
@@ -135,6 +154,8 @@ class Manifest(Strict):
     def _sizes_agree(self) -> Self:
         if len(self.graphs.exits) != len(self.exits):
             raise ValueError(f"{len(self.exits)} exits but {len(self.graphs.exits)} exit graphs")
+        if any((e.adapter == "layer") != g.layers for e, g in zip(self.exits, self.graphs.exits, strict=True)):
+            raise ValueError("an exit's graph has as many layers as its adapter says: one of a layer, else none")
         if len(self.graphs.heads) != len(self.heads):
             raise ValueError(f"{len(self.heads)} small heads but {len(self.graphs.heads)} graphs of them")
         if any(token >= self.model.vocab for head in self.heads for token in head.tokens):
@@ -182,6 +203,8 @@ class Manifest(Strict):
             found = kv[step.segment] if kv and step.segment < len(kv) else None
             if kv and (found is None or found.layers != segments[step.segment].layers):
                 raise ValueError(f"segment {step.segment} has no K/V-only graph of its layers")
+        if kv and (any(s.factors or s.cycle for s in self.schedule) or any(e.adapter == "layer" for e in self.exits)):
+            raise ValueError("the rule propagate does not go with LoRA, cyclic gates or exits with a layer")
         return self
 
     @model_validator(mode="after")
@@ -207,26 +230,63 @@ class Manifest(Strict):
         return self
 
     @model_validator(mode="after")
-    def _schedule_runs_every_layer_once(self) -> Self:
+    def _schedule_fits(self) -> Self:
         segments, exits = self.graphs.segments, self.exits
         depth, asked = 0, []
         for step in self.schedule:
             if step.segment >= len(segments) or step.cache >= len(self.caches):
                 raise ValueError(f"the schedule names a missing segment {step.segment} or cache {step.cache}")
-            if self.caches[step.cache] != segments[step.segment].layers or not self.caches[step.cache]:
-                raise ValueError(f"cache {step.cache} and segment {step.segment} differ in layers, or have none")
+            if self.caches[step.cache] != segments[step.segment].layers:
+                raise ValueError(f"cache {step.cache} and segment {step.segment} differ in layers")
+            if step.cycle is not None and step is self.schedule[-1]:
+                raise ValueError("a cyclic gate reads hidden states, and the last step gives normalised rows")
+            if not self.caches[step.cache] and step is not self.schedule[-1]:
+                raise ValueError(f"segment {step.segment} has no layers and is not the last")
             depth += segments[step.segment].layers
             if step.exit is not None:
                 asked.append(step.exit)
                 if step.exit >= len(exits) or exits[step.exit].layer != depth:
                     raise ValueError(f"exit {step.exit} is asked after {depth} layers, which is not where it is")
         if depth != self.model.layers or asked != list(range(len(exits))):
-            raise ValueError("the schedule does not run every layer once and ask every exit in order")
+            raise ValueError("the schedule does not run the model's layers and ask every exit in order")
         if sorted(step.cache for step in self.schedule) != list(range(len(self.caches))):
             raise ValueError("the schedule does not use every cache once")
         if self.schedule[-1].exit is not None:
             raise ValueError("an exit stands after the last layer")
         return self
+
+    @model_validator(mode="after")
+    def _factors_are_there(self) -> Self:
+        for step in self.schedule:
+            size = 4 * (2 * self.model.hidden + 1)
+            if step.cycle and (step.cycle.weights not in self.files or self.files[step.cycle.weights].bytes != size):
+                raise ValueError(f"the cyclic gate's {step.cycle.weights} is not a file of {size} bytes")
+            shapes = factor_shapes(self.graphs.segments[step.segment]).values()
+            if bool(shapes) != (step.factors is not None):
+                raise ValueError(f"segment {step.segment} and its steps do not agree on whether there are factors")
+            if step.factors is None:
+                continue
+            size = 4 * sum(math.prod(shape) for shape in shapes)
+            if step.factors not in self.files or self.files[step.factors].bytes != size:
+                raise ValueError(f"the factors {step.factors} are not a file of {size} bytes")
+        return self
+
+
+_FACTOR = re.compile(rf"{c.LORA}[ab]_[0-9]{{1,4}}_(?:q|k|v|o|gate|up|down)")
+
+
+def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
+    """The shapes of a segment's LoRA inputs by name, in order. Raises ValueError where one is not of fixed size."""
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor in segment.inputs:
+        if not tensor.name.startswith(c.LORA):
+            continue
+        sizes = tuple(size for size in tensor.shape if isinstance(size, int))
+        known = _FACTOR.fullmatch(tensor.name) is not None
+        if not known or len(sizes) != len(tensor.shape) or tensor.dtype != "float32":
+            raise ValueError(f"{tensor.name}, {tensor.dtype} {tensor.shape}, is no factor of float32 and fixed size")
+        found[tensor.name] = sizes
+    return found
 
 
 def _is_of_source(name: str) -> bool:

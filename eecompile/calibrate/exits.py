@@ -83,8 +83,9 @@ def _fit_into(
     shutil.rmtree(work / "plain")
 
     copy_checkpoint(student.path, work / "student")
-    tensors, heads = _tensors(fitted), [head.shape for head in fitted.heads]
-    save_exits(work / "student", EarlyExit(exits=specs, heads=heads), tensors)
+    tensors, heads = {**_schedule_tensors(student), **_tensors(fitted)}, [head.shape for head in fitted.heads]
+    plain = EarlyExit(exits=specs, heads=heads, **student.exits.schedules)
+    save_exits(work / "student", plain, tensors)
     progress("build the fitted exits")
     build_bundle(open_student(work / "student"), work / "fitted")
     bundle = Bundle.open(work / "fitted", integrity="size")
@@ -96,8 +97,8 @@ def _fit_into(
     specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
     summary = _summary(fitted.exits, path, drafts, result)
     provenance = _provenance(summary, data, len(path.documents), seed)
-    schema = EarlyExit(exits=specs, heads=heads, calibrations=[result], provenance=provenance)
-    save_exits(work / "student", schema, tensors)
+    update = {"exits": specs, "calibrations": [result], "provenance": provenance}
+    save_exits(work / "student", plain.model_copy(update=update), tensors)
     return summary
 
 
@@ -107,6 +108,14 @@ def _tensors(fitted: Fitted) -> dict[str, Float]:
         parts = {"adapter.weight": e.weight, "adapter.bias": e.bias, **e.gates}
         tensors |= {f"exit.{e.layer}.{part}": tensor for part, tensor in parts.items()}
     return tensors
+
+
+def _schedule_tensors(student: Student) -> dict[str, Float]:
+    """What the checkpoint's early_exit.safetensors holds for how layers run, which fitting leaves as it is."""
+    loops, store = student.loops, student.exits.store
+    names = [] if loops is None else list(loops.factor_shapes(student.own_spec))
+    names += [name for cycle in student.cycles for name in cycle.spec.shapes(student.spec.hidden)]
+    return {} if store is None else {name: store.read(name) for name in names}
 
 
 def _check_documents(student: Student, data: Documents, risk: float, error: float) -> None:

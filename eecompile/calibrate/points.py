@@ -39,10 +39,11 @@ class Price:
 
     @classmethod
     def of(cls, manifest: Manifest, head: str = c.FULL_HEAD) -> "Price":
-        """With the head of this name. By bytes read, which is what a pass of few rows costs."""
+        """With the head of this name. By bytes read, which is what a pass of few rows costs: a layer that runs several
+        times is read as often."""
         model = manifest.model
-        table = model.vocab * model.hidden
-        layer = max(1, model.parameters - table) / model.layers
+        table, stored = model.vocab * model.hidden, sum(segment.layers for segment in manifest.graphs.segments)
+        layer = max(1, model.parameters - table) / stored
         small = {h.name: h.weights(model.hidden, model.vocab) for h in manifest.heads}
         return cls(model.layers, small.get(head, table) / layer, model.vocab)
 

@@ -35,6 +35,13 @@ class ExitSaid:
         """The learned gate's values, ones without that gate."""
         return self.values.get("learned", np.ones(len(self.hidden), np.float32))
 
+    @classmethod
+    def of_all(cls, parts: "Sequence[ExitSaid]") -> "ExitSaid":
+        """What an exit says of several sequences' rows, one after another, as one; copies."""
+        values = {gate: np.concatenate([part.values[gate] for part in parts]) for gate in parts[0].values}
+        found = [part.candidates for part in parts if part.candidates is not None]
+        return cls(np.concatenate([part.hidden for part in parts]), values, np.concatenate(found) if found else None)
+
 
 class ExitAsker:
     """One exit over up to `rows` rows. Not thread-safe; the engine is shared.
@@ -59,17 +66,32 @@ class ExitAsker:
         walk = Walk(len(rows)) if walk is None else walk
         run, view, said = self._binding(len(rows))
         view[c.HIDDEN][:] = rows
+        self._remind(walk, view)
+        run()
+        self._note(walk, rows, view)
+        return self._routed(said, walk)
+
+    def for_sequence(self) -> "ExitAsker":
+        """What to ask about one sequence of several: this, unless the exit attends to earlier rows (modules.py)."""
+        return self
+
+    def _remind(self, walk: Walk, view: Mapping[str, NDArray[Any]]) -> None:
+        """Set the inputs that are about what exits before this one said."""
         if c.PREVIOUS in view:
             before = walk.before(self._exit)
             view[c.PREVIOUS][:] = 0 if before is None else before
         if c.CANDIDATES in view:
             view[c.CANDIDATES][:] = -1 if walk.candidates is None else walk.candidates
             view[c.LAST_LOCAL][:] = 0 if walk.local is None else walk.local
-        run()
-        self._note(walk, rows, view)
+
+    def _routed(self, said: ExitSaid, walk: Walk) -> ExitSaid:
         if "router" not in self._shape.gates:
             return said
         return ExitSaid(said.hidden, {**said.values, "router": walk.route(self._exit)}, said.candidates)
+
+    def _said(self, view: Mapping[str, NDArray[Any]]) -> ExitSaid:
+        values = {gate: view[name] for gate, name in _OUTPUTS.items() if gate in self._shape.gates}
+        return ExitSaid(view[c.EXIT_HIDDEN], values, view.get(c.CANDIDATE_TOKENS))
 
     def _note(self, walk: Walk, rows: Float, view: Mapping[str, NDArray[Any]]) -> None:
         if self._keeps:
@@ -82,9 +104,7 @@ class ExitAsker:
     def _binding(self, n: int) -> tuple[OrtPass, Mapping[str, NDArray[Any]], ExitSaid]:
         if n not in self._bound:
             view = {name: buffer[:n] for name, buffer in self._buffers.items()}
-            values = {gate: view[name] for gate, name in _OUTPUTS.items() if gate in self._shape.gates}
-            said = ExitSaid(view[c.EXIT_HIDDEN], values, view.get(c.CANDIDATE_TOKENS))
-            self._bound[n] = self._engine.bind({**view, **self._weights}), view, said
+            self._bound[n] = self._engine.bind({**view, **self._weights}), view, self._said(view)
         return self._bound[n]
 
 

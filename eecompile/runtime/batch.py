@@ -59,7 +59,7 @@ class Batch:
         askers: list[ExitAsker], *, slots: int, each_pass: float,
     ) -> None:  # fmt: skip
         self.manifest, self.codec, self.pool = manifest, codec, Pool(manifest, graphs, slots, each_pass)
-        self._graphs, self._settings = graphs, settings
+        self._graphs, self._settings, self._askers = graphs, settings, askers
         self._own = settings()
         rows = slots * (manifest.pending_cap + 1)
         heads = heads_by_name(manifest, graphs, rows)
@@ -134,6 +134,8 @@ class Batch:
             request = self._queue.popleft()
             stairs = Staircase(self.manifest, self._graphs, self.pool)
             one = request.settings.continuation(stairs, request.sampling)
+            stairs.watch([asker.for_sequence() for asker in self._askers], one.state.open_exits)
+            one.state.own = stairs.watchers
             self._live.append(_Live(request, one, self.pool.take_up(request.prompt_ids)))
         while self.pool.close_gap():
             pass

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
+from eecompile.bundle.cycles import read_cycles
+from eecompile.bundle.factors import read_factors
 from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import calibrated_thresholds, confident_fault, matching_calibrations, thresholds_fault
@@ -19,6 +21,7 @@ from eecompile.runtime.classifier_rules import check_mode, confident_rules, gran
 from eecompile.runtime.classify import Classifier, check_task
 from eecompile.runtime.heads import Head, heads_by_name
 from eecompile.runtime.labels import ClassRule
+from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.plan import pass_rows
 from eecompile.runtime.request import Limits, Request, Settings
 from eecompile.runtime.rules import ExitRule
@@ -164,12 +167,17 @@ class Bundle:
         )
 
     def askers(self, rows: int = 1) -> list[ExitAsker]:
-        """The exits' adapters and gates, each over up to `rows` rows at once."""
+        """The exits' adapters and gates, each over up to `rows` rows at once; those with a layer of their own are about
+        one sequence, whose rows they have to see (Staircase.watch)."""
         size, infos = self.manifest.model.hidden, self.manifest.exits
-        return [
-            ExitAsker(self.graphs.exits[i], infos, i, size, rows, gate_inputs(chosen, infos[i], size))
-            for i, chosen in enumerate(self.files.policy.exits)
-        ]
+        found: list[ExitAsker] = []
+        for i, (engine, chosen) in enumerate(zip(self.graphs.exits, self.files.policy.exits, strict=True)):
+            weights = gate_inputs(chosen, infos[i], size)
+            if engine.info.layers:
+                found.append(LayerAsker(engine, self.manifest, i, weights))
+            else:
+                found.append(ExitAsker(engine, infos, i, size, rows, weights))
+        return found
 
     def heads(self, rows: int) -> dict[str, Head]:
         """The model's head, "full", and the small ones by name, each over up to `rows` rows at once."""
@@ -267,4 +275,5 @@ def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
         {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
         [None if i is None else load(i) for i in infos.kv],
         None if infos.encoder is None else load(infos.encoder),
+        read_factors(root, manifest), read_cycles(root, manifest),
     )  # fmt: skip

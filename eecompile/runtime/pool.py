@@ -7,6 +7,7 @@ them before they are overwritten.
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtPass
 from eecompile.runtime.caches import GROWTH, Caches
+from eecompile.runtime.cycles import Repeater
 from eecompile.runtime.plan import PASS_ROWS, Range, Waiting, plan_passes
 from eecompile.runtime.source import Encoded, read_prompt
 
@@ -52,6 +54,7 @@ class Pool:
         self._last_position = manifest.model.context + manifest.slack - 1
         writers = {step.cache: graphs.segments[step.segment].info for step in manifest.schedule}
         self.caches = Caches([writers[i] for i in range(len(manifest.caches))], slots)
+        self._repeaters = {k: Repeater(gate) for k, gate in graphs.cycles.items()}
         self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
         self._bound: dict[tuple[bool, int, int, int, int], OrtPass] = {}
@@ -126,14 +129,37 @@ class Pool:
             starts.append(0 if idle is None else idle.filled[k])
         self._place(starts, width, rows)
         self._pass(kv, k + 1, first, last, rows)()
+        self.passes += 1
+        self.rows += 0 if kv else width * rows
         ran, layers = self._out[: width * rows].reshape(width, rows, -1), self._layers[k]
+        if k in self._repeaters:
+            ran = self._repeated(k, stairs, self._in[: width * rows].reshape(width, rows, -1).copy(), ran.copy())
         for i, one in enumerate(stairs):
             if one is not None and kv:
                 one.propagated(k)
             elif one is not None:
                 one.ran(k, ran[i], layers)
+
+    def _repeated(self, k: int, stairs: "Sequence[Staircase | None]", inputs: Rows, ran: Rows) -> Rows:
+        """What a pass made of inputs [S, R, D] with each row at its last run, every sequence's on its own."""
+        for i, one in enumerate(stairs):
+            n = 0 if one is None else one.waiting[k]
+            if one is not None and n:
+                self._repeaters[k].settle(inputs[i, :n], ran[i, :n], partial(self._again, k, one))
+        return ran
+
+    def _again(self, k: int, one: "Staircase", rows: Rows, first: int) -> Rows:
+        """Run step k once more on rows [N, D] of one sequence; the first is number `first` of those in its pass."""
+        count = len(rows)
+        padded = max(count, self._minimum)
+        self._in[:count], self._in[count:padded] = rows, 0
+        self._place([one.filled[k] + first], 1, padded)
+        self._pass(False, k + 1, one.slot, one.slot + 1, padded)()
+        one.passes += 1
+        one.layer_rows += count * self._layers[k]
         self.passes += 1
-        self.rows += 0 if kv else width * rows
+        self.rows += padded
+        return self._out[:count]
 
     def _place(self, starts: list[int], width: int, rows: int) -> None:
         """Set the positions of the next pass and have room for them; steps of one token mostly share both."""
@@ -225,5 +251,6 @@ class Pool:
             c.POSITIONS: self._positions[: width * rows].reshape(width, rows),
             c.WRITE_INDEX: self._start[:width],
             **self.caches.of_slots(step.cache, first, last),
+            **self._graphs.factors_of(k - 1),
             **self._encoded,
         })  # fmt: skip

@@ -91,6 +91,8 @@ class Session:
 
     def _run(self, decoder: Decoder, one: Continuation, request: Request) -> Iterator[Token]:
         self._current, stats = one, request.stats
+        everything = range(len(self._askers))
+        self._stairs.watch(self._askers, everything if request.sampling.sled else one.state.open_exits)
         began = time.perf_counter()
         first = self._stairs.begin(request.prompt_ids)
         self._stairs.prefill(first)

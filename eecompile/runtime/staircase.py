@@ -8,11 +8,15 @@ catch_up   they join the next pass that goes that deep; given the tokens, every 
 propagate  a K/V-only pass fills step k's cache from them as they are, and they wait before the next step; approximate
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from eecompile.bundle.cycles import CycleGate
+from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
 from eecompile.engines.ort import OrtEngine
+from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.pool import Pool, Rows
 
 __all__ = ["LoadedGraphs", "Pool", "Rows", "Staircase"]
@@ -20,7 +24,8 @@ __all__ = ["LoadedGraphs", "Pool", "Rows", "Staircase"]
 
 @dataclass(frozen=True)
 class LoadedGraphs:
-    """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name."""
+    """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. kv: K/V-only ones, by
+    segment. factors: LoRA by step and input; none for no step's. cycles: gates that have a step run again, by step."""
 
     embed: OrtEngine
     segments: list[OrtEngine]
@@ -29,6 +34,12 @@ class LoadedGraphs:
     heads: Mapping[str, OrtEngine] = field(default_factory=dict)
     kv: list[OrtEngine | None] = field(default_factory=list)
     encoder: OrtEngine | None = None
+    factors: Sequence[Factors] = ()
+    cycles: Mapping[int, CycleGate] = field(default_factory=dict)
+
+    def factors_of(self, step: int) -> Factors:
+        """What step number `step` binds beside rows and caches."""
+        return self.factors[step] if self.factors else {}
 
 
 class Staircase:
@@ -47,6 +58,7 @@ class Staircase:
         self.left = [0] * len(self.waiting)
         self.length = 0  # tokens embedded
         self.passes = self.layer_rows = 0
+        self.watchers: dict[int, LayerAsker] = {}
         self.newest: Rows = self.pool.boundary[0][0, :0]
         self.slot = self.pool.join(self)
 
@@ -55,10 +67,20 @@ class Staircase:
         """Tokens that have not been through the last step."""
         return self.length - self.filled[-1]
 
+    def watch(self, askers: Sequence[ExitAsker], open_exits: Collection[int]) -> None:
+        """From now on, let those of the exits that attend to earlier rows see the rows that come by.
+
+        askers: of this sequence alone. `watchers` has those that see, by exit.
+        """
+        own = {exit_: askers[exit_] for exit_ in open_exits} if askers else {}
+        self.watchers = {exit_: asker for exit_, asker in own.items() if isinstance(asker, LayerAsker)}
+
     def reset(self) -> None:
         """Forget the sequence and free its caches; for a staircase that has its pool to itself."""
         self.pool.reset()
         self.rewind(0)
+        for watcher in self.watchers.values():
+            watcher.reset()
         self.passes = self.layer_rows = 0
 
     def begin(self, prompt: list[int]) -> list[int]:
@@ -75,6 +97,8 @@ class Staircase:
         self.filled = [min(f, length) for f in self.filled]
         self.waiting = [0] * len(self.waiting)
         self.left = [0] * len(self.waiting)
+        for watcher in self.watchers.values():
+            watcher.rewind(length)
 
     def append(self, tokens: list[int]) -> None:
         """Embed tokens (at most a pass's rows) into the first boundary."""
@@ -129,6 +153,9 @@ class Staircase:
         self.waiting[k] = 0
         self.filled[k] += n
         self.put(k + 1, rows[:n])
+        watcher = self.watchers.get(-1 if (exit_ := self.schedule[k].exit) is None else exit_)
+        if watcher is not None:
+            watcher.offer(self.newest)
         self.passes += 1
         self.layer_rows += n * layers
 

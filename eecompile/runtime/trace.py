@@ -68,6 +68,7 @@ class Tracer:
         self._stairs = Staircase(manifest, bundle.graphs)
         self._exits, self._heads = manifest.exits, bundle.heads(self._rows)
         self._askers = bundle.askers(self._rows) if exits else []
+        self._stairs.watch(self._askers, range(len(self._askers)))
 
     def trace(self, ids: Sequence[int], source: Sequence[int] | None = None) -> DocumentTrace:
         """Trace one document of at least one token, at most the context; `source` is an encoder-decoder's."""

@@ -21,8 +21,10 @@ from eecompile import contract as c
 from eecompile.segments.caches import write_cache
 from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
+from eecompile.segments.low_rank import LowRank
 from eecompile.segments.quantize import blockwise, dense, table
 from eecompile.student.model import DecoderSpec, bias_name
+from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
 from eecompile.student.store import WeightStore
 
@@ -34,7 +36,8 @@ SHARED_FILE = "shared.weights"  # rope tables: every segment refers to the same 
 class DecoderWriter:
     """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
 
-    fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot.
+    fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot. low_rank: LoRA
+    of a block that repeats.
     """
 
     spec: DecoderSpec
@@ -43,6 +46,7 @@ class DecoderWriter:
     context: int
     slack: int
     fused: bool = False
+    low_rank: LowRank | None = None
     masks: dict[int | None, str] = field(default_factory=dict)
     group_query: GroupQuery | None = None
     cache: str = "fp32"  # what keys and values are kept in
@@ -53,6 +57,8 @@ class DecoderWriter:
         g.input(c.WRITE_INDEX, "int64", "B")
         self.masks.clear()
         self.group_query = None
+        if self.low_rank is not None:
+            self.low_rank.inputs = {}
         if self.fused and self.cache == "fp32" and can_fuse(self.spec):
             self.group_query = GroupQuery.of(g)
 
@@ -64,6 +70,8 @@ class DecoderWriter:
     def layer(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
         """One decoder layer on x [B, R, D]; `cache` numbers its cache tensors in this graph."""
         n, s = self.spec.names, self.spec
+        if self.low_rank is not None:
+            self.low_rank.enter(layer, cache)
         if layer == 0 and n.positions:
             x = self._add_positions(g, x, n.positions)
         normed = self.layer_norm(g, x, n.attention_norm, layer)
@@ -71,6 +79,11 @@ class DecoderWriter:
         if not (s.parallel and n.mlp_norm is None):
             normed = self.layer_norm(g, x if s.parallel else after, n.mlp_norm, layer)
         return self._add(g, after, self._mlp(g, normed, layer), n.mlp_post_norm, layer)
+
+    def mlp_block(self, g: GraphWriter, x: str, layer: int) -> str:
+        """The MLP of a layer alone on x [.., D], with its norm and residual."""
+        normed = self.layer_norm(g, x, mlp_norm(self.spec), layer)
+        return self._add(g, x, self._mlp(g, normed, layer), self.spec.names.mlp_post_norm, layer)
 
     def norm(self, g: GraphWriter, x: str, name: str) -> str:
         """Normalisation over the last dimension by the weight `name`, RMS or layer as the model has it."""
@@ -113,6 +126,8 @@ class DecoderWriter:
     def linear(self, g: GraphWriter, x: str, names: Sequence[str], bias: bool) -> str:
         """Projections of x [.., in] side by side: [.., sum of out]."""
         out = g.op("MatMul", x, self.matrix(g, [f"{n}.weight" for n in names]))
+        if self.low_rank is not None:
+            out = self.low_rank.add(g, x, out, names)
         if not bias:
             return out
         biases = [f"{n}.bias" for n in names]

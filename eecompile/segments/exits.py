@@ -7,8 +7,10 @@ from eecompile import contract as c
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.heads import small_logits
+from eecompile.segments.modules import write_module
 from eecompile.shapes import RouterShape
 from eecompile.student.exits import ExitSpec, StudentExits
+from eecompile.student.modules import MODULES
 
 
 def write_exit(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: ExitSpec) -> None:
@@ -16,23 +18,26 @@ def write_exit(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: Exi
 
     The hidden state is normalised by the model's final norm; an affine adapter then maps it onto what the last layer
     would have given. The adapter and the learned gate read the normalised state, a predictor what the head will read,
-    saturation and routers the state as it is.
+    saturation and routers the state as it is. A module (modules.py) reads it as it is too, and has a norm of its own.
     """
-    size = d.spec.hidden
-    g.input(c.HIDDEN, "float32", "N", size)
-    normed = d.norm(g, c.HIDDEN, d.spec.names.norm)
-    ready = normed
+    size, name = d.spec.hidden, f"exit.{exit_.depth}"
+    if exit_.adapter in MODULES:
+        rows, ready = write_module(g, d, exits, exit_)
+        normed = d.norm(g, rows, d.spec.names.norm) if exit_.gate_units else ""
+    else:
+        rows = g.input(c.HIDDEN, "float32", "N", size)
+        ready = normed = d.norm(g, rows, d.spec.names.norm)
     if exit_.adapter == "affine":
-        weight = g.array(f"exit.{exit_.layer}.weight", lambda: exits.tensor(exit_.layer, "adapter.weight"))
-        bias = g.array(f"exit.{exit_.layer}.bias", lambda: exits.tensor(exit_.layer, "adapter.bias"))
+        weight = g.array(f"{name}.weight", lambda: exits.tensor(exit_.layer, "adapter.weight"))
+        bias = g.array(f"{name}.bias", lambda: exits.tensor(exit_.layer, "adapter.bias"))
         ready = g.op("Add", g.op("MatMul", normed, weight), bias)
     g.output(ready, c.EXIT_HIDDEN, "float32", "N", size)
     if exit_.gate_units:
         _write_learned(g, normed, size, exit_.gate_units)
     if "saturation" in exit_.gates:
-        _write_saturation(g, size)
+        _write_saturation(g, rows, size)
     if exit_.router is not None:
-        _write_router(g, size, exit_.router)
+        _write_router(g, rows, size, exit_.router)
     if exit_.predictor is not None:
         _write_predictor(g, d, exits, exit_, ready)
 
@@ -47,25 +52,25 @@ def _write_learned(g: GraphWriter, normed: str, size: int, units: int) -> None:
     g.output(g.op("Squeeze", score, g.constant([1])), c.CONFIDENCE, "float32", "N")
 
 
-def _write_saturation(g: GraphWriter, size: int) -> None:
+def _write_saturation(g: GraphWriter, rows: str, size: int) -> None:
     """Cosine of each row with its `previous` one; NaN where that is zero, which no threshold lets pass."""
     g.input(c.PREVIOUS, "float32", "N", size)
 
     def product(a: str, b: str) -> str:
         return g.op("ReduceSum", g.op("Mul", a, b), g.constant([1]), keepdims=0)
 
-    sizes = [g.op("Sqrt", product(name, name)) for name in (c.HIDDEN, c.PREVIOUS)]
-    cosine = g.op("Div", product(c.HIDDEN, c.PREVIOUS), g.op("Mul", *sizes))
+    sizes = [g.op("Sqrt", product(name, name)) for name in (rows, c.PREVIOUS)]
+    cosine = g.op("Div", product(rows, c.PREVIOUS), g.op("Mul", *sizes))
     g.output(cosine, c.SATURATION, "float32", "N")
 
 
-def _write_router(g: GraphWriter, size: int, shape: RouterShape) -> None:
+def _write_router(g: GraphWriter, rows: str, size: int, shape: RouterShape) -> None:
     """As Mixture-of-Recursions' token-choice routers: linear, or two layers with GELU between them."""
-    inner = c.HIDDEN
+    inner = rows
     if shape.units:
         g.input(f"{c.ROUTER}_w1", "float32", size, shape.units)
         g.input(f"{c.ROUTER}_b1", "float32", shape.units)
-        inner = g.op("Gelu", g.op("Add", g.op("MatMul", c.HIDDEN, f"{c.ROUTER}_w1"), f"{c.ROUTER}_b1"))
+        inner = g.op("Gelu", g.op("Add", g.op("MatMul", rows, f"{c.ROUTER}_w1"), f"{c.ROUTER}_b1"))
     g.input(f"{c.ROUTER}_w2", "float32", shape.units or size, shape.choices)
     g.input(f"{c.ROUTER}_b2", "float32", shape.choices)
     logits = g.op("Add", g.op("MatMul", inner, f"{c.ROUTER}_w2"), f"{c.ROUTER}_b2")

@@ -35,7 +35,8 @@ _TYPES = {
 class GraphWriter:
     """One graph under construction. Values are their names.
 
-    weights: where initialisers with a name of their own are kept; prefix: leads from the graph's file to them.
+    weights: where initialisers with a name of their own are kept; prefix: leads from the graph's file to them. `alias`
+    is put behind the names of those that are asked for from now on: the same bytes under another name.
     """
 
     def __init__(self, name: str, weights: WeightBook, *, file: str = "", prefix: str = "") -> None:
@@ -43,6 +44,7 @@ class GraphWriter:
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self.functions: list[onnx.FunctionProto] = []
+        self.alias = ""
         self._nodes: list[onnx.NodeProto] = []
         self._written = 0
         self._settled = 0  # nodes that no later rewrite touches
@@ -84,10 +86,11 @@ class GraphWriter:
 
     def weight(self, name: str, make: Callable[[], Values], file: str = "") -> str:
         """An initialiser in a weight file; `make` gives its content the first time any graph asks for it."""
-        if name not in self._initializers:
+        label = name + self.alias
+        if label not in self._initializers:
             stored = self.weights.tensor(file or self.file, name, make)
-            self._initializers[name] = proto_from_stored(name, stored, self.prefix)
-        return name
+            self._initializers[label] = proto_from_stored(label, stored, self.prefix)
+        return label
 
     def array(self, name: str, make: Callable[[], NDArray[Any]], file: str = "") -> str:
         """As `weight`, for an array that is stored as it is."""

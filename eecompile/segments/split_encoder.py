@@ -8,7 +8,8 @@ from eecompile import contract as c
 from eecompile.schema import GraphInfo
 from eecompile.segments.encoder import EncoderWriter
 from eecompile.segments.graph import GraphWriter
-from eecompile.segments.split import WrittenGraphs, cuts
+from eecompile.segments.plan import cuts
+from eecompile.segments.split import WrittenGraphs
 from eecompile.segments.weights import WeightBook
 from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import ExitSpec
@@ -55,4 +56,6 @@ def write_encoder(
     head = written("head", partial(classifier, exit_=None))
     book.close()
     hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(made, segments, asked, head, [], None, None, hashes)
+    steps = range(len(segments))
+    schedule = [{"segment": k, "cache": k, "exit": k if k < len(exits) else None} for k in steps]
+    return WrittenGraphs(made, segments, asked, head, [], None, None, schedule, hashes)

@@ -5,18 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.student.cycles import Cycle
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import Float, ReferenceModel
 from eecompile.student.store import WeightStore
 
 
-def reference_model(spec: DecoderSpec, store: WeightStore, source: Sequence[int] | None) -> ReferenceModel:
-    """The numpy model of either kind; `source` is an encoder-decoder's, whose encoder runs here."""
+def reference_model(
+    spec: DecoderSpec, store: WeightStore, source: Sequence[int] | None, cycles: Sequence[Cycle] = ()
+) -> ReferenceModel:
+    """The numpy model of either kind. source: an encoder-decoder's, whose encoder runs here. cycles: a decoder's."""
     if isinstance(spec, EncoderDecoderSpec):
         assert source is not None
         return EncoderDecoderReference(spec, store, source)
-    return ReferenceModel(spec, store)
+    return ReferenceModel(spec, store, cycles)
 
 
 class EncoderDecoderReference(ReferenceModel):

@@ -15,6 +15,7 @@ from eecompile.student.exits import (
     ExitSpec,
     StudentExits,
     check_exits,
+    check_plain,
     check_task,
     declared_exits,
     load_exits,
@@ -59,6 +60,7 @@ def open_encoder(path: Path, at: Sequence[int] = ()) -> EncoderStudent:
     store = WeightStore.open(path)
     store.require(spec.shapes())
     exits = _declared(at, spec) if at else load_exits(path)
+    check_plain(exits)
     check_exits(exits, spec.layers, spec.hidden, spec.vocab)
     _check_classifiers(exits, spec)
     student = EncoderStudent(path, spec, store, exits)

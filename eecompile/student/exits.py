@@ -1,11 +1,12 @@
 """early_exit.json: where a student may stop, how sure it must be, and where that knowledge came from.
 
 Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
-adapter.bias [D], and for each gate that has weights (gate, the learned one; router; predictor) w1 [in, U], b1 [U],
-w2 [U, out], b2 [out], without w1 and b1 where a router is linear. A low-rank head is "head.<name>.down" [rank, D],
-"head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. An encoder's exit with a classifier of its
-own has classifier.weight [D, C] and classifier.bias [C], C labels, and before it, where they are there, pooler.weight
-[D, D] and pooler.bias [D] with the activation of the model's pooler. All float32.
+adapter.bias [D], those of modules (modules.py), and for each gate that has weights (gate, the learned one; router;
+predictor) w1 [in, U], b1 [U], w2 [U, out], b2 [out], without w1 and b1 where a router is linear. A low-rank head is
+"head.<name>.down" [rank, D], "head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. An encoder's
+exit with a classifier of its own has classifier.weight [D, C] and classifier.bias [C], C labels, and before it, where
+they are there, pooler.weight [D, D] and pooler.bias [D] with the activation of the model's pooler. How layers run has
+its own: loops.py, cycles.py. All float32.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,20 +25,34 @@ from eecompile import contract as c
 from eecompile.errors import UsageError
 from eecompile.schema import CalibrationResult, Name, Sha256, Strict, Task, Text, Thresholds
 from eecompile.shapes import ExitShape, HeadShape, exits_fault, gates_of, task_fault, weight_shapes
+from eecompile.student.cycles import CycleSpec
+from eecompile.student.loops import Loops
 from eecompile.student.store import WeightStore, read_header
 
 
 class ExitSpec(ExitShape):
-    """An exit of a student; `draft` are its thresholds for drafts of exact mode."""
+    """An exit of a student, at the `layer`-th layer that runs; `draft` are its thresholds for drafts of exact mode.
 
-    adapter: Literal["norm", "affine", "classifier"] = "norm"
+    placement, as in EE-LLM (Chen et al., 2024): "post" reads what the layer gives, "pre" what it is given, that is what
+    the layer before it gives. A bundle knows neither: there an exit is called by its `depth`.
+    """
+
+    adapter: Literal["norm", "affine", "mlp", "layer", "classifier"] = "norm"
+    placement: Literal["pre", "post"] = "post"
     draft: Thresholds | None = None
 
     @model_validator(mode="after")
     def _draft_is_of_the_gates(self) -> Self:
         if self.draft is not None and set(self.draft) != set(self.gates):
             raise ValueError("draft needs one threshold for each gate")
+        if not self.depth:
+            raise ValueError("an exit before the first layer would read the embeddings alone")
         return self
+
+    @property
+    def depth(self) -> int:
+        """Layers that run before this exit."""
+        return self.layer - (self.placement == "pre")
 
 
 class EarlyExit(Strict):
@@ -46,6 +61,8 @@ class EarlyExit(Strict):
     version: Literal[1] = 1
     exits: Annotated[list[ExitSpec], Field(max_length=c.MAX_EXITS)]
     heads: Annotated[list[HeadShape], Field(max_length=c.MAX_HEADS_OF_EXITS)] = Field(default_factory=list)
+    schedule: Loops | None = None
+    cycles: Annotated[list[CycleSpec], Field(max_length=c.MAX_EXITS)] = Field(default_factory=list)
     weights: Sha256 | None = None
     calibrations: Annotated[list[CalibrationResult], Field(max_length=256)] = Field(default_factory=list)
     provenance: dict[Name, Text | int | float | bool | None] = Field(default_factory=dict)
@@ -73,6 +90,11 @@ class StudentExits:
     schema: EarlyExit
     store: WeightStore | None = None
 
+    @property
+    def schedules(self) -> dict[str, Any]:
+        """The fields of the schema that say how the layers run, which new exits leave as they are."""
+        return {"schedule": self.schema.schedule, "cycles": self.schema.cycles}
+
     def tensor(self, layer: int, part: str) -> NDArray[np.float32]:
         """The tensor "exit.<layer>.<part>", float32."""
         assert self.store is not None
@@ -94,13 +116,18 @@ class StudentExits:
         return next(head for head in self.schema.heads if head.name == name)
 
 
-def declared_exits(layers: Sequence[int]) -> StudentExits:
-    """Exits on a plain checkpoint: final norm and head at each layer, uncalibrated, drafting where p > 0.9."""
+def declared_exits(layers: Sequence[int], found: StudentExits | None = None) -> StudentExits:
+    """Plain exits: final norm and head at each layer, uncalibrated, drafting where p > 0.9.
+
+    found: what the checkpoint's early_exit.json says; how its layers run stays.
+    """
     outside = [n for n in layers if not 1 <= n <= c.MAX_LAYERS]
     if outside:
         raise UsageError(f"exit {outside[0]} is not a layer", mend="exits are numbers of layers run, from 1")
     exits = [ExitSpec(layer=n, gates=["max_prob"], draft={"max_prob": 0.9}) for n in layers]
-    return StudentExits(EarlyExit(exits=exits, provenance={"source": "declared on the command line"}))
+    kept = {} if found is None else found.schema.model_dump(include={"weights"}) | found.schedules
+    schema = EarlyExit(exits=exits, provenance={"source": "declared on the command line"}).model_copy(update=kept)
+    return StudentExits(schema, None if found is None else found.store)
 
 
 def load_exits(directory: Path) -> StudentExits:
@@ -123,7 +150,7 @@ def load_exits(directory: Path) -> StudentExits:
 
 def check_exits(exits: StudentExits, layers: int, hidden: int, vocab: int) -> None:
     """Raise UsageError unless the exits are in order, inside the model and have every tensor they need."""
-    at = [e.layer for e in exits.schema.exits]
+    at = [e.depth for e in exits.schema.exits]
     if at != sorted(set(at)):
         raise UsageError(f"exits {at} are not in strictly increasing order", mend="list each layer once, shallow first")
     outside = [n for n in at if n >= layers]
@@ -152,6 +179,16 @@ def check_task(exits: StudentExits, task: Task) -> None:
     """Raise UsageError where the exits have what a model of this task cannot have."""
     if reason := task_fault(exits.schema.exits, exits.schema.heads, task):
         raise UsageError(reason, where=c.EARLY_EXIT, mend=f"gates of a {task}: {', '.join(gates_of(task))}")
+
+
+def check_plain(exits: StudentExits) -> None:
+    """Raise UsageError where layers run otherwise than once in order, or an exit has what only a decoder's can have."""
+    placed = [e.layer for e in exits.schema.exits if e.placement == "pre" or e.adapter in ("mlp", "layer")]
+    if exits.schema.schedule is not None or exits.schema.cycles or placed:
+        raise UsageError(
+            "schedules, cyclic gates, modules and placement are for models with a decoder alone", where=c.EARLY_EXIT,
+            mend="leave them out",
+        )  # fmt: skip
 
 
 def save_exits(directory: Path, schema: EarlyExit, tensors: Mapping[str, NDArray[np.float32]]) -> EarlyExit:

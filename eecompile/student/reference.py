@@ -11,7 +11,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.student.cycles import Cycle
 from eecompile.student.model import DecoderSpec, Norm, bias_name
+from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
 from eecompile.student.store import WeightStore
 
@@ -22,8 +24,9 @@ Real = TypeVar("Real", np.float32, np.float64)
 class ReferenceModel:
     """A decoder's forward pass over one prompt, from the checkpoint's own weights."""
 
-    def __init__(self, spec: DecoderSpec, store: WeightStore) -> None:
+    def __init__(self, spec: DecoderSpec, store: WeightStore, cycles: Sequence[Cycle] = ()) -> None:
         self.spec, self.store = spec, store
+        self.cycles = {cycle.spec.first: cycle for cycle in cycles}
 
     def run(self, ids: Sequence[int], at: Sequence[int]) -> tuple[dict[int, Float], Float, Float]:
         """Hidden states [R, D] after each number of layers in `at`, finished rows [R, D], and logits [R, V]."""
@@ -32,10 +35,13 @@ class ReferenceModel:
         if s.names.positions:
             x = x + self._rows(s.names.positions, range(len(ids)))
         boundaries: dict[int, Float] = {}
-        for layer in range(s.layers):
-            x = self._layer(x, layer)
-            if layer + 1 in at:
-                boundaries[layer + 1] = x
+        layer = 0
+        while layer < s.layers:
+            cycle = self.cycles.get(layer)
+            x = self._layer(x, layer) if cycle is None else self._cycle(x, cycle)
+            layer = layer + 1 if cycle is None else cycle.spec.layer
+            if layer in at:
+                boundaries[layer] = x
         finished = self._norm(x, s.names.norm)
         return boundaries, finished, self.logits(finished)
 
@@ -47,6 +53,42 @@ class ReferenceModel:
         if s.names.head_bias:
             logits += self.store.read(s.names.head_bias)
         return logits if s.logit_softcap is None else _softcap(logits, s.logit_softcap)
+
+    def mlp_block(self, x: Float, layer: int) -> Float:
+        """The MLP of a layer alone on rows x [R, D], with its norm and residual."""
+        n = self.spec.names
+
+        def norm(value: Float, name: str | None) -> Float:
+            return value if name is None else self._norm(value, name.format(i=layer))
+
+        update = norm(self._mlp(norm(x, mlp_norm(self.spec)), layer), n.mlp_post_norm)
+        return np.asarray(x + update * np.float32(self.spec.residual_scale), np.float32)
+
+    def module(self, x: Float, *, mlp: bool) -> Float:
+        """Rows [R, D] of one sequence through its last layer, or that layer's MLP block, and the final norm."""
+        last = self.spec.layers - 1
+        return self._norm(self.mlp_block(x, last) if mlp else self._layer(x, last), self.spec.names.norm)
+
+    def _cycle(self, x: Float, cycle: Cycle) -> Float:
+        """Rows [R, D] through a block that they run again as its gate says, each after those before it are done."""
+        layers = range(cycle.spec.first, cycle.spec.layer)
+        read = [x.copy() for _ in layers]  # what each layer was given in each row's last run
+
+        def run(rows: Float, start: int) -> Float:
+            for given, layer in zip(read, layers, strict=True):
+                given[start : start + len(rows)] = rows
+                rows = self._layer(given[: start + len(rows)], layer)[start:]
+            return np.asarray(rows, np.float32)
+
+        out: Float = run(x, 0).copy()
+        for row in range(len(out)):
+            ran = 0
+            while ran < cycle.spec.repeats and cycle.value(out[row]) < cycle.spec.threshold:
+                out[row : row + 1] = run(out[row : row + 1] + cycle.think, row)
+                ran += 1
+            if ran and row + 1 < len(out):
+                out[row + 1 :] = run(x[row + 1 :], row + 1)
+        return out
 
     def _layer(self, x: Float, layer: int) -> Float:
         n, s = self.spec.names, self.spec

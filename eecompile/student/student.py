@@ -8,10 +8,15 @@ from typing import Any
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
+from eecompile.student.cycles import Cycle, check_cycles, read_cycles
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
-from eecompile.student.exits import StudentExits, check_exits, check_task, declared_exits, load_exits
+from eecompile.student.encoder_decoder_reference import reference_model
+from eecompile.student.exits import StudentExits, check_exits, check_plain, check_task, declared_exits, load_exits
 from eecompile.student.families import spec_from_config
+from eecompile.student.loops import Loops, check_loops
 from eecompile.student.model import DecoderSpec
+from eecompile.student.modules import check_modules
+from eecompile.student.reference import ReferenceModel
 from eecompile.student.store import WeightStore
 
 TOKENIZER_FILES = (
@@ -25,16 +30,36 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Student:
-    """What a build starts from. Weights stay on disk."""
+    """What a build starts from. Weights stay on disk.
+
+    spec, store: the model as it runs, a recursive one unrolled. own_spec, own_store: the checkpoint, where a layer that
+    runs several times is one layer.
+    """
 
     path: Path
     spec: DecoderSpec
     store: WeightStore
     exits: StudentExits
+    own_spec: DecoderSpec
+    own_store: WeightStore
+
+    @property
+    def loops(self) -> Loops | None:
+        """How layers repeat, if they do."""
+        return self.exits.schema.schedule
+
+    def reference(self, source: Sequence[int] | None = None) -> ReferenceModel:
+        """The model in numpy, on the checkpoint's weights. source: an encoder-decoder's."""
+        return reference_model(self.spec, self.store, source, self.cycles)
+
+    @property
+    def cycles(self) -> list[Cycle]:
+        """The gates that have blocks run again."""
+        return read_cycles(self.exits.schema.cycles, self.exits.store)
 
     def at_context(self, context: int) -> "Student":
         """The student as a build for `context` positions has it."""
-        return replace(self, spec=self.spec.at_context(context))
+        return replace(self, spec=self.spec.at_context(context), own_spec=self.own_spec.at_context(context))
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -48,16 +73,27 @@ def open_student(path: Path, at: Sequence[int] = ()) -> Student:
     Raises UsageError for an unsupported family, a config or weights that do not fit, and impossible exits.
     """
     config = read_config(path)
-    spec = spec_from_config(config)
-    store = WeightStore.open(path).with_prefix(spec.prefix, spec.names.embed)
-    if isinstance(spec, EncoderDecoderSpec) and spec.names.head in store.tensors:
-        spec = spec.with_own_head()  # whatever the config says of tied embeddings
-    store.require(spec.tensors())
-    store = store.with_views(spec.views())
-    exits = declared_exits(at) if at else load_exits(path)
+    own = spec_from_config(config)
+    own_store = WeightStore.open(path).with_prefix(own.prefix, own.names.embed)
+    if isinstance(own, EncoderDecoderSpec) and own.names.head in own_store.tensors:
+        own = own.with_own_head()  # whatever the config says of tied embeddings
+    own_store.require(own.tensors())
+    own_store = own_store.with_views(own.views())
+    exits = load_exits(path)
+    exits = declared_exits(at, exits) if at else exits
+    if isinstance(own, EncoderDecoderSpec):
+        check_plain(exits)
+    spec, store, loops = own, own_store, exits.schema.schedule
+    if loops is not None:
+        check_loops(loops, own, exits.store)
+        spec, store = loops.unrolled(own), loops.unrolled_store(own, own_store, loops.factors(own, exits.store))
     check_exits(exits, spec.layers, spec.hidden, spec.vocab)
     check_task(exits, c.CAUSAL_LM)
-    student = Student(path, spec, store, exits)
+    check_modules(exits, spec)
+    check_cycles(exits.schema.cycles, exits.store, [e.depth for e in exits.schema.exits], spec.layers, spec.hidden)
+    if loops is not None and exits.schema.cycles:
+        raise UsageError("a schedule of loops and cyclic gates do not go together", where=str(path))
+    student = Student(path, spec, store, exits, own, own_store)
     check_tokenizer(student.tokenizer_files, spec.vocab)
     return student
 

@@ -1,22 +1,25 @@
 """The exit graphs, recomputed in float64: norm, adapter and learned gate."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.bundle.gates import decode_gate
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec
 from eecompile.student.model import Norm, bias_name
-from eecompile.student.reference import normalise
+from eecompile.student.modules import MODULES, module_shapes, module_spec
+from eecompile.student.reference import ReferenceModel, normalise
 from eecompile.student.student import Student
-from eecompile.verify.compare import Comparator
+from eecompile.verify.compare import Comparator, Statistic
 from eecompile.verify.parity import Walks
 from eecompile.verify.report import Check, Figure, at_most
-from eecompile.verify.stored import graph_tensors, read_tensor
-from eecompile.verify.tolerances import CONFIDENCE, EXITS
+from eecompile.verify.stored import check_weights, graph_tensors, read_tensor, stored_module
+from eecompile.verify.tolerances import CONFIDENCE, EXITS, MODULE_BOUNDS
 
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -37,48 +40,66 @@ class FinalNorm:
 @dataclass(frozen=True)
 class ExitMath:
     """An exit's weights: the final norm, affine adapter [D, D] and [D] or None, learned gate by part or None. `source`
-    says where norm and adapter were read."""
+    says where they were read. module: what an exit with a module makes of the rows of one sequence, float32. bounds: of
+    what its graph may be off.
+    """
 
     norm: FinalNorm
     adapter: Adapter | None
     gate: Mapping[str, Float] | None
     source: str
+    module: Callable[[Float], Float] | None = None
+    bounds: Mapping[Statistic, float] = field(default_factory=lambda: EXITS)
 
-    def __call__(self, hidden: Float) -> tuple[Double, Double]:
-        """hidden [N, D] -> (exit_hidden [N, D], confidence [N]; ones without a learned gate), in float64."""
-        x = hidden.astype(np.float64)
+    def __call__(self, sequences: Sequence[Float]) -> tuple[Double, Double]:
+        """Rows [R, D] of each sequence -> (exit_hidden [N, D], confidence [N]; ones without a learned gate) of all of
+        them, in float64."""
+        x = np.concatenate(sequences).astype(np.float64)
         normed = normalise(x, self.norm.kind, self.norm.eps, self.norm.weight, self.norm.bias)
         adapted: Double = normed if self.adapter is None else normed @ self.adapter[0] + self.adapter[1]
+        if self.module is not None:
+            adapted = np.concatenate([self.module(rows) for rows in sequences]).astype(np.float64)
         if self.gate is None:
             return adapted, np.ones(len(x))
         inner = np.tanh(normed @ self.gate["w1"].astype(np.float64) + self.gate["b1"])
         return adapted, 1 / (1 + np.exp(-(inner @ self.gate["w2"] + self.gate["b2"])[:, 0]))
 
 
-def exit_math(bundle: Bundle, student: Student | None) -> list[ExitMath]:
+def exit_math(bundle: Bundle, student: Student | None) -> list[ExitMath | None]:
     """Each exit's weights: norm and adapter from the checkpoint where it has them, otherwise as stored in the bundle;
-    the gate from the bundle's policy, which may have replaced the checkpoint's."""
-    return [_math(bundle, i, student) for i in range(len(bundle.manifest.exits))]
+    the gate from the bundle's policy, which may have replaced the checkpoint's.
+
+    None for an exit with a module and no checkpoint to say what shape it has.
+    """
+    return [
+        None if info.adapter in MODULES and student is None else _math(bundle, i, student)
+        for i, info in enumerate(bundle.manifest.exits)
+    ]
 
 
-def check_exits(maths: Sequence[ExitMath], layers: Sequence[int], walks: Sequence[Walks], compare: Comparator) -> list[
-    Check
-]:  # fmt: skip
+def check_exits(
+    maths: Sequence[ExitMath | None], layers: Sequence[int], walks: Sequence[Walks], compare: Comparator
+) -> list[Check]:
     """One check an exit: its graph's outputs for the engines' own rows at its boundary."""
     return [_check(math, i, layer, walks, compare) for i, (math, layer) in enumerate(zip(maths, layers, strict=True))]
 
 
-def _check(math: ExitMath, exit_: int, layer: int, walks: Sequence[Walks], compare: Comparator) -> Check:
+def _check(math: ExitMath | None, exit_: int, layer: int, walks: Sequence[Walks], compare: Comparator) -> Check:
+    if math is None:
+        return Check(f"exit_{layer}", True, note="not recomputed: a module needs the checkpoint (--checkpoint)")
     rows = [w.prefill.exits[exit_] for w in walks]
-    hidden, confidence = math(np.concatenate([w.prefill.hidden[layer] for w in walks]))
-    measured = compare(np.concatenate([r.hidden for r in rows]), hidden.astype(np.float32), EXITS)
+    hidden, confidence = math([w.prefill.hidden[layer] for w in walks])
+    measured = compare(np.concatenate([r.hidden for r in rows]), hidden.astype(np.float32), math.bounds)
     off = float(np.abs(np.concatenate([r.confidence for r in rows]) - confidence).max())
     figures: dict[str, Figure] = {
         "rows": len(hidden),
         **{s: figure for s, (figure, _) in measured.items()},
         "confidence": off,
     }
-    tolerance: dict[str, str] = {**{s: at_most(bound) for s, bound in EXITS.items()}, "confidence": at_most(CONFIDENCE)}
+    tolerance: dict[str, str] = {
+        **{s: at_most(bound) for s, bound in math.bounds.items()},
+        "confidence": at_most(CONFIDENCE),
+    }
     passed = all(holds for _, holds in measured.values()) and off <= CONFIDENCE
     return Check(f"exit_{layer}", passed, figures, tolerance, f"the exit graph, with weights from {math.source}")
 
@@ -86,16 +107,40 @@ def _check(math: ExitMath, exit_: int, layer: int, walks: Sequence[Walks], compa
 def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
     info, chosen = bundle.manifest.exits[exit_], bundle.files.policy.exits[exit_]
     gate = None if chosen.gate is None else decode_gate(chosen.gate, bundle.manifest.model.hidden)
-    norm, adapter = _stored(bundle, exit_)
     if student is None:
-        return ExitMath(norm, adapter, gate, "the bundle")
+        return ExitMath(*_stored(bundle, exit_), gate, "the bundle")
     norm, source = _checkpoint_norm(student), "the checkpoint"
-    fitted = next((e for e in student.exits.schema.exits if e.layer == info.layer), None)
+    if info.adapter in MODULES:
+        coarsest = max(bundle.manifest.precision, bundle.manifest.cache, key=c.PRECISIONS.index)
+        bounds = MODULE_BOUNDS[coarsest]
+        return ExitMath(norm, None, gate, "the bundle", _module(bundle, exit_, student), bounds)
+    _, adapter = _stored(bundle, exit_)
+    fitted = next((e for e in student.exits.schema.exits if e.depth == info.layer), None)
     if info.adapter == "affine" and fitted is not None and fitted.adapter == "affine":
         adapter = _fitted(student, fitted)
     elif info.adapter == "affine":
         source = "the checkpoint, the adapter from the bundle"
     return ExitMath(norm, adapter, gate, source)
+
+
+def check_modules(bundle: Bundle, student: Student) -> list[Check]:
+    """One check an exit with a module: that its stored weights are the student's."""
+    checks = []
+    for i, exit_ in enumerate(student.exits.schema.exits):
+        if exit_.adapter in MODULES and student.exits.store is not None:
+            spec = module_spec(student.spec, exit_.layer)
+            stored, names = stored_module(bundle, i, spec), list(module_shapes(student.spec, exit_))
+            precision, label = bundle.manifest.precision, f"weights exit_{exit_.depth}"
+            checks.append(check_weights(stored, names, student.exits.store, {}, precision, label=label))
+    return checks
+
+
+def _module(bundle: Bundle, exit_: int, student: Student) -> Callable[[Float], Float]:
+    """The module's arithmetic on the weights that the bundle stores."""
+    fitted = next(e for e in student.exits.schema.exits if e.depth == bundle.manifest.exits[exit_].layer)
+    spec = module_spec(student.spec, fitted.layer)
+    model = ReferenceModel(spec, stored_module(bundle, exit_, spec))
+    return partial(model.module, mlp=fitted.adapter == "mlp")
 
 
 def _fitted(student: Student, exit_: ExitSpec) -> Adapter:

@@ -10,9 +10,9 @@ import numpy as np
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import IntegrityError
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
-from eecompile.student.encoder_decoder_reference import reference_model
-from eecompile.student.model import DecoderSpec
-from eecompile.student.store import WeightStore
+from eecompile.student.reference import ReferenceModel
+from eecompile.student.student import Student
+from eecompile.verify.loops import unroll_model
 from eecompile.verify.rows import LOGIT_ROWS, ModelRows
 
 RECORDED = "reference"  # folder in the bundle
@@ -27,34 +27,39 @@ class Reference:
     run: Callable[[Sequence[int], Sequence[int] | None], ModelRows]
 
 
-def checkpoint_reference(path: Path, spec: DecoderSpec, store: WeightStore, at: Sequence[int]) -> Reference:
+def checkpoint_reference(student: Student, at: Sequence[int]) -> Reference:
     """Hugging Face in float32 where torch and transformers are installed; otherwise the numpy model on these weights.
 
-    path: a checkpoint in Hugging Face form. at: the layers whose output is wanted.
+    at: the layers whose output is wanted, as they run. Hugging Face has no cyclic gates, so that a student with some is
+    held against the numpy model.
     """
+    if student.cycles:
+        return numpy_reference("numpy float32 on the checkpoint (cyclic gates)", student.reference, at)
     try:
         import torch
         import transformers
     except ImportError as e:
-        run = numpy_reference("", spec, store, at).run
+        run = numpy_reference("", student.reference, at).run
         return Reference(f"numpy float32 on the checkpoint ({e.name} is not installed)", run)
-    kind = "Seq2SeqLM" if isinstance(spec, EncoderDecoderSpec) else "CausalLM"
+    kind = "Seq2SeqLM" if isinstance(student.spec, EncoderDecoderSpec) else "CausalLM"
     model = (
         getattr(transformers, f"AutoModelFor{kind}")
         .from_pretrained(
-            str(path), dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
+            str(student.path), dtype=torch.float32, attn_implementation="eager", local_files_only=True,
+            use_safetensors=True,
         )
         .eval()
-    )
+    )  # fmt: skip
+    unroll_model(model, student)
     name = f"hugging face float32 (transformers {transformers.__version__}, torch {torch.__version__})"
     return Reference(name, lambda ids, source: _hugging_face_rows(model, ids, source, at))
 
 
-def numpy_reference(name: str, spec: DecoderSpec, store: WeightStore, at: Sequence[int]) -> Reference:
-    """The numpy model of student/reference.py on the weights in `store`."""
+def numpy_reference(name: str, model: Callable[[Sequence[int] | None], ReferenceModel], at: Sequence[int]) -> Reference:
+    """The numpy model of student/reference.py; `model` makes it, given a source where there is one."""
 
     def run(ids: Sequence[int], source: Sequence[int] | None) -> ModelRows:
-        hidden, finished, logits = reference_model(spec, store, source).run(ids, at)
+        hidden, finished, logits = model(source).run(ids, at)
         return ModelRows(hidden, finished, logits[-LOGIT_ROWS:])
 
     return Reference(name, run)

@@ -60,6 +60,7 @@ class Walker:
         self.heads = bundle.heads(self.rows)
         self.head = self.heads[c.FULL_HEAD]
         self._askers = bundle.askers(self.rows)
+        self._stairs.watch(self._askers, range(len(self._askers)))
 
     def prefill_widths(self, length: int) -> list[int]:
         """Passes of a prefill: as wide as they come."""

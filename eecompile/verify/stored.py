@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
+from eecompile.runtime import Bundle
 from eecompile.schema import GraphInfo
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import TensorLocation, WeightStore
@@ -98,6 +99,14 @@ def stored_weights(root: Path, manifest: Manifest, spec: DecoderSpec) -> tuple[S
     return StoredWeights(root, locations, parts=parts), spec
 
 
+def stored_module(bundle: Bundle, exit_: int, spec: DecoderSpec) -> StoredWeights:
+    """The weights of an exit's module; `spec` describes the model of such layers (student.modules)."""
+    root = bundle.files.path
+    parts = _parts(root, bundle.manifest.graphs.exits[exit_], spec)
+    shapes = spec.shapes()
+    return StoredWeights(root, {n: TensorLocation(root, "F32", shapes[n], 0, 0) for n in parts}, parts=parts)
+
+
 def graph_tensors(root: Path, info: GraphInfo) -> tuple[onnx.ModelProto, Tensors]:
     """A graph of the bundle without its weights, and its initialisers by name."""
     model = onnx.load(str(root / info.path), load_external_data=False)
@@ -113,10 +122,11 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
 
 
 def check_weights(stored: StoredWeights, names: Sequence[str], source: WeightStore, aliases: Mapping[str, str],
-                  precision: str) -> Check:  # fmt: skip
+                  precision: str, *, label: str = "weights") -> Check:  # fmt: skip
     """That every weight of the bundle is the checkpoint's: equal, rounded to float16, or the nearest quantised value.
 
-    names: the tensors the model needs. aliases: the checkpoint's name where it differs from the stored one.
+    names: the tensors the model needs. aliases: the checkpoint's name where it differs from the stored one. label: the
+    check's name.
     """
     missing = [name for name in names if name not in stored.parts]
     wrong: list[str] = []
@@ -135,9 +145,7 @@ def check_weights(stored: StoredWeights, names: Sequence[str], source: WeightSto
         figures["steps"], tolerance["steps"] = steps, at_most(HALF_STEP)
     bad = [*missing, *wrong]
     told = f"; not so: {', '.join(bad[:3])}{' ..' if len(bad) > 3 else ''}" if bad else ""
-    return Check(
-        "weights", not bad, figures, tolerance, f"every stored weight is the checkpoint's in {precision}{told}"
-    )
+    return Check(label, not bad, figures, tolerance, f"every stored weight is the checkpoint's in {precision}{told}")
 
 
 def _parts(root: Path, info: GraphInfo, spec: DecoderSpec) -> dict[str, StoredWeight]:

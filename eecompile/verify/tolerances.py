@@ -74,5 +74,10 @@ PASSES: Mapping[Statistic, float] = {"largest": 1e-5}
 EXITS: Mapping[Statistic, float] = {"largest": 1e-5, "mean": 1e-6}
 CONFIDENCE = 1e-5
 
+# The module of an exit that has one, in the build's precision, against the float32 model on its stored weights.
+MODULE_BOUNDS: Mapping[str, Mapping[Statistic, float]] = {
+    "fp32": PARITY["fp32"].bounds, **{precision: tolerance.bounds for precision, tolerance in ARITHMETIC.items()},
+}  # fmt: skip
+
 # The decision node against float64 on the same logits: a sum of V float32 terms loses that much [2.1e-5, 2.0e-5].
 NODE = Band(1e-4, 1e-3)

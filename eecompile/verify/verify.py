@@ -6,6 +6,7 @@ against a reference; the exit graphs and the decision node; exit decisions; exac
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from eecompile import contract as c
 from eecompile.runtime import Bundle
 from eecompile.runtime.prompts import Prompt
+from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student, open_student
@@ -22,9 +24,10 @@ from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
 from eecompile.verify.exact import check_exact
-from eecompile.verify.exits import check_exits, exit_math
+from eecompile.verify.exits import check_exits, check_modules, exit_math
 from eecompile.verify.gates import check_gates
 from eecompile.verify.heads import check_small_heads, small_head_logits
+from eecompile.verify.loops import check_loops, own_model
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
 from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids, walked_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
@@ -154,13 +157,18 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
     """Everything that needs the checkpoint: the checks and the names of the references."""
     s.progress("weights")
     plain, student = student, student.at_context(s.bundle.manifest.model.context)
-    stored, spec = stored_weights(s.bundle.files.path, s.bundle.manifest, student.spec)
+    stored, spec = stored_weights(s.bundle.files.path, s.bundle.manifest, student.own_spec)
     tied = {spec.names.head: student.spec.head_weight}
-    weights = check_weights(stored, list(spec.shapes()), student.store, tied, s.precision)
+    weights = check_weights(stored, list(spec.shapes()), student.own_store, tied, s.precision)
     s.progress("checkpoint")
     reference = _reference(s, student, plain.spec == student.spec)
     truth = _run(s, reference, s.walks)
-    checks = [weights, *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.coarsest])]
+    checks = [
+        weights,
+        *check_loops(s.bundle, student),
+        *check_modules(s.bundle, student),
+        *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.coarsest]),
+    ]
     quantised = s.precision in c.QUANTISED
     head = ReferenceModel(student.spec, student.store).logits
     band = None if quantised else BANDS[s.coarsest]
@@ -174,22 +182,24 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
 def _reference(s: _Subject, student: Student, plain: bool) -> Reference:
     """plain: the build's context changes nothing in the model. Hugging Face goes by each prompt's length instead."""
     if plain:
-        return checkpoint_reference(student.path, student.spec, student.store, s.layers)
+        return checkpoint_reference(student, s.layers)
     name = "numpy float32 on the checkpoint (rotated as the build's context wants)"
-    return numpy_reference(name, student.spec, student.store, s.layers)
+    return numpy_reference(name, student.reference, s.layers)
 
 
 def _against_own_weights(
     s: _Subject, student: Student, stored: StoredWeights, spec: DecoderSpec
 ) -> tuple[list[Check], str]:
     """The engines against the numpy model on the weights that the bundle stores: without the error of quantisation."""
-    reference = numpy_reference("numpy float32 on the bundle's own weights", spec, stored, s.layers)
+    spec, store = own_model(student, spec, stored)
+    model = partial(reference_model, spec, store, cycles=student.cycles)
+    reference = numpy_reference("numpy float32 on the bundle's own weights", model, s.layers)
     longest = max(s.walks, key=lambda w: len(w.ids))
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS], longest.source)]
     truth = _run(s, reference, walks)
     checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.coarsest])
     if s.precision in c.QUANTISED:
-        head = ReferenceModel(spec, stored).logits
+        head = ReferenceModel(spec, store).logits
         checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.coarsest]), student)
     return checks, reference.name
 
@@ -208,7 +218,9 @@ def _decisions(s: _Subject, evidence: _Evidence, student: Student | None) -> lis
     policies = s.bundle.files.policy.exits
     for i, math in enumerate(exit_math(s.bundle, student)):
         info = s.bundle.manifest.exits[i]
-        hidden, confidence = math(np.concatenate([rows.hidden[info.layer] for rows in evidence.rows]))
+        if math is None:
+            continue
+        hidden, confidence = math([rows.hidden[info.layer] for rows in evidence.rows])
         logits = evidence.logits if info.head == c.FULL_HEAD else small_head_logits(s.bundle, info.head)
         expected: Values = {"learned": confidence, **criteria_of(logits(hidden.astype(np.float32)))}
         actual = engine_values([w.prefill.exits[i] for w in evidence.walks])

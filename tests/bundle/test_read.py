@@ -114,7 +114,7 @@ def _propagate(manifest: dict[str, Any], graphs: list[Any]) -> None:
         (lambda m: m["schedule"][0].update(segment=7), "missing segment 7"),
         (lambda m: m["schedule"][1].update(cache=0), "does not use every cache once"),
         (lambda m: m["schedule"].reverse(), "is not where it is"),
-        (lambda m: m["schedule"].pop(), "does not run every layer once"),
+        (lambda m: m["schedule"].pop(), "does not run the model's layers"),
         (lambda m: m["graphs"]["exits"].clear(), "1 exits but 0 exit graphs"),
         (lambda m: m.update(kv_rules=["propagate"]), "the K/V rules are not catch_up and others"),
         (lambda m: m.update(kv_rules=["catch_up"] * 2), "the K/V rules are not catch_up and others"),

@@ -14,7 +14,8 @@ from eecompile.bundle.digest import file_sha256
 from eecompile.engines.ort import OrtEngine
 from eecompile.runtime import Bundle
 from eecompile.runtime.trace import Tracer
-from eecompile.segments.split import cuts, write_segments
+from eecompile.segments.plan import cuts
+from eecompile.segments.split import write_segments
 from eecompile.student.exits import ExitSpec
 from eecompile.student.student import open_student
 
