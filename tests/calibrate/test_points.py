@@ -135,7 +135,14 @@ def test_a_head_costs_what_its_matrix_weighs() -> None:
     class Model:
         layers, hidden, vocab, parameters = 30, 576, 49152, 134_515_008
 
+    class Segment:
+        layers = 15
+
+    class Graphs:
+        segments = (Segment, Segment)
+
     class Manifest:
+        graphs = Graphs
         model = Model
 
     price = Price.of(Manifest)  # type: ignore[arg-type]
