@@ -190,7 +190,8 @@ def test_options_out_of_range(tmp_path: Path, student: Student, options: dict[st
 
 def test_a_plan_writes_nothing(student: Student) -> None:
     assert plan(student, CPU, BuildOptions()) == {
-        "precision": "fp32", "slots": 1, "context": 256, "pending_cap": 8, "minimum_rows": 1, "exits": [1, 3],
+        "precision": "fp32", "cache": "fp32", "kv": ["catch_up"], "slots": 1,
+        "context": 256, "pending_cap": 8, "minimum_rows": 1, "exits": [1, 3],
     }  # fmt: skip
 
 

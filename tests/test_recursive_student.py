@@ -15,6 +15,7 @@ from eecompile.bench.bench import run_bench
 from eecompile.bundle.digest import document_digest, document_layout, file_sha256
 from eecompile.bundle.read import read_bundle
 from eecompile.calibrate.exits import fit_exits
+from eecompile.calibrate.points import Price
 from eecompile.cli import main
 from eecompile.errors import IntegrityError
 from eecompile.pipeline import build_plain, profile_and_choose
@@ -169,3 +170,12 @@ def test_factors_of_another_size_are_refused(bundle: Path) -> None:
     accept(bundle)
     with pytest.raises(IntegrityError, match="are not a file of"):
         read_bundle(bundle)
+
+
+def test_a_head_is_priced_in_layers_that_run(pristine: Path) -> None:
+    """A layer is read each time that it runs, though it is stored once."""
+    manifest = Bundle.open(pristine).manifest
+    model, price = manifest.model, Price.of(manifest)
+    table = model.vocab * model.hidden
+    assert price.layers == 5
+    assert price.head == pytest.approx(table / ((model.parameters - table) / 3))
