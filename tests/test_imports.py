@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 EDGE = ("bundle", "engines", "runtime")  # what a device without torch runs
-HEAVY = {"torch", "transformers"}
+HEAVY = {"torch", "transformers", "eecompile_training"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -49,6 +49,11 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_training_is_named_by_the_command_line_alone(path: Path) -> None:
+    assert part(path) == "cli" or "eecompile_training" not in {name.split(".")[0] for name in imported(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

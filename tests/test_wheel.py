@@ -9,6 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def tree() -> dict[str, Path]:
+    """Every file of both packages, by its name in a wheel."""
+    folders = [ROOT / "eecompile", ROOT / "training" / "eecompile_training"]
+    paths = [p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    return {str(p.relative_to(ROOT)).removeprefix("training/"): p for p in paths}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel that hatchling makes of this tree."""
@@ -19,27 +26,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_the_wheel_is_the_tree(wheel: zipfile.ZipFile) -> None:
-    files = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "eecompile").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    files = set(tree())
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == files
-    assert {"eecompile/py.typed", "eecompile/targets/cpu.toml", "eecompile/runtime/session.py"} <= found
+    assert {"eecompile/py.typed", "eecompile/targets/cpu.toml", "eecompile_training/py.typed"} <= found
 
 
 def test_files_are_unchanged(wheel: zipfile.ZipFile) -> None:
-    for name in wheel.namelist():
-        if ".dist-info/" not in name:
-            assert wheel.read(name) == (ROOT / name).read_bytes()
+    for name, path in tree().items():
+        assert wheel.read(name) == path.read_bytes()
 
 
 def test_nothing_in_the_package_is_left_over() -> None:
-    """Every file under eecompile is of a kind that belongs there."""
-    kinds = {
-        path.suffix for path in (ROOT / "eecompile").rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    }
+    """Every file of the packages is of a kind that belongs there."""
+    kinds = {path.suffix for path in tree().values()}
     assert kinds <= {".py", ".toml", ".typed", ".css", ".h", ".cpp", ".cuh", ".txt", ".md"}
 
 
