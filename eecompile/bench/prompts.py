@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from eecompile.errors import UsageError
+from eecompile.runtime import request
 from eecompile.runtime.bundle import Bundle
-from eecompile.runtime.prompts import Prompt, encode_prompt, read_prompts
+from eecompile.runtime.prompts import Prompt, read_prompts
 
 BUILT_IN = (
     "The capital of France is",
@@ -30,7 +31,7 @@ def prompt_ids(bundle: Bundle, source: Path | Sequence[Prompt] | None) -> list[l
     prompts = read_prompts(source) if isinstance(source, Path) else source
     if not prompts:
         raise UsageError("there is no prompt to run", where=str(source) if isinstance(source, Path) else "")
-    return [encode_prompt(bundle, prompt) for prompt in prompts]
+    return [request.prompt_ids(bundle.text, prompt) for prompt in prompts]
 
 
 def _random_prompts(bundle: Bundle) -> list[list[int]]:

@@ -9,8 +9,9 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from eecompile.errors import EECompileError
+from eecompile.errors import EECompileError, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -33,8 +34,8 @@ def disk_fault(error: OSError, where: Path) -> EECompileError:
         return EECompileError("no space left to write to", where=str(where), mend="free space, or write elsewhere")
     if error.errno in _CLOSED:
         mend = "choose a place you may write to, or change its permissions"
-        return EECompileError(f"cannot be written ({error.strerror})", where=str(where), mend=mend)
-    return EECompileError(f"cannot be written ({error})", where=str(where), mend="check the disk and the path")
+        return UsageError(f"cannot be written ({error.strerror})", where=str(where), mend=mend)
+    return UsageError(f"cannot be written ({error})", where=str(where), mend="check the disk and the path")
 
 
 def is_disk_fault(error: BaseException, where: Path) -> bool:
@@ -77,6 +78,23 @@ def write_atomically(path: Path, data: bytes, scratch: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[TextIO]:
+    """A text file to write, which takes the place of `path` once the block ends; where it fails `path` stays as it was.
+
+    Raises EECompileError.
+    """
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with disk_faults(path):
+            with open(beside, "x", encoding="utf-8") as file:
+                yield file
+            os.replace(beside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def lock_directory(path: Path) -> tuple[int, bool] | None:

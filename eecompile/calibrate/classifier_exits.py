@@ -5,9 +5,6 @@ mean, which no probability depends on), on the fit documents. Where the model's 
 too, the penalty pulls towards it: that is the plain exit, which is what is left where documents are few.
 """
 
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.bundle import disk
 from eecompile.calibrate.calibrate import ERROR, RISK
 from eecompile.calibrate.classifier import calibrate_classifier, check_enough
-from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, remove_abandoned
+from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, replacing_student
 from eecompile.calibrate.tables import REPORT_EVERY, Float, Progress
 from eecompile.calibrate.text_documents import TextDocuments, load_text_documents
 from eecompile.calibrate.text_tables import TEXTS, agreement, trace_documents
@@ -85,33 +81,23 @@ def fit_classifier_exits(
     check_enough(documents, risk, error)
     if documents.counts()["fit"] < MIN_DOCUMENTS:
         raise UsageError(f"fewer than {MIN_DOCUMENTS} documents are for fitting", where=str(data), mend="give more")
-    final = Path(os.path.realpath(out))
-    with disk.disk_faults(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(final)
-        work = final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            work.mkdir()
-            progress("build the plain exits")
-            build_bundle(student, work / "plain")
-            plain = Bundle.open(work / "plain", integrity="size")
-            copy_checkpoint(student.path, work / "student")
-            specs = [e.model_copy(update={"adapter": "classifier"}) for e in student.exits.schema.exits]
-            tensors = _tensors(student, fit_classifiers(plain, documents, _start(student), progress))
-            save_exits(work / "student", EarlyExit(exits=specs), tensors)
-            build_bundle(open_encoder(work / "student"), work / "fitted")
-            fitted = Bundle.open(work / "fitted", integrity="size")
-            result = calibrate_classifier(
-                fitted, data, granularity=granularity, risk=risk, error=error, limit=limit, progress=progress
-            )
-            before, after = (_agreements(bundle, documents, progress) for bundle in (plain, fitted))
-            summary = _summary(layers, before, after, result)
-            provenance = _provenance(summary, documents)
-            save_exits(work / "student", EarlyExit(exits=specs, calibrations=[result], provenance=provenance), tensors)
-            check_output(checkpoint, final)
-            disk.replace_directory(work / "student", final)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with replacing_student(checkpoint, out) as work:
+        progress("build the plain exits")
+        build_bundle(student, work / "plain")
+        plain = Bundle.open(work / "plain", integrity="size")
+        copy_checkpoint(student.path, work / "student")
+        specs = [e.model_copy(update={"adapter": "classifier"}) for e in student.exits.schema.exits]
+        tensors = _tensors(student, fit_classifiers(plain, documents, _start(student), progress))
+        save_exits(work / "student", EarlyExit(exits=specs), tensors)
+        build_bundle(open_encoder(work / "student"), work / "fitted")
+        fitted = Bundle.open(work / "fitted", integrity="size")
+        result = calibrate_classifier(
+            fitted, data, granularity=granularity, risk=risk, error=error, limit=limit, progress=progress
+        )
+        before, after = (_agreements(bundle, documents, progress) for bundle in (plain, fitted))
+        summary = _summary(layers, before, after, result)
+        provenance = _provenance(summary, documents)
+        save_exits(work / "student", EarlyExit(exits=specs, calibrations=[result], provenance=provenance), tensors)
     return summary
 
 

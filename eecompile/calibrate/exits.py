@@ -1,13 +1,10 @@
 """`exits`: a checkpoint becomes a student: exits fitted, gates trained, thresholds calibrated, all without torch."""
 
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from eecompile.bundle import disk
 from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_enough
 from eecompile.calibrate.documents import MAX_TOKENS, Documents, load_documents
 from eecompile.calibrate.fit import Fitted, FittedExit, check_enough_to_fit, fit_adapters
@@ -16,7 +13,7 @@ from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.points import prices, thresholds_along
 from eecompile.calibrate.rows import RIDGE
 from eecompile.calibrate.small_heads import HeadMatrix
-from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, remove_abandoned
+from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, replacing_student
 from eecompile.calibrate.tables import Float, Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -52,21 +49,10 @@ def fit_exits(
     data = load_documents(documents, max_tokens=max_tokens, limit=limit)
     check_output(checkpoint, out)
     _check_documents(student, data, risk, error)
-    final = Path(os.path.realpath(out))
-    with disk.disk_faults(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(final)
-        work = final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            work.mkdir()
-            summary = _fit_into(
-                work, student, plan, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
-            )
-            check_output(checkpoint, final)
-            disk.replace_directory(work / "student", final)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return summary
+    with replacing_student(checkpoint, out) as work:
+        return _fit_into(
+            work, student, plan, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
+        )
 
 
 def _fit_into(

@@ -1,9 +1,12 @@
 """Where a student with fitted exits is written: a copy of its checkpoint that appears whole or not at all."""
 
+import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +16,27 @@ from eecompile.errors import UsageError
 
 SOURCE: Final = "eecompile exits"
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+
+
+@contextlib.contextmanager
+def replacing_student(checkpoint: Path, out: Path) -> Iterator[Path]:
+    """A folder beside `out` to work in; what is then at its "student" takes the place of `out`, unless something fails.
+
+    Raises UsageError where `out` holds something other than such a student, EECompileError for a full or closed disk.
+    """
+    check_output(checkpoint, out)
+    final = Path(os.path.realpath(out))
+    with disk.disk_faults(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final)
+        work = final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            work.mkdir()
+            yield work
+            check_output(checkpoint, final)
+            disk.replace_directory(work / "student", final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
@@ -48,7 +72,7 @@ def check_output(checkpoint: Path, out: Path) -> None:
         raise UsageError("the output holds something other than fitted exits", where=str(out), mend=mend)
 
 
-def remove_abandoned(final: Path) -> None:
+def _remove_abandoned(final: Path) -> None:
     """Remove what killed runs for the same output left; they can be as large as two bundles."""
     pattern = re.compile(rf"\.{re.escape(final.name)}\.tmp-([0-9]{{1,10}})-[0-9a-f]{{8}}")
     for entry in list(os.scandir(final.parent)):

@@ -1,7 +1,6 @@
 """`run` on a classifier: one text, or a file of them."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eecompile.bundle import disk
 from eecompile.cli.console import err, print_json, print_table, say, stages
 from eecompile.cli.options import ids_from_text, refuse_given, thresholds_from_options
 from eecompile.errors import UsageError
@@ -82,21 +82,13 @@ def _run_file(classifier: "Classifier", source: Path, target: Path | None, batch
     from eecompile.runtime.prompts import read_texts
 
     lines, began, done = read_texts(source), time.perf_counter(), 0
-    partial = None if target is None else target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with stages("classify") as begin, click.open_file(str(partial or "-"), "w", encoding="utf-8") as out:
-            while window := list(islice(lines, WINDOW)):
-                begin(f"{done} texts done")
-                found = classifier.classify(window, batch)
-                out.writelines(json.dumps(as_object(one), ensure_ascii=False, allow_nan=False) + "\n" for one in found)
-                done += len(found)
-        if partial is not None and target is not None:
-            os.replace(partial, target)
-    except OSError as e:
-        raise UsageError(f"cannot be written ({e.strerror})", where=str(target)) from e
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    opened = click.open_file("-", "w") if target is None else disk.replacing_file(target)
+    with stages("classify") as begin, opened as out:
+        while window := list(islice(lines, WINDOW)):
+            begin(f"{done} texts done")
+            found = classifier.classify(window, batch)
+            out.writelines(json.dumps(as_object(one), ensure_ascii=False, allow_nan=False) + "\n" for one in found)
+            done += len(found)
     err.print(f"{done} texts in {time.perf_counter() - began:.2f} s")
 
 

@@ -1,11 +1,11 @@
 """`run --input`: a file of prompts through a batch, a line of JSON for each."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eecompile.bundle import disk
 from eecompile.cli.console import err, stages
 from eecompile.errors import CheckFailed, UsageError
 
@@ -58,7 +58,8 @@ def run_file(
                 failed += request.error is not None
         except UsageError as e:
             raise UsageError(e.what, where=f"{source}, prompt {drawn}", mend=e.mend) from e
-    _write(target, [lines[i] for i in range(len(lines))])
+    with disk.replacing_file(target) as file:
+        file.writelines(f"{lines[i]}\n" for i in range(len(lines)))
     err.print(f"{len(lines)} prompts, {failed} failed, {batch.pool.passes} passes")
     if failed:
         raise CheckFailed(
@@ -78,15 +79,3 @@ def _line(request: "Request", mode: str, has_text: bool) -> dict[str, Any]:
     text = request.text if has_text else None
     found = result_json(request.prompt_ids, request.ids, text, request.exit_layers, mode, request.stats)
     return found if request.error is None else {**found, "error": str(request.error)}
-
-
-def _write(target: Path, lines: list[str]) -> None:
-    """All of the file or none of it."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(beside, target)
-    except OSError as e:
-        raise UsageError(f"cannot be written: {e.strerror}", where=str(target)) from e
-    finally:
-        beside.unlink(missing_ok=True)

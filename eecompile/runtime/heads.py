@@ -84,10 +84,15 @@ class Head:
         return self._logits
 
 
+def full_head(manifest: Manifest, graphs: LoadedGraphs, rows: int) -> Head:
+    """The model's head, over up to `rows` rows."""
+    return Head(graphs.head, manifest.model.hidden, manifest.model.vocab, rows, manifest.minimum_rows)
+
+
 def heads_by_name(manifest: Manifest, graphs: LoadedGraphs, rows: int) -> dict[str, Head]:
     """The model's head, "full", and the small ones, each over up to `rows` rows."""
     size, vocab, minimum = manifest.model.hidden, manifest.model.vocab, manifest.minimum_rows
-    heads = {c.FULL_HEAD: Head(graphs.head, size, vocab, rows, minimum)}
+    heads = {c.FULL_HEAD: full_head(manifest, graphs, rows)}
     for head in manifest.heads:
         ids = np.array(head.tokens, np.int64) if head.tokens else None
         heads[head.name] = Head(graphs.heads[head.name], size, head.rows(vocab), rows, minimum, ids)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.engines.ort import OrtEngine
+from eecompile.runtime.rules import head_bounds
 from eecompile.schema import Criterion, Task
 
 Float = NDArray[np.float32]
@@ -27,11 +28,7 @@ class ClassRule:
         """The rule of these thresholds; None where one of them is `never`."""
         if "never" in thresholds:
             return None
-        bounds = np.array(c.NO_BOUND, np.float32)
-        for i, criterion in enumerate(c.HEAD_CRITERIA):
-            if criterion in thresholds:
-                bounds[i] = thresholds[criterion]  # type: ignore[index]
-        return cls(bounds, thresholds.get("delta"))
+        return cls(head_bounds(thresholds), thresholds.get("delta"))
 
 
 @dataclass(frozen=True)

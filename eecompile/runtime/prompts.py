@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, StrictInt, ValidationError
 
 from eecompile.errors import UsageError
-from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.texts import TextInput
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -38,15 +37,6 @@ def read_texts(path: Path) -> Iterator[TextInput]:
     """As `read_prompts`, one at a time, for classifiers: a "text" that has a "pair" beside it is a pair."""
     for prompt, pair in _stream(path):
         yield (prompt, pair) if pair is not None and isinstance(prompt, str) else prompt
-
-
-def encode_prompt(bundle: Bundle, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt. Raises UsageError for text where the bundle has no tokenizer."""
-    if not isinstance(prompt, str):
-        return [int(i) for i in prompt]
-    if bundle.text is None:
-        raise UsageError("this bundle has no tokenizer to read text prompts with", mend=_FORMAT)
-    return bundle.text.encode(prompt)
 
 
 def _stream(path: Path) -> Iterator[tuple[Prompt, str | None]]:

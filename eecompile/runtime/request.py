@@ -16,6 +16,8 @@ from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.text import TextCodec
 from eecompile.shapes import ExitShape
 
+_GIVE_IDS = 'give token ids: --prompt-ids 1,2,3, or {"prompt_ids": [1, 2, 3]} on a line of a .jsonl file'
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -189,4 +191,4 @@ def room(manifest: Manifest, limits: Limits, ids: list[int], max_new_tokens: int
 
 def no_tokenizer() -> UsageError:
     """The fault of asking for text where the bundle has no tokenizer."""
-    return UsageError("this bundle has no tokenizer", mend="give token ids (--prompt-ids 1,2,3)")
+    return UsageError("this bundle has no tokenizer", mend=_GIVE_IDS)

@@ -45,16 +45,18 @@ class ExitRule:
         """The rule of these thresholds; None where one of them is `never`."""
         if "never" in thresholds:
             return None
-        bounds = np.array(c.NO_BOUND, np.float32)
-        for i, criterion in enumerate(c.HEAD_CRITERIA):
-            if criterion in thresholds:
-                bounds[i] = thresholds[criterion]  # type: ignore[index]
         cheap: dict[Criterion, float] = {k: v for k, v in thresholds.items() if k in c.CHEAP_CRITERIA}
-        return cls(exit_, layer, bounds, cheap, thresholds.get("patience"), schedule)
+        return cls(exit_, layer, head_bounds(thresholds), cheap, thresholds.get("patience"), schedule)
 
     def passes_cheap(self, values: Mapping[Criterion, float]) -> bool:
         """Whether the cheap gates let a row go on to the head, given what each goes by."""
         return all(in_range(criterion, values[criterion], bound) for criterion, bound in self.cheap.items())
+
+
+def head_bounds(thresholds: Mapping[Criterion, float]) -> Float:
+    """float32 [3] for a head's decision: max_prob, margin, entropy; NO_BOUND where none is given."""
+    given: Mapping[str, float] = thresholds  # type: ignore[assignment]
+    return np.array([given.get(name, free) for name, free in zip(c.HEAD_CRITERIA, c.NO_BOUND, strict=True)], np.float32)
 
 
 def in_range(criterion: str, value: float, bound: float) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
@@ -9,7 +10,7 @@ from eecompile.errors import UsageError
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.gates import ExitGates
-from eecompile.runtime.heads import heads_by_name
+from eecompile.runtime.heads import full_head, heads_by_name
 from eecompile.runtime.request import Limits, Request, Settings, Stats, Token, no_tokenizer, prompt_ids
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.sled import SledDecoder
@@ -78,15 +79,16 @@ class Session:
             self.manifest, self.text, self._settings, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
         )
         one = self._settings.continuation(self._stairs, sampling)
-        decoder = self._sled() if sampling.sled else self._decoder
+        decoder: Decoder = self._sled if sampling.sled else self._decoder
         return Generation(self._run(decoder, one, request), request)
 
+    @cached_property
     def _sled(self) -> SledDecoder:
         if self.mode != "full":
             raise UsageError(f"SLED decodes at full depth, not in mode {self.mode}", mend="use mode full")
         if not self._askers:
             raise UsageError("SLED needs exits, and the bundle has none", mend="build it with --exits")
-        head = heads_by_name(self.manifest, self._graphs, len(self._askers) + 1)[c.FULL_HEAD]
+        head = full_head(self.manifest, self._graphs, len(self._askers) + 1)
         return SledDecoder(head, self._askers, layers=self.manifest.model.layers)
 
     def _run(self, decoder: Decoder, one: Continuation, request: Request) -> Iterator[Token]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eecompile.runtime import Bundle
-from eecompile.runtime.prompts import Prompt, encode_prompt, read_prompts
+from eecompile.runtime import Bundle, request
+from eecompile.runtime.prompts import Prompt, read_prompts
 from eecompile.runtime.source import sequence
 
 PARITY_EXTRA = 44  # rows of the long sequence past two full prefill passes: a third pass, of an odd size
@@ -42,7 +42,7 @@ def prompt_ids(bundle: Bundle, prompts: Path | Sequence[Prompt] | None, tokens: 
         model, budget = bundle.manifest.model, bundle.files.policy.budget
         room = min(model.context - tokens, model.context if budget is None else budget // model.layers)
         return [ids[: max(1, room)] for ids in _built_in(bundle)]
-    return [encode_prompt(bundle, prompt) for prompt in prompts]
+    return [request.prompt_ids(bundle.text, prompt) for prompt in prompts]
 
 
 def walked_ids(bundle: Bundle, prompt: list[int], most: int) -> tuple[list[int], list[int] | None]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from eecompile.errors import UsageError
-from eecompile.runtime.prompts import encode_prompt, read_prompts, read_texts
+from eecompile.runtime.prompts import read_prompts, read_texts
+from eecompile.runtime.request import prompt_ids
 
 
 def test_text_files_hold_a_prompt_a_line(tmp_path: Path) -> None:
@@ -56,6 +57,6 @@ def test_bad_lines_name_file_and_line(line: str, tmp_path: Path) -> None:
 
 def test_text_needs_a_tokenizer_and_ids_do_not(shelf: Any) -> None:
     bundle = shelf.bundle()
-    assert encode_prompt(bundle, [1, 2]) == [1, 2]
+    assert prompt_ids(bundle.text, [1, 2]) == [1, 2]
     with pytest.raises(UsageError, match="no tokenizer"):
-        encode_prompt(bundle, "text")
+        prompt_ids(bundle.text, "text")
