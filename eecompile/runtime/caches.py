@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
 
-GROWTH = 32  # rows at least, so that bindings, which are made anew, last for as many tokens
+GROWTH = 64  # rows at least, so that bindings, which are made anew, last for as many tokens
 
 
 class Caches:

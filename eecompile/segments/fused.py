@@ -13,6 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from eecompile import contract as c
@@ -64,7 +65,8 @@ class GroupQuery:
         tables = []
         if rotary is not None:
             tables, turned = [rotary.cos, rotary.sin], {"do_rotary": 1, "rotary_interleaved": int(rotary.interleaved)}
-        padded = g.op("Pad", projected, g.constant([0, 0, 0, 0, 1, 0]))
+        nothing = g.constant(np.zeros((1, 1, (heads + 2 * kv_heads) * head_dim), np.float32), np.float32)
+        padded = g.op("Concat", projected, nothing, axis=1)
         mixed = g.ops(
             "GroupQueryAttention", 3, padded, "", "", *caches, self.ends, self.total, *tables,
             named=(f"mixed_{cache}", *outputs), domain=RUNTIME_DOMAIN, num_heads=heads, kv_num_heads=kv_heads,
