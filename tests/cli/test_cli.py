@@ -1,17 +1,13 @@
 """Every command on a tiny bundle: results on stdout, faults in words, the exit status of each kind of fault."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import tiny_t5
-from click.testing import CliRunner, Result
-
-from eecompile.cli import main
+from commands import cli, cli_json
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +21,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path: Path) -> Path:
     """A bundle of it with exits after 1 and 3 layers."""
     return tiny.bundle_at(tmp_path / "bundle", checkpoint, [1, 3])
-
-
-def cli(*arguments: object, status: int = 0) -> Result:
-    """Run a command in this process; it has to end with `status`."""
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == status, (result.output, result.stderr, result.exception)
-    return result
-
-
-def cli_json(*arguments: object) -> Any:
-    """The one JSON object that a command prints."""
-    return json.loads(cli(*arguments, "--json").stdout)
 
 
 def test_build_makes_a_bundle_and_says_what_it_did(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import tiny_encoder as te
-from click.testing import CliRunner, Result
+from commands import cli, cli_json
 
-from eecompile.cli import main
 from eecompile.errors import NumericError
 
 
@@ -24,16 +22,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"text": f"{a} {b} {c}"} for a in te.WORDS[4:16] for b in te.WORDS[4:12] for c in ("sat", "ran")]
     (root / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     return root
-
-
-def cli(*arguments: object, status: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == status, (result.output, result.stderr, result.exception)
-    return result
-
-
-def cli_json(*arguments: object) -> Any:
-    return json.loads(cli(*arguments, "--json").stdout)
 
 
 def test_build_plans_and_builds(place: Path, tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from click.testing import CliRunner, Result
-
-from eecompile.cli import main
+from commands import cli
 
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "the other"}, {"prompt_ids": [5, 6, 7]}, {"prompt": "th"}, {"text": "a longer text than the others"},
@@ -21,12 +19,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     source = tiny.add_tokenizer(tiny.checkpoint(folder / "checkpoint", tiny.config(vocab_size=288), gain=0.35))
     return tiny.bundle_at(folder / "bundle", source, [1, 3], slots=8)
-
-
-def cli(*arguments: object, status: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == status, (result.output, result.stderr, result.exception)
-    return result
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:

@@ -1,11 +1,9 @@
 """Inputs for encoders: 4-bit weights as the floats they stand for, sentences out of mails, nothing half-made."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -36,19 +34,6 @@ A paragraph without a full stop
 -- 
 The signature is here.
 """
-
-
-@pytest.fixture
-def inputs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tools/inputs.py, loaded afresh as a script."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    spec = importlib.util.spec_from_file_location("eecompile_inputs", ROOT / "tools" / "inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def quantised(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[onnx.ModelProto, np.ndarray]:

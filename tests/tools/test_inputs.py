@@ -2,11 +2,9 @@
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -18,19 +16,6 @@ from eecompile.errors import IntegrityError, MissingBackend
 
 ROOT = Path(__file__).parents[2]
 SMOLLM2 = ROOT / "build" / "inputs" / "smollm2"
-
-
-@pytest.fixture
-def inputs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tools/inputs.py, loaded afresh."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # as for a script
-    spec = importlib.util.spec_from_file_location("eecompile_inputs", ROOT / "tools" / "inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def json_lines(*rows: dict[str, str]) -> bytes:
