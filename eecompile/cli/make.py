@@ -104,6 +104,22 @@ def exits(
 
 
 @click.command()
+@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The merged checkpoint.")
+@JSON
+@user_faults
+def merge(ckpt: Path, adapter: Path, output: Path, as_json: bool) -> None:
+    """Merge ADAPTER, a LoRA directory as peft saves it, into CKPT; exits that lie beside it come along."""
+    from eecompile.bundle.disk import disk_faults
+    from eecompile.student.lora import merge_lora
+
+    with checkpoint_directory(ckpt) as directory, stages("merge") as begin, disk_faults(output):
+        merged = merge_lora(directory, adapter, output, progress=begin)
+    _show({"checkpoint": str(output), "merged": len(merged)}, as_json)
+
+
+@click.command()
 @BUNDLE
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Text: .jsonl, .txt or a directory.")
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
@@ -172,4 +188,4 @@ def _show(values: dict[str, object], as_json: bool) -> None:
         print_table("", ["", ""], [[name, value] for name, value in values.items()])
 
 
-COMMANDS = (build, exits, calibrate)
+COMMANDS = (build, exits, calibrate, merge)

@@ -5,21 +5,18 @@ not grow with the model. The tokenizer is rebuilt from the file's own metadata. 
 its final name and renamed once it is complete.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
-from eecompile.errors import UsageError
 from eecompile.student.gguf_source import OTHER_MODEL, RECONVERT, REFETCH, GGUFSource, open_gguf
 from eecompile.student.gguf_tokenizer import ROLES, write_json, write_tokenizer
+from eecompile.student.writing import new_checkpoint, write_safetensors
 
 JsonObject = dict[str, Any]
 
@@ -44,25 +41,16 @@ def checkpoint_from_gguf(gguf_path: Path, out: Path, *, tokenizer: bool = True) 
     false, tokenizer.json, tokenizer_config.json and special_tokens_map.json. It is complete or absent at all
     times. Raises UsageError where the file is not a whole llama GGUF or its tokenizer is not byte-level BPE.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("the output already exists", where=str(out), mend="remove it or name another")
     source = open_gguf(gguf_path)
     config = _config(source)
     weights = list(_weights(source, config))
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_checkpoint(out) as folder:
         if tokenizer:
-            write_tokenizer(source, config, partial)
-        write_json(partial / "config.json", config)
-        write_json(partial / "generation_config.json", _generation_config(source, config))
-        with (partial / "model.safetensors").open("wb") as stream:
-            _write_safetensors(source, weights, stream)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            write_tokenizer(source, config, folder)
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", _generation_config(source, config))
+        rows = (values.astype("<f4").tobytes() for weight in weights for values in _float_rows(source, weight))
+        write_safetensors(folder / "model.safetensors", {w.name: ("F32", w.shape) for w in weights}, rows)
 
 
 @dataclass(frozen=True)
@@ -167,21 +155,6 @@ def _weights(source: GGUFSource, config: JsonObject) -> Iterator[_Weight]:
         yield weight("lm_head", "output", table)
     if left:
         source.refuse(f"tensor {min(left)} has no place in a plain llama model", OTHER_MODEL)
-
-
-def _write_safetensors(source: GGUFSource, weights: list[_Weight], stream: BinaryIO) -> None:
-    """Write the header (8-byte little-endian length, JSON), then every weight in order as float32."""
-    header: JsonObject = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for weight in weights:
-        start, end = end, end + 4 * int(np.prod(weight.shape, dtype=np.int64))
-        header[weight.name] = {"dtype": "F32", "shape": weight.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for weight in weights:
-        for values in _float_rows(source, weight):
-            stream.write(values.astype("<f4").tobytes())
 
 
 def _float_rows(source: GGUFSource, weight: _Weight) -> Iterator[npt.NDArray[np.float32]]:

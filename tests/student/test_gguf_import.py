@@ -438,7 +438,7 @@ def test_a_late_failure_leaves_nothing(tmp_path: Path) -> None:
 def test_a_killed_run_leaves_no_checkpoint_and_does_not_block_the_next(tmp_path: Path, tiny: Path) -> None:
     script = (
         "import os, pathlib, sys; from eecompile.student import gguf_import as g\n"
-        "g._write_safetensors = lambda *_: os._exit(9)\n"
+        "g.write_safetensors = lambda *_: os._exit(9)\n"
         "g.checkpoint_from_gguf(*map(pathlib.Path, sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, str(tiny), str(tmp_path / "out")]
