@@ -194,7 +194,7 @@ class Decoder:
                 continue
             certain.append(Emitted(token, self._layers))
             break
-        one.certain = certain
+        one.certain = [*one.certain, *certain]  # a flush after a step adds to what the step made certain
         if right == count:  # of drafts alone: what was drafted last goes on
             one.drafts = drafts[right:]
             one.early = len(one.drafts)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from eecompile import contract as c
 from eecompile.errors import ContextFull, NumericError, Uncalibrated, UsageError
-from eecompile.runtime import Bundle, Request, Sampling
+from eecompile.runtime import Bundle, Request, Sampling, decode
+from eecompile.runtime.decode import Decoder
+from eecompile.runtime.gates import ExitGates
 from eecompile.runtime.rules import ExitRule
 
 GAIN = 0.35  # layers that add little: exits agree with the last layer about half of the time
@@ -329,3 +331,39 @@ def test_generate_many_keeps_slots_full_and_draws_prompts_as_it_goes(calibrated:
     assert len(drawn) == 3
     results = {first.number: first.ids} | {request.number: request.ids for request in done}
     assert results == {i: tiny.tokens(opened, [i, i], 6, mode="confident") for i in range(7)}
+
+
+def test_drafts_are_verified_in_parts_whatever_rides_along(
+    shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence may ride along in a deep step and not in one before it: then older drafts are verified while its
+    newest, which may end the text, still waits and is flushed. Nothing is lost."""
+    rng, seen = np.random.default_rng(5), Counter[str]()
+    ask, flush, riding = ExitGates.ask, Decoder.flush, Decoder._riding
+
+    def irregular(self: Any, exit_: int, rows: Any, states: Any) -> Any:
+        fires = 0.5 if exit_ == 0 else 0.35
+        return [token if rng.random() < fires else None for token in ask(self, exit_, rows, states)]
+
+    def counted(self: Any, those: Any) -> None:
+        seen["in parts"] += sum(bool(one.certain and one.drafts) for one in those)
+        flush(self, those)
+
+    monkeypatch.setattr(ExitGates, "ask", irregular)
+    monkeypatch.setattr(Decoder, "flush", counted)
+    monkeypatch.setattr(Decoder, "_riding", lambda self, k, *groups: riding(self, k, *groups) if k > 1 else [])
+    monkeypatch.setattr(decode, "riders", lambda walking, others, *_: bool(walking and others))
+    source = shelf.checkpoint(MODELS["groups"], gain=0.12)
+    opened = Bundle.open(tiny.bundle_at(tmp_path / "bundle", source, [1, 2, 3], slots=8))
+    batch = opened.batch(mode="exact", pending_cap=8, thresholds={n: {"max_prob": 0.0} for n in (1, 2, 3)})
+    asked = [
+        {"prompt": rng.integers(0, tiny.VOCAB, 4), "max_new_tokens": 12, "stop": set(range(i % 4, tiny.VOCAB, 4))}
+        for i in range(500)
+    ]
+    requests = [batch.add(**one) for one in asked]
+    for _ in batch.run():
+        pass
+    monkeypatch.undo()
+    session = opened.session(mode="full")
+    assert all([t.id for t in session.generate(**one)] == r.ids for one, r in zip(asked, requests, strict=True))
+    assert seen["in parts"] > 2
