@@ -14,7 +14,7 @@ from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
-from eecompile.errors import UsageError
+from eecompile.errors import IntegrityError, UsageError
 from eecompile.pipeline_encoder import build_encoder, plan_encoder
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
@@ -121,7 +121,13 @@ def build(
         _record_reference(student, writer.path / "reference", chosen["context"])
         progress("bundle")
         fields = _manifest_fields(student, target, graphs, chosen, slack)
-        return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
+        try:
+            return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
+        except IntegrityError as e:
+            if "calibration" not in e.where:
+                raise
+            mend = "calibrate the exits again"
+            raise UsageError(f"a calibration that does not fit: {e.what}", where=c.EARLY_EXIT, mend=mend) from e
 
 
 def _manifest_fields(

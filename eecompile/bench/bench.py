@@ -1,6 +1,5 @@
 """`bench`: full, confident and exact mode, the uncut graph and peers, alternating over the same prompts."""
 
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from eecompile.bench.results import BenchResult, Machine, PeerResult, UncutResul
 from eecompile.bench.runs import Contender, Ids, ModeContender, PeerFailed, Rounds, UncutContender, alternate
 from eecompile.bench.summary import Runs, decoded, equal_tokens, graph_times, mode_result, speed
 from eecompile.bench.tables import bench_tables
+from eecompile.engines.ort import processors
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.prompts import Prompt
@@ -195,7 +195,7 @@ def machine_facts(threads: int) -> Machine:
     """Where this runs."""
     return Machine(
         device=device_name(),
-        processors=len(os.sched_getaffinity(0)),
+        processors=processors(),
         threads=threads,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

@@ -84,8 +84,16 @@ def write_atomically(path: Path, data: bytes, scratch: Path) -> None:
 def replacing_file(path: Path) -> Iterator[TextIO]:
     """A text file to write, which takes the place of `path` once the block ends; where it fails `path` stays as it was.
 
-    Raises EECompileError.
+    What a link points at is replaced, not the link; a device or a pipe is written to as it stands. Raises
+    EECompileError where it cannot be written: at once, and when the block ends.
     """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise UsageError("the output is a directory", where=str(path), mend="name a file")
+    if path.exists() and not path.is_file():
+        with disk_faults(path), open(path, "w", encoding="utf-8") as stream:
+            yield stream
+        return
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with disk_faults(path):

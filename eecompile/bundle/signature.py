@@ -17,6 +17,7 @@ from pydantic import Field
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_layout
+from eecompile.bundle.disk import disk_faults
 from eecompile.bundle.strict import fault, parse_object, read_regular, validated
 from eecompile.errors import EECompileError, UsageError
 from eecompile.schema import Sha256, Strict
@@ -146,7 +147,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     except OSError as e:
         raise EECompileError(f"cannot be written ({e.strerror})", where=str(path), mend="choose another place") from e
     try:
-        with open(number, "wb") as file:
+        with disk_faults(path), open(number, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

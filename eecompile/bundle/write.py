@@ -175,7 +175,10 @@ def write_overlay(
 
 def check_replaceable(path: Path) -> None:
     """Raise UsageError unless `path` is free, an empty directory or a bundle with nothing foreign in it."""
-    if not os.path.lexists(path):
+    there = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+    if there != path and not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UsageError("the output cannot be made there", where=str(there), mend=_ELSEWHERE)
+    if there != path:
         return
     if not path.is_dir():
         raise UsageError("the output is not a directory", where=str(path), mend=_ELSEWHERE)

@@ -6,7 +6,7 @@ precision, exits and gate weights.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.policy import adopt_calibration
 from eecompile.bundle.read import BundleFiles, read_bundle
-from eecompile.calibrate.documents import SHARES, Documents, load_documents
+from eecompile.calibrate.documents import SHARES, Documents, Split, load_documents
 from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus, union_losses
 from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, TokenTable, trace_tables
@@ -52,7 +52,7 @@ def calibrate(
             "the bundle has no exits to calibrate", where=str(bundle.files.path), mend="build it with --exits"
         )
     found = documents.counts(bundle.text, vocab=manifest.model.vocab, context=manifest.model.context)
-    check_enough(documents, found["path"], found["test"], risk, error)
+    check_enough(documents, found, risk, error)
     tables = trace_tables(bundle, documents, ("path", "test"), progress)
     drafts = [e.draft for e in policy.exits]
     return calibrate_tables(bundle, documents.sha256, tables["path"], tables["test"], drafts, risk=risk, error=error)
@@ -78,14 +78,15 @@ def calibrate_file(
     return calibrate(bundle, documents, risk=risk, error=error, progress=progress)
 
 
-def check_enough(documents: Documents, path: int, test: int, risk: float, error: float) -> None:
+def check_enough(documents: Documents, found: Mapping[Split, int], risk: float, error: float) -> None:
     """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong."""
     check_levels(risk, error)
     needed = documents_needed(risk, error)
-    if test < needed or not path:
-        what = f"{test} of {documents.count} documents are for testing, and a risk of {risk:g} at an error of {error:g}"
-        total = int(np.ceil(max(needed, 10) / SHARES["test"]))
-        mend = f"give about {total} documents or more, all different and not short, or allow more risk"
+    if found["test"] < needed or not found["path"]:
+        used, more = sum(found.values()), "give" if documents.cutoff is None else "raise --limit to"
+        what = f"{found['test']} of {used} documents are for testing, and a risk of {risk:g} at an error of {error:g}"
+        total = int(np.ceil(1.3 * max(needed, 10) / SHARES["test"]))  # splits go by hash: a third more than on average
+        mend = f"{more} about {total} documents or more, all different and not short, or allow more risk"
         raise UsageError(f"{what} needs at least {needed}", where=str(documents.path), mend=mend)
 
 

@@ -107,7 +107,7 @@ def _schedule_tensors(student: Student) -> dict[str, Float]:
 def _check_documents(student: Student, data: Documents, risk: float, error: float) -> None:
     codec = TextCodec(student.path) if student.tokenizer_files else None
     found = data.counts(codec, vocab=student.spec.vocab, context=student.spec.max_positions)
-    check_enough(data, found["path"], found["test"], risk, error)
+    check_enough(data, found, risk, error)
     check_enough_to_fit(data, found["fit"])
 
 

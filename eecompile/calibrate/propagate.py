@@ -45,7 +45,7 @@ def calibrate_propagate(
         raise UsageError("the bundle has no exits to calibrate", where=str(bundle.files.path))
     model = manifest.model
     found = documents.counts(bundle.text, vocab=model.vocab, context=model.context)
-    check_enough(documents, found["path"], found["test"], risk, error)
+    check_enough(documents, found, risk, error)
     table = trace_tables(bundle, documents, ("path",), progress)["path"]
     path = threshold_path(table, prices(manifest))
     stride = -(-len(path) // POINTS)

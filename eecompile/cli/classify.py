@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,11 @@ import click
 from eecompile.bundle import disk
 from eecompile.cli.console import err, print_json, print_table, say, stages
 from eecompile.cli.options import ids_from_text, refuse_given, thresholds_from_options
-from eecompile.errors import UsageError
+from eecompile.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from eecompile.runtime import Bundle, Classification, Classifier
+    from eecompile.runtime.texts import TextInput
 
 WINDOW = 512  # lines of a file that are read, sorted by length and classified at a time
 _GENERATING = (
@@ -81,15 +82,29 @@ def _run_file(classifier: "Classifier", source: Path, target: Path | None, batch
     """A line of JSON for each of the input's, in its order; the output file appears once it is whole."""
     from eecompile.runtime.prompts import read_texts
 
-    lines, began, done = read_texts(source), time.perf_counter(), 0
+    lines, began, done, failed = read_texts(source), time.perf_counter(), 0, 0
     opened = click.open_file("-", "w") if target is None else disk.replacing_file(target)
     with stages("classify") as begin, opened as out:
         while window := list(islice(lines, WINDOW)):
             begin(f"{done} texts done")
-            found = classifier.classify(window, batch)
-            out.writelines(json.dumps(as_object(one), ensure_ascii=False, allow_nan=False) + "\n" for one in found)
+            found = _answers(classifier, window, batch)
+            out.writelines(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in found)
             done += len(found)
+            failed += sum("error" in one for one in found)
     err.print(f"{done} texts in {time.perf_counter() - began:.2f} s")
+    if failed:
+        where = "stdout" if target is None else str(target)
+        raise CheckFailed(f"{failed} of {done} texts failed", where=where, mend='see "error" in their lines')
+
+
+def _answers(classifier: "Classifier", texts: Sequence["TextInput"], batch: int) -> list[dict[str, Any]]:
+    """What is said of each text; of one that cannot be classified, why."""
+    try:
+        return [as_object(one) for one in classifier.classify(texts, batch)]
+    except UsageError as e:
+        if len(texts) == 1:
+            return [{"error": str(e)}]
+        return [answer for text in texts for answer in _answers(classifier, [text], batch)]
 
 
 def _stats(stats: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """How commands talk: results on stdout, progress and faults on stderr, exit status by kind of fault."""
 
+import errno
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +22,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130
 LOG_SECONDS = 10.0  # between progress lines where stderr is not a terminal
 
+
+class _Console(Console):
+    """Prints to a reader who may leave early, as `head` does, which is no fault."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
 # a pipe has no width of its own
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -31,7 +42,9 @@ def user_faults(command: Command) -> Command:
     @functools.wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
         try:
-            return command(*args, **options)
+            found = command(*args, **options)
+            sys.stdout.flush()
+            return found
         except EECompileError as e:
             err.print(f"[bold red]error[/] {_escape(str(e))}")
             sys.exit(e.exit_status)
@@ -41,6 +54,13 @@ def user_faults(command: Command) -> Command:
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(0)
+
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EIO) or e.filename is not None:
+                raise
+            err.print(f"[bold red]error[/] stdout cannot be written ({e.strerror})")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
     return wrapped  # type: ignore[return-value]
 

@@ -39,6 +39,7 @@ def build(
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
+    from eecompile.bundle.write import check_replaceable
     from eecompile.student.encoder_student import EncoderStudent, open_checkpoint
     from eecompile.target import load_target
 
@@ -48,6 +49,7 @@ def build(
         device = load_target(target)
         plan = pipeline.plan(student, device, options)
         if dry_run:
+            check_replaceable(output)
             _show(
                 {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}, as_json
             )
@@ -139,10 +141,12 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
     from eecompile.bench.defaults import apply_default_policy
+    from eecompile.bundle.policy import read_for_change
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
     from eecompile.calibrate.classifier import calibrate_classifier
     from eecompile.runtime import Bundle
 
+    read_for_change(bundle, key)
     opened = Bundle.open(bundle)
     with stages("calibrate") as begin:
         if opened.manifest.task == c.CAUSAL_LM:

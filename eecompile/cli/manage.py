@@ -112,6 +112,10 @@ def policy(bundle: Path, action: str, **options: Any) -> None:
     from eecompile.bundle.read import read_bundle
 
     files = read_bundle(bundle, integrity="size")
+    changes = [name for name in ("threshold", "minimum_depth", "budget") if options[name] not in (None, ())]
+    if bool(changes) != (action == "set"):
+        mend = "policy set --threshold, --minimum-depth or --budget; policy show takes none of them"
+        raise UsageError(f"there is nothing to {action}" if not changes else f"{action} changes nothing", mend=mend)
     if action == "set":
         gates = {info.layer: info.gates for info in files.manifest.exits}
         change_policy(

@@ -34,32 +34,34 @@ def run_file(
 ) -> None:  # fmt: skip
     """Continue every prompt of `source` (as for `bench`: .jsonl or .txt) and write a line each to `target`, in order.
 
-    The file appears when all is done. A sequence that fails has "error" in its line, and raises CheckFailed at the end.
-    Raises UsageError naming the line of a prompt that cannot be served.
+    The file appears when all is done. A prompt that cannot be served and a sequence that fails have "error" in their
+    line, and raise CheckFailed at the end.
     """
     from eecompile.runtime.batch import run_all
     from eecompile.runtime.prompts import read_prompts
 
-    prompts, drawn = read_prompts(source), 0
+    prompts = read_prompts(source)
+    lines: list[dict[str, Any]] = [{}] * len(prompts)
+    served: list[int] = []
 
     def encoded() -> Iterator[list[int]]:
-        nonlocal drawn
-        for prompt in prompts:
-            drawn += 1
-            yield _ids(bundle, prompt, raw)
+        for number, prompt in enumerate(prompts):
+            try:
+                ids = _ids(bundle, prompt, raw)
+                batch.check(ids, max_new_tokens)
+            except UsageError as e:
+                lines[number] = {"error": str(e)}
+                continue
+            served.append(number)
+            yield ids
 
-    lines: dict[int, str] = {}
-    failed = 0
-    with stages("run", len(prompts)) as begin:
-        try:
-            for request in run_all(batch, encoded(), max_new_tokens=max_new_tokens, sampling=sampling):
-                begin(f"{len(lines) + 1} of {len(prompts)} done")
-                lines[request.number] = json.dumps(_line(request, mode, bundle.text is not None), ensure_ascii=False)
-                failed += request.error is not None
-        except UsageError as e:
-            raise UsageError(e.what, where=f"{source}, prompt {drawn}", mend=e.mend) from e
     with disk.replacing_file(target) as file:
-        file.writelines(f"{lines[i]}\n" for i in range(len(lines)))
+        with stages("run", len(prompts)) as begin:
+            for request in run_all(batch, encoded(), max_new_tokens=max_new_tokens, sampling=sampling):
+                begin(f"{sum(map(bool, lines)) + 1} of {len(prompts)} done")
+                lines[served[request.number]] = _line(request, mode, bundle.text is not None)
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    failed = sum("error" in line for line in lines)
     err.print(f"{len(lines)} prompts, {failed} failed, {batch.pool.passes} passes")
     if failed:
         raise CheckFailed(

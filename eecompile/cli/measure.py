@@ -43,7 +43,7 @@ def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: 
 @click.option("--gguf", type=click.Path(path_type=Path), help="llama.cpp's model.")
 @click.option("--kv", is_flag=True, help="Also compare the rules for skipped layers.")
 @click.option("--batch", type=int, help="Also run so many sequences side by side.")
-@click.option("--threads", type=int, help="Default: the processors at hand.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the processors at hand.")
 @JSON
 @user_faults
 def bench(
@@ -88,9 +88,9 @@ def bench(
 def profile(bundle: Path, quick: bool, key: Path | None) -> None:
     """Measure this machine's segment latencies into BUNDLE and choose which exits pay."""
     from eecompile import pipeline
-    from eecompile.bundle.read import read_bundle
+    from eecompile.bundle.policy import read_for_change
 
-    if read_bundle(bundle, integrity="size").manifest.task != c.CAUSAL_LM:
+    if read_for_change(bundle, key).manifest.task != c.CAUSAL_LM:
         mend = "`eecompile bench BUNDLE` measures what its exits save"
         raise UsageError("only bundles that generate text are profiled", where=str(bundle), mend=mend)
     with stages("profile") as begin:

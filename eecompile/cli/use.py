@@ -43,7 +43,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
 @click.option("--pair", help="The second text, where a classifier takes two.")
 @click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
 @click.option("--truncate", is_flag=True, help="Cut off texts that are too long for a classifier.")
-@click.option("--threads", type=int, help="Default: the processors at hand.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the processors at hand.")
 @KEY
 @JSON
 @user_faults
@@ -63,6 +63,7 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     if (options["input_"] is None) != (options["output"] is None):
         raise UsageError("--input and --output go together")
     mode = options["mode"]
+    _check_together(options)
     overrides = thresholds_from_options(options["threshold"], opened.manifest, opened.files.policy.exits, mode)
     settings = {name: options[name] for name in ("mode", "pending_cap", "minimum_depth", "budget", "kv")}
     settings["thresholds"] = overrides
@@ -87,13 +88,25 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     _print(generation, mode, has_text=opened.text is not None, stream=options["stream"], as_json=options["as_json"])
 
 
+def _check_together(options: dict[str, Any]) -> None:
+    """Raise UsageError for an option that the others leave without a meaning."""
+    if options["mode"] == "full" and options["threshold"]:
+        raise UsageError("--threshold is for exits, and mode full asks none", mend="use --mode exact or confident")
+    if options["input_"] is None and options["batch"] is not None:
+        raise UsageError("--batch goes with --input", mend="one prompt runs by itself")
+    if options["input_"] is not None and (options["as_json"] or options["stream"]):
+        raise UsageError("--json and --stream are for one prompt", mend="--output has a line of JSON for each")
+    if options["as_json"] and options["stream"]:
+        raise UsageError("--json prints one object, once it is whole", mend="leave --stream out")
+
+
 def _print(generation: Any, mode: str, *, has_text: bool, stream: bool, as_json: bool) -> None:
     began, pieces, depths = time.perf_counter(), [], []
     for token in generation:
         piece = token.text if has_text else f"{token.id} "
         pieces.append(piece)
         depths.append(token.exit_layer)
-        if stream and not as_json:
+        if stream:
             click.echo(piece, nl=False)
     stats, text = generation.stats, "".join(pieces)
     if as_json:

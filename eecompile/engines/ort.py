@@ -5,6 +5,7 @@ several times slower), so every session uses the process-wide pool.
 """
 
 import contextlib
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -28,11 +29,19 @@ def thread_pool() -> list[int]:
     return []
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux's
+    return os.cpu_count() or 1 if affinity is None else len(affinity(0))
+
+
 def use_threads(threads: int) -> None:
     """Make the process-wide pool. The first caller decides; another size later raises UsageError.
 
     Where the application has made ONNX Runtime's global pool itself, that one is used, whatever its size.
     """
+    if threads < 1:
+        raise UsageError(f"{threads} threads are none", mend="give at least one")
     made = thread_pool()
     if not made:
         ort.set_default_logger_severity(3)

@@ -25,7 +25,7 @@ from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.gates import ExitGates
 from eecompile.runtime.heads import heads_by_name
-from eecompile.runtime.request import Request, Settings, Token, prompt_ids
+from eecompile.runtime.request import Request, Settings, Token, prompt_ids, room
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.staircase import LoadedGraphs, Pool, Staircase
 from eecompile.runtime.text import TextCodec
@@ -103,10 +103,16 @@ class Batch:
         self._queue.append(request)
         return request
 
+    def check(self, ids: list[int], max_new_tokens: int | None) -> None:
+        """Raise UsageError or ContextFull where `add` would for a prompt of these ids; nothing is queued."""
+        room(self.manifest, self._own.limits, ids, max_new_tokens)
+
     def cancel(self, request: Request) -> None:
-        """End a request of this batch; what it has so far stays in it."""
+        """End a request of this batch; what it has so far stays in it. Raises UsageError for one of another batch."""
         if request.done:
             return
+        if not any(other is request for other in (*self._queue, *(live.request for live in self._live))):
+            raise UsageError("the request is not of this batch", mend="cancel it where it was added")
         request.stats.stop_reason = "cancelled"
         self._queue = deque(other for other in self._queue if other is not request)
         self._release()

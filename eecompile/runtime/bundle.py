@@ -1,6 +1,5 @@
 """An open bundle: checked files, loaded graphs, and sessions over them."""
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import calibrated_thresholds, confident_fault, matching_calibrations, thresholds_fault
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
-from eecompile.engines.ort import OrtEngine, use_threads
+from eecompile.engines.ort import OrtEngine, processors, use_threads
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.batch import Batch, run_all
@@ -23,7 +22,7 @@ from eecompile.runtime.heads import Head, heads_by_name
 from eecompile.runtime.labels import ClassRule
 from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.plan import pass_rows
-from eecompile.runtime.request import Limits, Request, Settings
+from eecompile.runtime.request import Limits, Request, Settings, whole
 from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.session import Session
@@ -61,7 +60,7 @@ class Bundle:
         Raises IntegrityError, UsageError.
         """
         files = read_bundle(Path(path), integrity=integrity, key=key)
-        count = threads or len(os.sched_getaffinity(0))
+        count = processors() if threads is None else threads
         use_threads(count)
         text = TextCodec(files.path / "tokenizer") if files.manifest.tokenizer else None
         return cls(files, load_graphs(files.path, files.manifest), text, count)
@@ -133,7 +132,7 @@ class Bundle:
         self._check_generates()
         if mode not in c.MODES:
             raise UsageError(f"there is no mode {mode!r}", mend=f"modes: {', '.join(c.MODES)}")
-        cap = self.manifest.pending_cap if pending_cap is None else pending_cap
+        cap = self.manifest.pending_cap if pending_cap is None else whole(pending_cap, "pending_cap")
         if not 1 <= cap <= self.manifest.pending_cap:
             raise UsageError(f"pending cap {cap} is not from 1 to {self.manifest.pending_cap}")
         depth, budget = self._limits(minimum_depth, budget)
@@ -190,10 +189,10 @@ class Bundle:
     def _limits(self, minimum_depth: int | None, budget: int | None) -> tuple[int, int | None]:
         """A request may be stricter than the policy, never laxer."""
         policy = self.files.policy
-        depth, layers = minimum_depth or 0, self.manifest.model.layers
+        depth, layers = whole(minimum_depth or 0, "minimum_depth"), self.manifest.model.layers
         if not 0 <= depth <= layers:
             raise UsageError(f"minimum depth {depth} is not from 0 to the model's {layers} layers")
-        if budget is not None and budget < 1:
+        if budget is not None and whole(budget, "budget") < 1:
             raise UsageError(f"budget {budget} is not a positive number of layer-rows")
         budgets = [b for b in (policy.budget, budget) if b is not None]
         return max(policy.minimum_depth, depth), min(budgets, default=None)

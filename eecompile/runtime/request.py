@@ -1,8 +1,10 @@
 """One request: what was asked, what came of it, and what it cost."""
 
+import operator
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import ContextFull, EECompileError, UsageError
@@ -150,11 +152,21 @@ class Request:
 
 def prompt_ids(codec: TextCodec | None, prompt: str | Sequence[int]) -> list[int]:
     """Token ids of a prompt. Raises UsageError for text where the bundle has no tokenizer."""
+    if isinstance(prompt, bytes | bytearray):
+        raise UsageError("the prompt is bytes", mend="decode it to text, or give a list of token ids")
     if not isinstance(prompt, str):
-        return [int(t) for t in prompt]
+        return [whole(t, "a token id") for t in prompt]
     if codec is None:
         raise no_tokenizer()
     return codec.encode(prompt)
+
+
+def whole(value: SupportsIndex, what: str) -> int:
+    """`value` as an int; raises UsageError naming `what` where it is not a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError as e:
+        raise UsageError(f"{what} is a whole number, and {value!r} is not") from e
 
 
 def room(manifest: Manifest, limits: Limits, ids: list[int], max_new_tokens: int | None) -> int:
@@ -165,7 +177,7 @@ def room(manifest: Manifest, limits: Limits, ids: list[int], max_new_tokens: int
     outside = [t for t in ids if not 0 <= t < model.vocab]
     if outside:
         raise UsageError(f"token id {outside[0]} is outside 0..{model.vocab - 1}", where="prompt")
-    if max_new_tokens is not None and max_new_tokens < 1:
+    if max_new_tokens is not None and whole(max_new_tokens, "max_new_tokens") < 1:
         raise UsageError(f"max_new_tokens {max_new_tokens} is not positive")
     if source is not None and len(ids) > source.context:
         raise ContextFull(

@@ -48,7 +48,9 @@ def sample(logits: NDArray[np.float32], position: int, how: Sampling, tokens: ND
 
     tokens: those of the logits, where they are not all tokens in order; their noise is the same wherever they stand.
     """
-    ids, scores = _candidates(logits.astype(np.float64) / how.temperature, how)
+    wide = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a temperature near zero leaves the best ones alone
+        ids, scores = _candidates((wide - wide.max()) / how.temperature, how)
     ids = ids if tokens is None else tokens[ids]
     return int(ids[np.argmax(scores + gumbel_noise(how.seed, position, ids))])
 

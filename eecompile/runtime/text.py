@@ -28,7 +28,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` with the tokenizer's own special tokens (a leading BOS where it has one)."""
-        return list(self.tokenizer.encode(text).ids)
+        return list(self.tokenizer.encode(readable(text)).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids without special tokens."""
@@ -44,12 +44,21 @@ class TextCodec:
             text = template.render(messages=list(messages), add_generation_prompt=True, **special)
         except Exception as e:  # a template is the checkpoint's own program and may raise anything
             raise UsageError(f"the chat template fails: {e}", mend="give the prompt as plain text") from e
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(readable(text), add_special_tokens=False).ids)
 
     def stream(self) -> Callable[[int], str]:
         """A function from each next id to the text that it completes ("" inside a character)."""
         decoder, tokenizer = DecodeStream(skip_special_tokens=True), self.tokenizer
         return lambda token: decoder.step(tokenizer, token) or ""
+
+
+def readable(text: str) -> str:
+    """`text`; raises UsageError where it holds what was not UTF-8 (lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise UsageError(f"the text is not UTF-8 at character {e.start}", mend="decode it by its own encoding") from e
+    return text
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -71,7 +80,10 @@ def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise UsageError("its chat_template is not text", where=str(directory / "tokenizer_config.json"))
     return template
 
 

@@ -7,7 +7,7 @@ from tokenizers import Encoding, Tokenizer
 
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import ContextFull, UsageError
-from eecompile.runtime.text import TextCodec
+from eecompile.runtime.text import TextCodec, readable
 
 TextInput = str | tuple[str, str] | Sequence[int]
 
@@ -52,6 +52,8 @@ class TextEncoder:
         texts = [g for g in given if not _is_ids(g)]
         if texts and self._tokenizer is None:
             raise UsageError("this bundle has no tokenizer", mend="give token ids: --prompt-ids 1,2,3")
+        for part in (part for text in texts for part in ((text,) if isinstance(text, str) else text)):
+            readable(str(part))
         found = self._tokenizer.encode_batch(texts) if self._tokenizer is not None and texts else []
         encodings: Iterator[Encoding] = iter(found)
         encoded = [self._from_ids(g) if _is_ids(g) else self._from_text(g, next(encodings)) for g in given]

@@ -1,6 +1,7 @@
 """`run --input`: every prompt's line is what `run --json` says of it alone, in order, written whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("mode", ["full", "exact"])
 def test_a_file_of_prompts_gives_a_line_each(bundle: Path, tmp_path: Path, mode: str) -> None:
     source, target = write(tmp_path / "in.jsonl", PROMPTS), tmp_path / "out.jsonl"
-    options = ["--mode", mode, "--max-new-tokens", "6", "--threshold", "1=0.05"]
+    options = ["--mode", mode, "--max-new-tokens", "6", *([] if mode == "full" else ["--threshold", "1=0.05"])]
     said = cli("run", bundle, "--input", source, "--output", target, "--batch", "3", *options)
     assert said.stdout == ""
     assert "4 prompts, 0 failed" in said.stderr
@@ -46,12 +47,37 @@ def test_a_file_of_prompts_gives_a_line_each(bundle: Path, tmp_path: Path, mode:
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_a_prompt_that_cannot_be_served_is_named_and_nothing_is_written(bundle: Path, tmp_path: Path) -> None:
-    source, target = write(tmp_path / "in.jsonl", [*PROMPTS, {"prompt_ids": [999]}]), tmp_path / "out.jsonl"
-    said = cli("run", bundle, "--input", source, "--output", target, "--max-new-tokens", "2", status=2)
-    assert "prompt 5" in said.stderr
-    assert "999 is outside" in said.stderr
-    assert not target.exists()
+def test_a_prompt_that_cannot_be_served_costs_the_others_nothing(bundle: Path, tmp_path: Path) -> None:
+    prompts = [PROMPTS[0], {"prompt_ids": [999]}, {"prompt_ids": list(range(1, 200)) * 99}, *PROMPTS[1:]]
+    source, target = write(tmp_path / "in.jsonl", prompts), tmp_path / "out.jsonl"
+    said = cli("run", bundle, "--input", source, "--output", target, "--max-new-tokens", "2", status=1)
+    assert "2 of 6 prompts failed" in said.stderr
+    found = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [list(line) == ["error"] for line in found] == [False, True, True, False, False, False]
+    assert "999 is outside" in found[1]["error"]
+    assert "do not fit" in found[2]["error"]
+    alone = json.loads(cli("run", bundle, "--prompt-ids", "1,2,3", "--max-new-tokens", "2", "--json").stdout)
+    again = write(tmp_path / "again.jsonl", [{"prompt_ids": [999]}, {"prompt_ids": [1, 2, 3]}])
+    cli("run", bundle, "--input", again, "--output", target, "--max-new-tokens", "2", status=1)
+    assert json.loads(target.read_text().splitlines()[1])["token_ids"] == alone["token_ids"]
+
+
+def test_an_output_that_is_no_file_is_written_to_as_it_stands(bundle: Path, tmp_path: Path) -> None:
+    """A device stays a device, a link a link; a directory is refused before anything runs."""
+    source = write(tmp_path / "in.jsonl", [{"prompt_ids": [1]}])
+    command = ["run", bundle, "--input", source, "--max-new-tokens", 1, "--output"]
+    pipe, link, real = tmp_path / "pipe", tmp_path / "link", tmp_path / "real"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    cli(*command, pipe)
+    assert json.loads(os.read(reader, 1 << 16))["prompt_ids"] == [1]
+    assert pipe.is_fifo()
+    os.close(reader)
+    link.symlink_to(real)
+    cli(*command, link)
+    assert link.is_symlink()
+    assert json.loads(real.read_text())["prompt_ids"] == [1]
+    assert "directory" in cli(*command, tmp_path, status=2).stderr
 
 
 def test_a_sequence_that_fails_says_so_in_its_line(tmp_path: Path) -> None:
@@ -70,7 +96,17 @@ def test_a_sequence_that_fails_says_so_in_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--input", "x.jsonl"], ["--output", "y.jsonl", "hello"], ["--input", "x", "--output", "y", "hello"]]
+    "options",
+    [
+        ["--batch", "2", "hello"],
+        ["--threshold", "1=0.1", "hello"],
+        ["--json", "--stream", "hello"],
+        ["--input", "x.jsonl", "--output", "y.jsonl", "--json"],
+        ["--threads", "0", "hello"],
+        ["--input", "x.jsonl"],
+        ["--output", "y.jsonl", "hello"],
+        ["--input", "x", "--output", "y", "hello"],
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(bundle: Path, options: list[str]) -> None:
     cli("run", bundle, *options, status=2)
