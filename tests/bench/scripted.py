@@ -123,7 +123,7 @@ def play(
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
     next(generation)
     for watcher in session._stairs.watchers.values():  # what waits of the prompt is not what tokens cost
-        watcher._run()
+        watcher.catch_up()
     passes.clear()
     list(generation)
     return Played(generation.stats, dict(passes))
