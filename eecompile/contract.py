@@ -85,8 +85,9 @@ LORA: Final = "lora_"
 
 
 def low_rank_name(part: str, layer: int, projection: str) -> str:
-    """Name of a LoRA input of a segment that repeats: part "a" is float32 [in, rank], "b" [rank, out]; `layer` counts
-    the graph's layers, `projection` is q, k, v, o, gate, up or down."""
+    """Name of a LoRA input of a segment that repeats: part "a" is float32 [in, rank], "b" [rank, out], above a rank
+    of 16 with zeros up to a multiple of it and "a" [rank / 16, in, 16]; `layer` counts the graph's layers, `projection`
+    is q, k, v, o, gate, up or down."""
     return f"{LORA}{part}_{layer}_{projection}"
 
 

@@ -92,8 +92,12 @@ class ExitShape(Strict):
 
 
 class HeadShape(Strict):
-    """A head that is smaller than the model's. low_rank: a product of two matrices, `rank` wide, with a bias where
-    `bias` says so; shortlist: the head's own rows of `tokens`, the only ones that it can answer."""
+    """A head that is smaller than the model's. low_rank: a product of two matrices, `rank` wide; shortlist: the head's
+    own rows of `tokens`, the only ones that it can answer.
+
+    Either stands in for the full head's product alone: the model's own scale, bias and bound of logits follow, as
+    they do there. `bias`: a low-rank head adds one of its own to its product, before any of these.
+    """
 
     name: HeadName
     kind: HeadKind

@@ -132,7 +132,7 @@ class _Walker:
         stairs.length, stairs.filled = length - embedded, [length - rows] * len(stairs.schedule)
         stairs.waiting = [rows - embedded] + [0] * len(stairs.schedule)
         for watcher in stairs.watchers.values():
-            watcher.filled, watcher.waiting = length - rows, 0
+            watcher.filled[0], watcher.waiting[0] = length - rows, 0
         ids = [(length - i) * 7919 % self._vocab for i in range(embedded)]
         self._timed("embed", embedded, 0, stairs.append, ids)
         for k, step in enumerate(stairs.schedule):

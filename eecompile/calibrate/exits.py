@@ -63,7 +63,7 @@ def _fit_into(
     progress("build the plain exits")
     build_bundle(student, work / "plain")
     bundle = Bundle.open(work / "plain", integrity="size")
-    matrix = HeadMatrix(student.store, student.spec.head_weight)
+    matrix = HeadMatrix.of(student)
     fitted = fit_adapters(bundle, data, plan, matrix, seed=seed, scratch=work, progress=progress)
     del bundle
     shutil.rmtree(work / "plain")

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from eecompile.calibrate.rows import NormalEquations
 from eecompile.calibrate.tables import Float
 from eecompile.shapes import HeadShape
+from eecompile.student.finish import LogitFinish
 from eecompile.student.store import WeightStore
+from eecompile.student.student import Student
 
 Double = NDArray[np.float64]
 Translated: TypeAlias = tuple[NormalEquations, tuple[Float, Float]]  # an exit's sums, and its translator
@@ -18,10 +20,16 @@ Translated: TypeAlias = tuple[NormalEquations, tuple[Float, Float]]  # an exit's
 
 @dataclass(frozen=True)
 class HeadMatrix:
-    """The model's head [V, D], on disk."""
+    """The model's head [V, D], on disk, and what makes logits of its products."""
 
     store: WeightStore
     name: str
+    finish: LogitFinish
+
+    @classmethod
+    def of(cls, student: Student) -> "HeadMatrix":
+        """The head of a student."""
+        return cls(student.store, student.spec.head_weight, LogitFinish.of_model(student.spec, student.store))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,8 +51,8 @@ class HeadMatrix:
 
 @dataclass(frozen=True)
 class SmallHead:
-    """A head, its tensors by part as early_exit.safetensors has them (none of a shortlist), and `ids`, the token of
-    each of its logits."""
+    """A head, its tensors by part as early_exit.safetensors has them (none of a shortlist), `ids`, the token of each of
+    its logits, and `finish`, which makes them of its affine map."""
 
     shape: HeadShape
     tensors: dict[str, Float]
@@ -52,10 +60,11 @@ class SmallHead:
     up: Float
     bias: Float
     ids: NDArray[np.int64]
+    finish: LogitFinish
 
     def logits(self, x: Float) -> Float:
         """Of rows x [N, D], ready for a head: [N, its tokens]."""
-        return np.asarray((x @ self.down) @ self.up + self.bias, np.float32)
+        return self.finish(np.asarray((x @ self.down) @ self.up + self.bias, np.float32))
 
     def tokens(self, x: Float) -> NDArray[np.int64]:
         """Its answers [N]."""
@@ -68,12 +77,14 @@ def fit_shortlist(matrix: HeadMatrix, counts: NDArray[np.int64], tokens: int) ->
     chosen = np.sort(np.argsort(-counts, kind="stable")[:size])
     shape = HeadShape(name="shortlist", kind="shortlist", tokens=chosen.tolist())
     rows = matrix.rows(chosen)
-    nothing = np.zeros(size, np.float32)
-    return SmallHead(shape, {}, np.eye(rows.shape[1], dtype=np.float32), rows.T.copy(), nothing, chosen)
+    same, nothing = np.eye(rows.shape[1], dtype=np.float32), np.zeros(size, np.float32)
+    return SmallHead(shape, {}, same, rows.T.copy(), nothing, chosen, matrix.finish.of_tokens(chosen))
 
 
 def fit_low_rank(matrix: HeadMatrix, exits: Sequence[Translated], rank: int) -> SmallHead:
-    """The affine map of rank `rank` with the least square error of the logits, over what the translators give.
+    """The affine map of rank `rank` with the least square error of the head's product, over what the translators give.
+
+    That is the least error of the logits, too, unless the model bounds them; its scale, bias and bound follow the map.
 
     With mean m and covariance C = L L^T of those rows the error of H (x - m), H the head [V, D], is least on the
     leading left singular directions of L^T H^T: the eigenvectors of L^T (H^T H) L, [D, D] whatever the vocabulary.
@@ -91,7 +102,7 @@ def fit_low_rank(matrix: HeadMatrix, exits: Sequence[Translated], rank: int) -> 
     bias = (centre - up @ (mean @ down)).astype(np.float32)
     shape = HeadShape(name="low_rank", kind="low_rank", rank=leading.shape[1], bias=True)
     tensors = {"down": down.T.astype(np.float32), "up": up, "bias": bias}
-    return SmallHead(shape, tensors, tensors["down"].T.copy(), up.T.copy(), bias, np.arange(len(up)))
+    return SmallHead(shape, tensors, tensors["down"].T.copy(), up.T.copy(), bias, np.arange(len(up)), matrix.finish)
 
 
 def _moments(exits: Sequence[Translated]) -> tuple[Double, Double]:

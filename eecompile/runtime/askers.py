@@ -35,13 +35,6 @@ class ExitSaid:
         """The learned gate's values, ones without that gate."""
         return self.values.get("learned", np.ones(len(self.hidden), np.float32))
 
-    @classmethod
-    def of_all(cls, parts: "Sequence[ExitSaid]") -> "ExitSaid":
-        """What an exit says of several sequences' rows, one after another, as one; copies."""
-        values = {gate: np.concatenate([part.values[gate] for part in parts]) for gate in parts[0].values}
-        found = [part.candidates for part in parts if part.candidates is not None]
-        return cls(np.concatenate([part.hidden for part in parts]), values, np.concatenate(found) if found else None)
-
 
 class ExitAsker:
     """One exit over up to `rows` rows. Not thread-safe; the engine is shared.
@@ -57,12 +50,12 @@ class ExitAsker:
         self._shape = exits[exit_]
         after = exits[exit_ + 1] if exit_ + 1 < len(exits) else None
         self._keeps = after is not None and "saturation" in after.gates
-        self._buffers = _buffers(self._shape, hidden, rows)
+        self._buffers = row_buffers(self._shape, hidden, rows)
         self._bound: dict[int, tuple[OrtPass, Mapping[str, NDArray[Any]], ExitSaid]] = {}
 
-    def __call__(self, rows: Float, walk: Walk | None = None) -> ExitSaid:
+    def __call__(self, rows: Float, walk: Walk | None = None, slots: Sequence[int] = (0,)) -> ExitSaid:
         """Ask about hidden rows [N, D]. walk: what exits before it said of them, which is brought up to date; None
-        where there were none."""
+        where there were none. slots: whose rows they are, for exits that attend to earlier ones (modules.py)."""
         walk = Walk(len(rows)) if walk is None else walk
         run, view, said = self._binding(len(rows))
         view[c.HIDDEN][:] = rows
@@ -70,10 +63,6 @@ class ExitAsker:
         run()
         self._note(walk, rows, view)
         return self._routed(said, walk)
-
-    def for_sequence(self) -> "ExitAsker":
-        """What to ask about one sequence of several: this, unless the exit attends to earlier rows (modules.py)."""
-        return self
 
     def _remind(self, walk: Walk, view: Mapping[str, NDArray[Any]]) -> None:
         """Set the inputs that are about what exits before this one said."""
@@ -108,7 +97,7 @@ class ExitAsker:
         return self._bound[n]
 
 
-def _buffers(shape: ExitShape, hidden: int, rows: int) -> dict[str, NDArray[Any]]:
+def row_buffers(shape: ExitShape, hidden: int, rows: int) -> dict[str, NDArray[Any]]:
     """A buffer of `rows` rows for every input and output that has them."""
     floats: dict[str, tuple[int, ...]] = {c.HIDDEN: (hidden,), c.EXIT_HIDDEN: (hidden,)}
     integers: dict[str, tuple[int, ...]] = {}

@@ -140,8 +140,7 @@ class Batch:
             request = self._queue.popleft()
             stairs = Staircase(self.manifest, self._graphs, self.pool)
             one = request.settings.continuation(stairs, request.sampling)
-            stairs.watch([asker.for_sequence() for asker in self._askers], one.state.open_exits)
-            one.state.own = stairs.watchers
+            stairs.watch(self._askers, one.state.open_exits)
             self._live.append(_Live(request, one, self.pool.take_up(request.prompt_ids)))
         while self.pool.close_gap():
             pass

@@ -21,7 +21,7 @@ from eecompile.runtime.classify import Classifier, check_task
 from eecompile.runtime.heads import Head, heads_by_name
 from eecompile.runtime.labels import ClassRule
 from eecompile.runtime.modules import LayerAsker
-from eecompile.runtime.plan import pass_rows
+from eecompile.runtime.plan import PASS_ROWS, pass_rows
 from eecompile.runtime.request import Limits, Request, Settings, whole
 from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.sampling import Sampling
@@ -106,10 +106,9 @@ class Bundle:
             self.settings, mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget,
             thresholds=thresholds, kv=kv,
         )  # fmt: skip
-        return Batch(
-            self.manifest, self.graphs, self.text, settings, self.askers(slots), slots=slots,
-            each_pass=pass_rows(self.files.profiles),
-        )  # fmt: skip
+        each_pass = pass_rows(self.files.profiles)
+        askers = self.askers(slots, slots=slots, each_pass=each_pass)
+        return Batch(self.manifest, self.graphs, self.text, settings, askers, slots=slots, each_pass=each_pass)
 
     def generate_many(
         self, prompts: Iterable[str | Sequence[int]], *, slots: int | None = None, mode: str = "full",
@@ -165,15 +164,16 @@ class Bundle:
             self.manifest, self.graphs, encoder, rules, per_token=kind == "token", compaction=compaction, budget=budget
         )
 
-    def askers(self, rows: int = 1) -> list[ExitAsker]:
+    def askers(self, rows: int = 1, *, slots: int = 1, each_pass: float = PASS_ROWS) -> list[ExitAsker]:
         """The exits' adapters and gates, each over up to `rows` rows at once; those with a layer of their own are about
-        one sequence, whose rows they have to see (Staircase.watch)."""
+        the sequences in the `slots` of one pool, whose rows they have to see (Staircase.watch). each_pass: as of
+        Pool."""
         size, infos = self.manifest.model.hidden, self.manifest.exits
         found: list[ExitAsker] = []
         for i, (engine, chosen) in enumerate(zip(self.graphs.exits, self.files.policy.exits, strict=True)):
             weights = gate_inputs(chosen, infos[i], size)
             if engine.info.layers:
-                found.append(LayerAsker(engine, self.manifest, i, weights))
+                found.append(LayerAsker(engine, self.manifest, i, weights, slots, each_pass))
             else:
                 found.append(ExitAsker(engine, infos, i, size, rows, weights))
         return found

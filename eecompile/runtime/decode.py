@@ -149,8 +149,8 @@ class Decoder:
         rows = asked[0].stairs.newest[-1:]
         if len(asked) > 1:
             rows = np.concatenate([one.stairs.newest[-1:] for one in asked])
-        gone = []
-        for one, token in zip(asked, self._gates.ask(exit_, rows, [one.state for one in asked]), strict=True):
+        gone, slots = [], [one.stairs.slot for one in asked]
+        for one, token in zip(asked, self._gates.ask(exit_, rows, [one.state for one in asked], slots), strict=True):
             if token is not None:
                 one.leave(Emitted(token, self._gates.layer(exit_)), k)
                 gone.append(one)

@@ -74,10 +74,12 @@ class _Listener(ExitGates):
 
     said: Mapping[int, list[str]] = MappingProxyType({})
 
-    def ask(self, exit_: int, rows: Rows, states: Sequence[GateState]) -> list[int | None]:
+    def ask(
+        self, exit_: int, rows: Rows, states: Sequence[GateState], slots: Sequence[int] = (0,)
+    ) -> list[int | None]:  # fmt: skip
         """See ExitGates."""
         before = [state.declined.total() for state in states]
-        tokens = super().ask(exit_, rows, states)
+        tokens = super().ask(exit_, rows, states, slots)
         for state, count, token in zip(states, before, tokens, strict=True):
             declined = "h" if state.declined.total() > count else "."
             self.said[id(state)][exit_] = declined if token is None else "f"

@@ -39,8 +39,8 @@ class GateState:
     """What one sequence's exits go by: their rules (None where one stays closed) and what they have to remember.
 
     sampling: how its tokens are chosen. free: whether an adaptive threshold may be bolder than the policy's (drafts).
-    position: of the token that is walking down; `first` of the one after the prompt. own: in a batch, exits that are
-    about this sequence alone. declined: heads that ran for an exit that then did not fire, by head.
+    position: of the token that is walking down; `first` of the one after the prompt. declined: heads that ran for an
+    exit that then did not fire, by head.
     """
 
     rules: Sequence[ExitRule | None] = ()
@@ -48,7 +48,6 @@ class GateState:
     free: bool = False
     first: int = 0
     position: int = 0
-    own: Mapping[int, ExitAsker] = field(default_factory=dict)
     walk: Walk = field(default_factory=Walk)
     declined: Counter[str] = field(default_factory=Counter)
     learners: dict[int, AdaptiveThreshold] = field(default_factory=dict)
@@ -113,13 +112,17 @@ class ExitGates:
         """Layers that run before exit `exit_`."""
         return self._exits[exit_].layer
 
-    def ask(self, exit_: int, rows: Float, states: Sequence[GateState]) -> list[Answer | None]:
-        """The token that exit `exit_` emits for each of `rows` [N, D], its sequence's newest; None to go on.
+    def ask(
+        self, exit_: int, rows: Float, states: Sequence[GateState], slots: Sequence[int] = (0,)
+    ) -> list[Answer | None]:
+        """The token that exit `exit_` emits for each of `rows` [N, D], the newest of the sequence in its slot; None to
+        go on.
 
         The exit has to have a rule in every state; `begin` was called for every token that is walking down.
         """
         rules = [_rule(state, exit_) for state in states]
-        said, walk = self._said(exit_, rows, states)
+        walk = joined([state.walk for state in states])
+        said = self._askers[exit_](rows, walk, slots)
         passed = [rule.opens and _passes(rule, said, i) for i, rule in enumerate(rules)]
         answers: list[Answer | None] = [None] * len(states)
         asked = [i for i, rule in enumerate(rules) if passed[i] or rule.votes]
@@ -127,15 +130,6 @@ class ExitGates:
             self._decide(exit_, rules, said, walk, states, passed, asked, answers)
         parted(walk, [state.walk for state in states])
         return answers
-
-    def _said(self, exit_: int, rows: Float, states: Sequence[GateState]) -> tuple[ExitSaid, Walk]:
-        """What an exit says of the rows, and their walks as one. An exit with a layer of its own has a cache for each
-        sequence, so that it runs each sequence's rows apart."""
-        if exit_ in states[0].own:
-            parts = [state.own[exit_](rows[i : i + 1], state.walk) for i, state in enumerate(states)]
-            return ExitSaid.of_all(parts), joined([state.walk for state in states])
-        walk = joined([state.walk for state in states])
-        return self._askers[exit_](rows, walk), walk
 
     def _decide(
         self, exit_: int, rules: Sequence[ExitRule], said: ExitSaid, walk: Walk, states: Sequence[GateState],

@@ -211,6 +211,8 @@ class Pool:
         self.caches.clear(highest, one.length + self.prefill_rows)
         for k, rows in enumerate(one.waiting):
             self.boundary[k][free, :rows] = self.boundary[k][highest, :rows]
+        for watcher in one.watchers.values():
+            watcher.move(highest, free)
         self.slots[free], self.slots[highest] = self.slots[highest], None
         one.slot = free
         return True

@@ -70,7 +70,7 @@ class Staircase:
     def watch(self, askers: Sequence[ExitAsker], open_exits: Collection[int]) -> None:
         """From now on, let those of the exits that attend to earlier rows see the rows that come by.
 
-        askers: of this sequence alone. `watchers` has those that see, by exit.
+        askers: of this pool. `watchers` has those that see, by exit.
         """
         own = {exit_: askers[exit_] for exit_ in open_exits} if askers else {}
         self.watchers = {exit_: asker for exit_, asker in own.items() if isinstance(asker, LayerAsker)}
@@ -80,7 +80,7 @@ class Staircase:
         self.pool.reset()
         self.rewind(0)
         for watcher in self.watchers.values():
-            watcher.reset()
+            watcher.leave(self.slot)
         self.passes = self.layer_rows = 0
 
     def begin(self, prompt: list[int]) -> list[int]:
@@ -98,7 +98,7 @@ class Staircase:
         self.waiting = [0] * len(self.waiting)
         self.left = [0] * len(self.waiting)
         for watcher in self.watchers.values():
-            watcher.rewind(length)
+            watcher.rewind(length, self.slot)
 
     def append(self, tokens: list[int]) -> None:
         """Embed tokens (at most a pass's rows) into the first boundary."""
@@ -155,10 +155,12 @@ class Staircase:
         self.put(k + 1, rows[:n])
         watcher = self.watchers.get(-1 if (exit_ := self.schedule[k].exit) is None else exit_)
         if watcher is not None:
-            watcher.offer(self.newest)
+            watcher.offer(self.newest, self.slot)
         self.passes += 1
         self.layer_rows += n * layers
 
     def leave(self) -> None:
         """Give the slot back. The staircase is of no use afterwards."""
+        for watcher in self.watchers.values():
+            watcher.leave(self.slot)
         self.pool.leave(self)

@@ -1,7 +1,8 @@
 """Heads that cost a fraction of the model's: a product of two thin matrices, or some of the head's own rows.
 
 One pass of a full head reads as much as several layers do (eight of SmolLM2's thirty), which an early exit has to earn
-back before it saves anything.
+back before it saves anything. A small head takes the place of the full one's product; what the model does to the
+product to make logits of it (a scale, a bias, a bound) follows as it does there.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
-from eecompile.segments.outer import decide
+from eecompile.segments.outer import decide, finish_logits, small_head_file
 from eecompile.shapes import HeadShape
 from eecompile.student.exits import StudentExits
 from eecompile.student.store import TensorLocation, WeightStore
@@ -29,18 +30,18 @@ def write_small_head(g: GraphWriter, d: DecoderWriter, exits: StudentExits, head
 
 def small_logits(g: GraphWriter, d: DecoderWriter, exits: StudentExits, head: HeadShape, hidden: str) -> str:
     """hidden [N, D], ready for the head -> logits [N, V or the shortlist's tokens]. Every graph shares the weights."""
-    file = f"head_{head.name}.weights"
+    file = small_head_file(head)
     if head.kind == "shortlist":
         rows = replace(d, store=SelectedRows.of(d.store, d.spec.head_weight, head))
-        return g.op("MatMul", hidden, rows.matrix(g, [_rows_name(head)], file))
+        return finish_logits(g, d, g.op("MatMul", hidden, rows.matrix(g, [_rows_name(head)], file)), head)
     assert exits.store is not None
     thin = replace(d, store=exits.store)
     down, up = (thin.matrix(g, [f"head.{head.name}.{part}"], file) for part in ("down", "up"))
-    logits = g.op("MatMul", g.op("MatMul", hidden, down), up)
-    if not head.bias:
-        return logits
-    name, store = f"head.{head.name}.bias", exits.store
-    return g.op("Add", logits, g.array(name, lambda: store.read(name), file))
+    product = g.op("MatMul", g.op("MatMul", hidden, down), up)
+    if head.bias:
+        name, store = f"head.{head.name}.bias", exits.store
+        product = g.op("Add", product, g.array(name, lambda: store.read(name), file))
+    return finish_logits(g, d, product)
 
 
 def _rows_name(head: HeadShape) -> str:

@@ -9,8 +9,10 @@ from eecompile.segments.decision import exit_decision
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.quantize import table
+from eecompile.shapes import HeadShape
 
 EMBED_FILE = "embed.weights"  # a tied head of the same precision reads its matrix from here
+HEAD_FILE = "head.weights"
 
 
 def write_embed(g: GraphWriter, d: DecoderWriter) -> str:
@@ -33,11 +35,11 @@ def head_logits(g: GraphWriter, d: DecoderWriter, hidden: str) -> str:
     """hidden [N, D] -> [N, V]. A tied dense head multiplies by the embedding table itself, stored once."""
     name = d.spec.head_weight
     if d.precision in c.QUANTISED:
-        return _finish_logits(g, d, g.op("MatMul", hidden, d.matrix(g, [name], "head.weights")))
-    weight = _table(g, d, name, EMBED_FILE if d.spec.tied else "head.weights")
+        return finish_logits(g, d, g.op("MatMul", hidden, d.matrix(g, [name], HEAD_FILE)))
+    weight = _table(g, d, name, EMBED_FILE if d.spec.tied else HEAD_FILE)
     if d.precision == "fp16":
         weight = g.op("Cast", weight, to=1)
-    return _finish_logits(g, d, g.op("Gemm", hidden, weight, transB=1))
+    return finish_logits(g, d, g.op("Gemm", hidden, weight, transB=1))
 
 
 def decide(g: GraphWriter, logits: str, vocab: int, tokens: Sequence[int] = ()) -> None:
@@ -53,12 +55,25 @@ def decide(g: GraphWriter, logits: str, vocab: int, tokens: Sequence[int] = ()) 
     g.output(flag, c.EXIT_FLAG, "bool", "N")
 
 
-def _finish_logits(g: GraphWriter, d: DecoderWriter, logits: str) -> str:
-    """What some families do to the product: a scale, a bias, a bound c * tanh(x / c)."""
+def finish_logits(g: GraphWriter, d: DecoderWriter, logits: str, shortlist: HeadShape | None = None) -> str:
+    """As LogitFinish (student/finish.py). shortlist: the head whose tokens the product [N, tokens] is of, if it is of
+    some; every other product is of all tokens."""
     logits, bias, most = _scaled(g, logits, d.spec.logit_scale), d.spec.names.head_bias, d.spec.logit_softcap
     if bias is not None:
-        logits = g.op("Add", logits, g.array(bias, lambda: d.store.read(bias), "head.weights"))
+        logits = g.op("Add", logits, _bias(g, d, bias, shortlist))
     return logits if most is None else _scaled(g, g.op("Tanh", _scaled(g, logits, 1 / most)), most)
+
+
+def _bias(g: GraphWriter, d: DecoderWriter, name: str, shortlist: HeadShape | None) -> str:
+    if shortlist is None:
+        return g.array(name, lambda: d.store.read(name), HEAD_FILE)
+    own, tokens = f"head.{shortlist.name}.model_bias", shortlist.tokens
+    return g.array(own, lambda: d.store.read(name)[tokens], small_head_file(shortlist))
+
+
+def small_head_file(head: HeadShape) -> str:
+    """The weight file of a small head."""
+    return f"head_{head.name}.weights"
 
 
 def _scaled(g: GraphWriter, x: str, scale: float) -> str:

@@ -3,7 +3,8 @@
 Adapters and gates are tensors in early_exit.safetensors, named "exit.<layer>.<part>": adapter.weight [D, D] (in, out),
 adapter.bias [D], those of modules (modules.py), and for each gate that has weights (gate, the learned one; router;
 predictor) w1 [in, U], b1 [U], w2 [U, out], b2 [out], without w1 and b1 where a router is linear. A low-rank head is
-"head.<name>.down" [rank, D], "head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V]. An encoder's
+"head.<name>.down" [rank, D], "head.<name>.up" [V, rank] and, where it says so, "head.<name>.bias" [V], which is added
+to its product before the model's own scale, bias and bound of logits. An encoder's
 exit with a classifier of its own has classifier.weight [D, C] and classifier.bias [C], C labels, and before it, where
 they are there, pooler.weight [D, D] and pooler.bias [D] with the activation of the model's pooler. How layers run has
 its own: loops.py, cycles.py. All float32.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.student.cycles import Cycle
+from eecompile.student.finish import LogitFinish
 from eecompile.student.model import DecoderSpec, Norm, bias_name
 from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
@@ -48,11 +49,7 @@ class ReferenceModel:
     def logits(self, finished: Float) -> Float:
         """Logits [R, V] of rows [R, D] that the final norm or an exit has made ready."""
         s = self.spec
-        logits = self._project(finished, s.head_weight)
-        logits *= np.float32(s.logit_scale)
-        if s.names.head_bias:
-            logits += self.store.read(s.names.head_bias)
-        return logits if s.logit_softcap is None else _softcap(logits, s.logit_softcap)
+        return LogitFinish.of_model(s, self.store)(self._project(finished, s.head_weight))
 
     def mlp_block(self, x: Float, layer: int) -> Float:
         """The MLP of a layer alone on rows x [R, D], with its norm and residual."""

@@ -1,21 +1,20 @@
 """Small heads: that their weights are the student's, and that their graphs compute what these weights say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile import contract as c
 from eecompile.runtime import Bundle
-from eecompile.schema import GraphInfo
 from eecompile.shapes import HeadShape
 from eecompile.student.student import Student
 from eecompile.verify.compare import Comparator, Statistic
 from eecompile.verify.report import Check, Figure, at_most
 from eecompile.verify.rows import Walker
-from eecompile.verify.stored import StoredWeight, graph_tensors, is_rounded
+from eecompile.verify.stored import StoredWeight, graph_tensors, is_rounded, read_tensor
 
 Float = NDArray[np.float32]
+Double = NDArray[np.float64]
 Logits = Callable[[Float], Float]
 # Against float64 on the stored weights [fp32 and fp16 5e-7]; int8 and int4 round activations to 8 bits [mean 0.02].
 TOLERANCE: Mapping[str, Mapping[Statistic, float]] = {
@@ -27,14 +26,47 @@ def small_head_logits(bundle: Bundle, name: str) -> Logits:
     """Logits of normalised rows [N, D] by the weights that the bundle stores, in float64."""
     parts = {part: weight.read().astype(np.float64) for part, weight in _stored(bundle, name).items()}
     matrices, bias = [m for m in parts.values() if m.ndim == 2], parts.get("bias")
+    finish = _finish(bundle, next(head for head in bundle.manifest.heads if head.name == name))
 
     def project(rows: Float) -> Float:
         x = rows.astype(np.float64)
         for matrix in matrices:
             x = x @ matrix.T
-        return np.asarray(x if bias is None else x + bias, np.float32)
+        return np.asarray(finish(x if bias is None else x + bias), np.float32)
 
     return project
+
+
+def _finish(bundle: Bundle, head: HeadShape) -> Callable[[Double], Double]:
+    """What the full head's graph does to its product, for the tokens of a small one: a small head has to do the same.
+    (That the full head does the right thing is for the checks of its logits to say.)"""
+    info = bundle.manifest.graphs.head
+    model, tensors = graph_tensors(bundle.files.path, info)
+    folder = (bundle.files.path / info.path).parent
+    after = {node.input[0]: node for node in model.graph.node if node.op_type in ("Mul", "Add", "Tanh")}
+    product = next(node for node in model.graph.node if node.op_type in ("MatMul", "Gemm"))
+    steps, value = list[Callable[[Double], Double]](), product.output[0]
+    while (node := after.get(value)) is not None:
+        steps.append(_step(node.op_type, read_tensor(tensors[node.input[1]], folder) if len(node.input) > 1 else None,
+                           head.tokens))  # fmt: skip
+        value = node.output[0]
+
+    def finish(x: Double) -> Double:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return finish
+
+
+def _step(kind: str, other: Float | None, tokens: Sequence[int]) -> Callable[[Double], Double]:
+    if other is None:
+        return np.tanh
+    value = other.astype(np.float64)
+    if kind == "Mul":
+        return lambda x: x * value
+    bias = value[list(tokens)] if tokens else value
+    return lambda x: x + bias
 
 
 def check_small_heads(
@@ -81,7 +113,8 @@ def _different(bundle: Bundle, head: HeadShape, student: Student | None) -> str:
 
 def _stored(bundle: Bundle, name: str) -> dict[str, StoredWeight]:
     """The head's tensors as its graph has them: rows; or down, up and perhaps a bias."""
-    info = _graph(bundle, name)
+    names = [head.name for head in bundle.manifest.heads]
+    info = bundle.manifest.graphs.heads[names.index(name)]
     _, tensors = graph_tensors(bundle.files.path, info)
     folder, prefix = (bundle.files.path / info.path).parent, f"head.{name}."
     return {
@@ -89,8 +122,3 @@ def _stored(bundle: Bundle, name: str) -> dict[str, StoredWeight]:
                            max(tensors[prefix + part].dims), part != "bias")
         for part in ("rows", "down", "up", "bias") if prefix + part in tensors
     }  # fmt: skip
-
-
-def _graph(bundle: Bundle, name: str) -> GraphInfo:
-    names = [head.name for head in bundle.manifest.heads]
-    return bundle.manifest.graphs.head if name == c.FULL_HEAD else bundle.manifest.graphs.heads[names.index(name)]

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.bundle.factors import uncut_factors
 from eecompile.runtime import Bundle
+from eecompile.segments.low_rank import as_input
+from eecompile.student.loops import Part
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import View, WeightStore
 from eecompile.student.student import Student
 from eecompile.verify.report import Check, at_most
 
 Float = NDArray[np.float32]
+PARTS: tuple[Part, Part] = ("a", "b")
 
 
 def check_loops(bundle: Bundle, student: Student) -> list[Check]:
@@ -27,8 +30,8 @@ def check_loops(bundle: Bundle, student: Student) -> list[Check]:
     for layer, role in itertools.product(range(student.spec.layers), loops.projections):
         weight = f"{getattr(student.spec.names, role).format(i=layer)}.weight"
         if weight in factors:
-            for part, factor in zip("ab", factors[weight], strict=True):
-                expected[c.low_rank_name(part, layer, role)] = factor.T
+            for part, factor in zip(PARTS, factors[weight], strict=True):
+                expected[c.low_rank_name(part, layer, role)] = as_input(factor, part)
     stored = uncut_factors(manifest, [bundle.graphs.factors_of(k) for k in range(len(manifest.schedule))])
     wrong = [n for n in {*stored, *expected} if n not in stored or n not in expected]
     wrong += [n for n in expected if n in stored and not np.array_equal(stored[n], expected[n])]

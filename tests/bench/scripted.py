@@ -17,6 +17,7 @@ import numpy as np
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.request import Limits, Settings, Stats
 from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.session import Session
@@ -29,16 +30,19 @@ Buffers = Mapping[str, Any]
 
 
 def manifest_of(
-    segments: list[int], schedule: list[int], cap: int, *, patient: bool = False, small: bool = False
-) -> Manifest:
+    segments: list[int], schedule: list[int], cap: int, *, patient: bool = False, small: bool = False,
+    layered: bool = False,
+) -> Manifest:  # fmt: skip
     """A manifest of segments of these many layers, run in the order of `schedule`, with an exit between any two.
 
-    patient: the exits after the first go by patience too. small: every other exit has a small head.
+    patient: the exits after the first go by patience too. small: every other exit has a small head. layered: every
+    other exit has a layer of its own.
     """
     depths = np.cumsum([segments[s] for s in schedule]).tolist()
     exits = [
-        {"layer": n, "adapter": "norm", "gates": ["learned", "max_prob", *["patience"] * (patient and i > 0)],
-         "gate_units": 1, "head": SMALL if small and i % 2 == 0 else "full"}
+        {"layer": n, "adapter": "layer" if layered and i % 2 == 0 else "norm",
+         "gates": ["learned", "max_prob", *["patience"] * (patient and i > 0)], "gate_units": 1,
+         "head": SMALL if small and i % 2 == 0 else "full"}
         for i, n in enumerate(depths[:-1])
     ]  # fmt: skip
     heads = [{"name": SMALL, "kind": "low_rank", "rank": 1}] if small else []
@@ -49,7 +53,8 @@ def manifest_of(
     sizes = {"heads": 1, "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 512, "layers": depths[-1]}
     fields = {
         "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
-        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up", "propagate"],
+        "model": {"family": "llama", "hidden": HIDDEN, **sizes},
+        "kv_rules": ["catch_up"] if layered else ["catch_up", "propagate"],
         "pending_cap": cap, "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
         "heads": heads,
         "schedule": [
@@ -59,8 +64,8 @@ def manifest_of(
         "graphs": {
             "embed": graph("embed"), "head": graph("head"), "heads": [graph(f"head_{SMALL}") for _ in heads],
             "segments": [graph(f"segment_{i}", n) for i, n in enumerate(segments)],
-            "exits": [graph(f"exit_{i}") for i in range(len(exits))],
-            "kv": [graph(f"kv_{i}", n) for i, n in enumerate(segments)],
+            "exits": [graph(f"exit_{i}", int(e["adapter"] == "layer")) for i, e in enumerate(exits)],
+            "kv": [] if layered else [graph(f"kv_{i}", n) for i, n in enumerate(segments)],
         },
         "provenance": {}, "files": {}, "digest": "0" * 64,
     }  # fmt: skip
@@ -107,12 +112,18 @@ def play(
         ExitRule.of(i, info.layer, {gate: bounds[gate] for gate in info.gates}) if i in open_exits else None
         for i, info in enumerate(manifest.exits)
     ]
-    askers = [ExitAsker(engine, manifest.exits, i, HIDDEN, 1, {}) for i, engine in enumerate(graphs.exits)]
+    askers = [
+        LayerAsker(engine, manifest, i, {}) if engine.info.layers else
+        ExitAsker(engine, manifest.exits, i, HIDDEN, 1, {})
+        for i, engine in enumerate(graphs.exits)
+    ]  # fmt: skip
     settings = Settings(mode, [] if mode == "full" else rules, Limits(cap=cap), manifest.exits, kv)
     session = Session(manifest, graphs, None, settings, askers)
     count = len(letters) // len(manifest.exits)
     generation = session.generate([0] * PROMPT, max_new_tokens=count + 1, stop=())
     next(generation)
+    for watcher in session._stairs.watchers.values():  # what waits of the prompt is not what tokens cost
+        watcher.catch_up()
     passes.clear()
     list(generation)
     return Played(generation.stats, dict(passes))
@@ -135,7 +146,7 @@ def _graphs(manifest: Manifest, letters: str, passes: Counter[tuple[str, int]]) 
 
     def ask(number: int) -> Callable[[Buffers], None]:
         def run(b: Buffers) -> None:
-            b[c.EXIT_HIDDEN][:, 0] = b[c.HIDDEN][:, 0]
+            b[c.EXIT_HIDDEN][:, 0] = b[c.HIDDEN][..., 0].reshape(-1)
             b[c.EXIT_HIDDEN][:, 1] = number + 1
             b[c.CONFIDENCE][:] = [0.1 if letter(row) == "." else 0.9 for row in b[c.EXIT_HIDDEN]]
 

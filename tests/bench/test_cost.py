@@ -59,6 +59,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "segments": segments, "schedule": schedule, "cap": cap, "letters": (letters + "." * exits)[: 60 * exits],
         "open_exits": draw(st.sets(st.integers(0, exits - 1))), "mode": draw(st.sampled_from(MODES)),
         "patient": draw(st.booleans()), "small": draw(st.booleans()),
+        "layered": draw(st.booleans()),
     }  # fmt: skip
 
 
@@ -71,8 +72,10 @@ def consistent(letters: str, exits: int) -> str:
     return "".join(said)
 
 
-def one_exit(letters: str, mode: Mode, cap: int) -> dict[str, Any]:
-    sizes = {"segments": [1, 1], "schedule": [0, 1], "cap": cap, "patient": False, "small": False}
+def one_exit(letters: str, mode: Mode, cap: int, *, layered: bool = False) -> dict[str, Any]:
+    sizes = {
+        "segments": [1, 1], "schedule": [0, 1], "cap": cap, "patient": False, "small": False, "layered": layered
+    }  # fmt: skip
     return {**sizes, "letters": letters, "open_exits": {0}, "mode": mode}
 
 
@@ -81,8 +84,10 @@ def one_exit(letters: str, mode: Mode, cap: int) -> dict[str, Any]:
 @example(one_exit("xxxx", "exact", 1))
 @example(one_exit("aaaaaaaa", "exact", 3))
 @example(one_exit("aaaaaaaa", "confident", 3))
+@example(one_exit("aaaaaaaa", "confident", 3, layered=True))
+@example(one_exit("aax.aaaxaaaa", "exact", 3, layered=True))
 def test_the_simulation_makes_the_passes_of_the_real_loop(case: dict[str, Any]) -> None:
-    shape = {name: case[name] for name in ("patient", "small")}
+    shape = {name: case[name] for name in ("patient", "small", "layered")}
     manifest = manifest_of(case["segments"], case["schedule"], 8, **shape)
     letters = case["letters"][: len(case["letters"]) // len(manifest.exits) * len(manifest.exits)]
     letters = consistent(letters, len(manifest.exits)) if case["patient"] else letters
@@ -178,6 +183,23 @@ def test_catching_up_is_priced_by_its_rows() -> None:
     found = simulate(manifest, costs, ["aa."], open_exits={0}, mode="confident", cap=8, length=64)
     assert found.seconds_per_token * 3 == pytest.approx(2 * 1101 + 1101 + 16)
     assert found.layer_rows_per_token * 3 == pytest.approx(3 + 3)
+
+
+def test_a_layer_is_priced_by_the_rows_that_waited_for_it() -> None:
+    """Two exits; while tokens leave at the first, the second sees none of them. A row of an MLP block is one row."""
+    manifest = manifest_of([1, 1, 1], [0, 1, 2], 8)
+    rows = measured("exit_1", {(1, 64): 1.0, (3, 64): 2.0})
+    costs = PassCosts.from_profile(profile_of(costs_of(**dict.fromkeys(FREE, 0.0)) + rows))
+    for adapter, seconds in (("layer", 1 + 2 + 1.5), ("mlp", 3), ("norm", 3)):
+        kinds = [e.model_copy(update={"adapter": adapter} if i else {}) for i, e in enumerate(manifest.exits)]
+        found = simulate(
+            manifest.model_copy(update={"exits": kinds}), costs, [".a" + "a." * 2 + ".a" + "a." + ".a"],
+            open_exits={0, 1}, mode="confident", cap=8, length=64,
+        )  # fmt: skip
+        assert found.seconds_per_token * found.tokens == pytest.approx(seconds)
+
+
+FREE = ("embed", "head", "segment_0", "segment_1", "segment_2", "exit_0")
 
 
 @pytest.mark.parametrize("traces", [[], [""], ["", ""]])

@@ -40,8 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(checkpoint: Path) -> HeadMatrix:
-    student = open_student(checkpoint)
-    return HeadMatrix(student.store, student.spec.head_weight)
+    return HeadMatrix.of(open_student(checkpoint))
 
 
 def test_a_shortlist_is_of_the_most_frequent_tokens(matrix: HeadMatrix) -> None:

@@ -137,11 +137,11 @@ def test_any_pattern_of_exits(
         """Make the exits answer by script; the token is the exit's own."""
         gates, ask = runner._decoder._gates, runner._decoder._gates.ask
 
-        def answer(exit_: int, rows: Any, states: list[Any]) -> list[int | None]:
+        def answer(exit_: int, rows: Any, states: list[Any], places: list[int]) -> list[int | None]:
             bold = [state.rules for state in states]
             for state in states:
                 state.rules = [r and ExitRule(r.exit, r.layer, np.array(c.NO_BOUND, np.float32)) for r in state.rules]
-            tokens = ask(exit_, rows, states)
+            tokens = ask(exit_, rows, states, places)
             for state, rules in zip(states, bold, strict=True):
                 state.rules = rules
             layer = opened.manifest.exits[exit_].layer

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from eecompile.bench.profile import measure_profile
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle, Sampling
+from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.staircase import Staircase
 from eecompile.runtime.trace import Tracer
+from eecompile.runtime.walk import Walk, joined, parted
+from eecompile.shapes import HeadShape, PredictorShape, RouterShape
 from eecompile.student.exits import ExitSpec, save_exits
 from eecompile.student.student import open_student
 from eecompile.verify import verify_bundle
@@ -234,6 +237,103 @@ def test_sequences_of_a_batch_have_layers_rows_of_their_own(shelf: Any, tmp_path
         assert request.exit_layers == [token.exit_layer for token in alone]
         depths.update(request.exit_layers)
     assert {1, 3, 4} <= set(depths), depths
+
+
+GATED = [
+    ExitSpec(layer=1, adapter="layer", gates=["predictor", "router"], router=RouterShape(choices=4),
+             predictor=PredictorShape(head="few", units=4)),
+    ExitSpec(layer=2, adapter="layer", gates=["saturation", "max_prob"]),
+    ExitSpec(layer=3, adapter="layer", gates=["predictor", "router", "saturation"],
+             predictor=PredictorShape(head="few", units=4)),
+]  # fmt: skip
+FEW = HeadShape(name="few", kind="shortlist", tokens=list(range(0, tiny.VOCAB, 2)))
+BOLD = {"predictor": 0.2, "router": 0.2, "saturation": 0.2, "learned": 0.3, "max_prob": 0.1}
+BATCHES = {
+    "modules": (tiny.config(), EXITS, "fp32", 1), "gates": (tiny.config(), GATED, "fp32", 1),
+    "window": (MODELS["window"], EXITS, "fp32", 2), "int4": (tiny.config(), GATED, "int4", 1),
+}  # fmt: skip
+ASKED = st.fixed_dictionaries({
+    "prompt": st.integers(1, 9) | st.integers(100, 140), "count": st.integers(1, 24), "wait": st.integers(0, 6),
+    "depth": st.sampled_from([0, 0, 2, 4]), "how": st.sampled_from([Sampling(), Sampling(temperature=0.8, seed=3)]),
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_sequences_share_the_passes_of_an_exits_layer(shelf: Any, kind: str) -> None:
+    """A batch is its requests alone, whatever joins, leaves, moves, asks or does not ask beside them."""
+    model, exits, precision, minimum = BATCHES[kind]
+    opened = shelf.bundle(
+        model, exits=exits, heads=[FEW], precision=precision, minimum_rows=minimum, slots=5, gain=GAIN
+    )
+    thresholds = {e.layer: {gate: BOLD[gate] for gate in e.gates} for e in exits}
+    seen: Counter[str] = Counter()
+
+    def watch(asker: LayerAsker) -> None:
+        run = asker._run
+
+        def counted(range_: Any, taking_part: Any) -> None:
+            seen.update(passes=1, shared=len(taking_part) > 1, padded=range_[1] - range_[0] > len(taking_part) > 1)
+            run(range_, taking_part)
+
+        asker._run = counted  # type: ignore[method-assign]
+
+    @given(
+        asked=st.lists(ASKED, min_size=1, max_size=8), slots=st.integers(1, 5), cap=st.integers(1, 8),
+        each_pass=st.sampled_from([0.5, 6.0, 60.0]),
+    )  # fmt: skip
+    @settings(max_examples=12)
+    def check(asked: list[dict[str, Any]], slots: int, cap: int, each_pass: float) -> None:
+        how: Any = {"mode": "exact", "thresholds": thresholds, "pending_cap": cap}
+        batch = opened.batch(slots=slots, **how)
+        for asker in batch._askers:
+            if isinstance(asker, LayerAsker):
+                asker._each_pass = each_pass
+                watch(asker)
+        todo = sorted(asked, key=lambda one: one["wait"])
+        requests = []
+        for number in range(10_000):
+            while todo and todo[0]["wait"] <= number:
+                one = todo.pop(0)
+                requests.append((one, batch.add(
+                    IDS[: one["prompt"]], max_new_tokens=one["count"], sampling=one["how"],
+                    minimum_depth=one["depth"],
+                )))  # fmt: skip
+            if not batch.busy and not todo:
+                break
+            batch.step()
+        for one, request in requests:
+            session = opened.session(**how, minimum_depth=one["depth"])
+            alone = session.generate(request.prompt_ids, max_new_tokens=one["count"], sampling=one["how"])
+            list(alone)
+            assert request.ids == alone.ids
+            seen.update(drafted=request.stats.drafted, rejected=request.stats.rejected)
+
+    check()
+    assert min(seen[key] for key in ("shared", "padded", "drafted", "rejected")) > 5, seen
+
+
+def test_what_the_slots_of_an_exits_layer_say_is_what_one_says_alone(shelf: Any) -> None:
+    """The same rows, asked together or apart, in any slots: values, candidates and rows, to the bit."""
+    opened = shelf.bundle(exits=GATED, heads=[FEW], slots=5, gain=GAIN)
+    many, walks = opened.askers(5, slots=5, each_pass=60.0), [Walk(), Walk(), Walk()]
+    alone = [(opened.askers(), Walk()) for _ in range(3)]
+    slots, rng = [4, 0, 2], np.random.default_rng(8)
+    for exit_ in range(3):
+        rows = [rng.standard_normal((n, 32)).astype(np.float32) for n in (3, 1, 9)]
+        for slot, mine in zip(slots, rows, strict=True):
+            many[exit_].offer(mine, slot)
+        whole = joined(walks)
+        said = many[exit_](np.stack([mine[-1] for mine in rows]), whole, slots)
+        parted(whole, walks)
+        for i, (askers, walk) in enumerate(alone):
+            askers[exit_].offer(rows[i])
+            own = askers[exit_](rows[i][-1:], walk)
+            np.testing.assert_array_equal(said.hidden[i], own.hidden[0])
+            for gate, value in own.values.items():
+                np.testing.assert_allclose(said.values[gate][i], value[0], atol=1e-6)  # gates' weights are inputs
+            if own.candidates is not None:
+                assert said.candidates is not None
+                np.testing.assert_array_equal(said.candidates[i], own.candidates[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])

@@ -33,6 +33,7 @@ def loops(prelude: int, block: int, times: int, projections: Any = (), rank: int
 CASES = {
     "prelude-block-coda": (tiny.config(), loops(1, 2, 3, ALL), [3, 5]),
     "block-alone": (tiny.config(num_hidden_layers=2), loops(0, 2, 3, ALL), [2, 3]),
+    "panels": (tiny.config(num_hidden_layers=2), loops(0, 1, 2, ALL, rank=20), [2]),
     "no-lora": (tiny.config(head_dim=16), loops(1, 2, 2), [1, 4]),
     "fused": (tiny.config(head_dim=16, attention_bias=True, mlp_bias=True), loops(0, 3, 2, ["q", "v", "up"]), [3]),
     "window": (tiny.config("mistral", sliding_window=16), loops(2, 1, 4, ["k", "o"]), [3, 4, 5]),
@@ -170,6 +171,25 @@ def test_a_row_does_not_depend_on_its_pass(shelf: Any, name: str, precision: str
         stairs.append(IDS[start:stop])
         rows.append(stairs.run_full().copy())
     np.testing.assert_array_equal(np.concatenate(rows), whole)
+
+
+@pytest.mark.parametrize("rank", [16, 32, 40, 64])
+def test_nor_does_it_where_sums_are_long_and_ranks_wide(shelf: Any, rank: int) -> None:
+    """How ONNX Runtime cuts long sums goes by the columns of a thread, and those by the rows of the pass."""
+    config = tiny.config(hidden_size=640, intermediate_size=1536, num_hidden_layers=1, max_position_embeddings=160)
+    opened = shelf.bundle(config, loops=loops(0, 1, 2, ALL, rank=rank))
+    ids = np.random.default_rng(4).integers(0, tiny.VOCAB, 128).tolist()
+
+    def rows(*widths: int) -> Any:
+        stairs, found = Staircase(opened.manifest, opened.graphs), []
+        for width in widths:
+            stairs.append(ids[stairs.length : stairs.length + width])
+            found.append(stairs.run_full().copy())
+        return np.concatenate(found)
+
+    whole = rows(128)
+    for widths in ([1] * 20, [2] * 10, [3] * 10, [5, 9, 40], [70, 1, 9]):
+        np.testing.assert_array_equal(rows(*widths), whole[: sum(widths)])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
