@@ -205,6 +205,10 @@ class Manifest(Strict):
                 raise ValueError(f"segment {step.segment} has no K/V-only graph of its layers")
         if kv and (any(s.factors or s.cycle for s in self.schedule) or any(e.adapter == "layer" for e in self.exits)):
             raise ValueError("the rule propagate does not go with LoRA, cyclic gates or exits with a layer")
+        if "selected" in self.kv_rules and any(e.adapter == "layer" for e in self.exits):
+            raise ValueError("the rule selected does not go with exits with a layer")
+        if "selected" not in self.kv_rules and any(t.name == c.KEY_POSITIONS for s in segments for t in s.inputs):
+            raise ValueError("key positions are kept for the rule selected alone")
         return self
 
     @model_validator(mode="after")
