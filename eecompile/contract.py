@@ -107,7 +107,8 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
 KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate", "selected")  # of a language model
-APPROXIMATE: Final = ("propagate", "selected")  # a token that leaves changes what later ones see
+# of these, rules by which a token that leaves changes what later ones see
+APPROXIMATE: Final[tuple[Literal["propagate", "selected"], ...]] = ("propagate", "selected")
 CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
 CAUSAL_LM: Final = "causal-lm"
 TOKENS: Final = "token-classification"

@@ -92,8 +92,7 @@ def simulate(
     profile lacks a graph that ran.
     """
     opened = set[int]() if mode == "full" else set(open_exits)
-    kind = _PropagateReplay if kv == "propagate" else _Replay
-    replay = kind(manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
+    replay = _REPLAYS[kv](manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
     for letters in traces:
         replay.document(letters)
     tokens = sum(replay.walks.values())
@@ -238,8 +237,18 @@ class _Replay:
             self.walks[walk] += 1
 
 
-class _PropagateReplay(_Replay):
-    """The same where what has left waits for K/V-only passes: every segment's pass has one row."""
+class _SelectedReplay(_Replay):
+    """The same where what has left goes nowhere: every segment's pass has one row. (Passes are priced at the whole
+    length, though deeper caches are shorter.)"""
+
+    def _step(self, letters: str) -> None:
+        self._waiting = [0] * len(self._waiting)
+        self._pending = 0  # any number may leave in a row
+        super()._step(letters)
+
+
+class _PropagateReplay(_SelectedReplay):
+    """The same where what has left waits for K/V-only passes."""
 
     def __init__(
         self, manifest: Manifest, open_exits: set[int], patience: Sequence[float | None], *, exact: bool, cap: int
@@ -259,8 +268,6 @@ class _PropagateReplay(_Replay):
         if sum(self._left) >= self._cap:
             for k in range(len(self.segments)):
                 self._fill(k)
-        self._waiting = [0] * len(self._waiting)
-        self._pending = 0  # any number may leave in a row
         super()._step(letters)
 
     def _run(self, k: int) -> None:
@@ -277,6 +284,11 @@ class _PropagateReplay(_Replay):
             self._fills[self.segments[k].replace("segment", "kv"), rows] += 1
             self._left[k] = 0
             self._left[k + 1] += rows if k < self._last else 0
+
+
+_REPLAYS: Mapping[str, type[_Replay]] = {
+    "catch_up": _Replay, "propagate": _PropagateReplay, "selected": _SelectedReplay,
+}  # fmt: skip
 
 
 def _curve(seconds: Mapping[int, float]) -> Curve:

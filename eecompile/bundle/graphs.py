@@ -58,7 +58,7 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     scale = (*cache[:3], 1)
     cross = (-1, model.heads, -1, model.head_dim)
     positions = (-1, 1, cache[2], 1)
-    known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
+    known: dict[str, tuple[int, ...]] = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
     known |= dict.fromkeys((c.KEY_POSITIONS, c.updated(c.KEY_POSITIONS)), positions)

@@ -49,7 +49,7 @@ def manifest_of(
     sizes = {"heads": 1, "kv_heads": 1, "head_dim": 1, "vocab": VOCAB, "context": 512, "layers": depths[-1]}
     fields = {
         "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
-        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": ["catch_up", "propagate"],
+        "model": {"family": "llama", "hidden": HIDDEN, **sizes}, "kv_rules": list(c.KV_RULES),
         "pending_cap": cap, "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
         "heads": heads,
         "schedule": [
