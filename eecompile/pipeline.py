@@ -90,7 +90,7 @@ def _kv_rules(student: Student, options: BuildOptions) -> list[str]:
         )  # fmt: skip
     if "selected" in options.kv and attends:
         raise UsageError(
-            "with the rule selected, an exit with a decoder layer would miss the rows of tokens that stopped before it",
+            "the rule selected lets exits with a decoder layer miss the rows of tokens that stopped before them",
             where=c.EARLY_EXIT, mend="build this student without --kv selected",
         )  # fmt: skip
     kv = [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]

@@ -237,6 +237,26 @@ def test_every_family(shelf: Any, name: str) -> None:
     check(opened, by_numpy(shelf.checkpoint(config), ids, depths), rows, depths)
 
 
+@pytest.mark.parametrize("name", ["fused", "window"])
+def test_the_other_rules_do_not_notice(shelf: Any, name: str) -> None:
+    """Bit for bit what a bundle without the rule gives, K/V-only passes and rows that catch up included."""
+    rng = np.random.default_rng(6)
+    moves = [(int(rng.integers(tiny.VOCAB)), int(rng.integers(1, 5))) for _ in range(40)]
+    for rule in ("catch_up", "propagate"):
+        found = []
+        for rules in (BOTH["kv"], ("catch_up", "propagate")):
+            opened, _ = built(shelf, name, build={"kv": rules})
+            one, rows = Staircase(opened.manifest, opened.graphs), list[Float]()
+            one.prefill([1, 2, 3])
+            for token, steps in moves:
+                one.append([token])
+                rows += [one.run_step(k)[-1].copy() for k in range(steps)]
+                if rule == "propagate" and steps < 4:
+                    one.leave_at(steps)
+            found.append(np.stack(rows))
+        assert np.array_equal(*found)
+
+
 def test_a_block_that_a_gate_repeats(tmp_path: Path) -> None:
     rng, cycle = np.random.default_rng(1), CycleSpec(first=1, layer=3, repeats=2, threshold=0.45)
     tensors = {
@@ -274,12 +294,12 @@ def test_deeper_caches_are_shorter(shelf: Any) -> None:
 # -- decoding ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["plain", "recursive"])
+@pytest.fixture(scope="module", params=["llama", "recursive", "window"])
 def calibrated(shelf: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Bundle:
     """Calibrated for two rules, its policy's rule selected."""
     path = tmp_path_factory.mktemp("selected") / "bundle"
-    loops = LOOPS if request.param == "recursive" else None
-    source = shelf.checkpoint(MODELS[request.param][0] if loops else None, loops=loops, gain=GAIN)
+    config, loops = MODELS[request.param]
+    source = shelf.checkpoint(config, loops=loops, gain=GAIN)
     tiny.bundle_at(path, source, EXITS, **RULES, slots=8)
     tiny.calibrate(path, ALLOWED)
     return tiny.calibrate(path, ALLOWED, kv="selected")
