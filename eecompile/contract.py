@@ -23,6 +23,7 @@ HIDDEN: Final = "hidden"  # float32 [B, R, D] in embed and segments, [N, D] in e
 HIDDEN_OUT: Final = "hidden_out"  # as `hidden`; after the last segment it is normalised and ready for the head
 POSITIONS: Final = "positions"  # int64 [B, R]: position of each row in its sequence
 WRITE_INDEX: Final = "write_index"  # int64 [B]: cache index of each slot's first row
+KEY_POSITIONS: Final = "key_positions"  # int64 [B, 1, T, 1]: position of each row of the caches, kept as they are kept
 SOURCE_LENGTH: Final = "source_length"  # int64 [B]: tokens of each slot's source, without padding
 EXIT_HIDDEN: Final = "exit_hidden"  # float32 [N, D]: an exit's normalised hidden state, ready for the head
 GATE_W1: Final = "gate_w1"  # float32 [D, U]
@@ -106,7 +107,9 @@ NEVER: Final = (2.0, 2.0, -1.0)  # thresholds that no row passes
 
 # -- modes, rules, criteria, precisions ------------------------------------------------------------------------
 MODES: Final[tuple[str, ...]] = ("full", "confident", "exact")
-KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate")  # of a language model
+KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate", "selected")  # of a language model
+# of these, rules by which a token that leaves changes what later ones see
+APPROXIMATE: Final[tuple[Literal["propagate", "selected"], ...]] = ("propagate", "selected")
 CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
 CAUSAL_LM: Final = "causal-lm"
 TOKENS: Final = "token-classification"

@@ -88,6 +88,11 @@ def _kv_rules(student: Student, options: BuildOptions) -> list[str]:
             "the rule propagate fills layers that run once, and caches of the model's own layers alone",
             where=c.EARLY_EXIT, mend="build this student without --kv propagate",
         )  # fmt: skip
+    if "selected" in options.kv and attends:
+        raise UsageError(
+            "the rule selected lets exits with a decoder layer miss the rows of tokens that stopped before them",
+            where=c.EARLY_EXIT, mend="build this student without --kv selected",
+        )  # fmt: skip
     kv = [rule for rule in c.KV_RULES if rule == "catch_up" or rule in options.kv]
     if isinstance(student.spec, EncoderDecoderSpec) and len(kv) > 1:
         raise UsageError("an encoder-decoder knows the rule catch_up alone", mend="build it without --kv")
@@ -113,6 +118,7 @@ def build(
             slack=slack,
             fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
             propagate="propagate" in chosen["kv"],
+            selected="selected" in chosen["kv"],
             cache=chosen["cache"],
             progress=progress,
         )

@@ -19,7 +19,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 CacheType = Literal["fp32", "fp16", "int8"]
-KVRule = Literal["catch_up", "propagate", "none"]
+KVRule = Literal["catch_up", "propagate", "selected", "none"]
 Criterion = Literal[
     "learned", "saturation", "router", "predictor", "max_prob", "margin", "entropy", "patience", "delta", "fixed",
     "never",

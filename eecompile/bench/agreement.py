@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eecompile import contract as c
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.forced import run_forced
 from eecompile.runtime.gates import GateState
@@ -19,8 +20,8 @@ def agreements(
     """For the modes full and confident: (tokens that are the continuation's, tokens), teacher-forced.
 
     The first token of each continuation, which prefill gives, is not counted. `full` is below its count where a pass
-    over many rows decides a near-tie otherwise than one over a single row. With propagate, where what a token sees
-    depends on who left before it, the runtime itself is run over the continuation.
+    over many rows decides a near-tie otherwise than one over a single row. With a rule by which what a
+    token sees depends on who left before it, the runtime itself is run over the continuation.
     """
     tracer, equal, total = Tracer(bundle), {"full": 0, "confident": 0}, 0
     rules = confident_rules(bundle)
@@ -29,7 +30,7 @@ def agreements(
         trace, first = tracer.trace(ids, source), len(ids) - len(continuation) + 1
         wanted = np.asarray(continuation[1:])
         for mode, open_rules in (("full", [None] * len(rules)), ("confident", rules)):
-            if mode == "confident" and bundle.files.policy.kv == "propagate" and any(rules):
+            if mode == "confident" and bundle.files.policy.kv in c.APPROXIMATE and any(rules):
                 [found] = run_forced(bundle, bundle.settings(mode=mode), [ids], first=first)
                 chosen = found.tokens
             else:

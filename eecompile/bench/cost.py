@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.bench.replay import PropagateReplay, Replay
+from eecompile.bench.replay import REPLAYS
 from eecompile.bundle.manifest import Manifest, Profile
 from eecompile.errors import UsageError
 
@@ -88,8 +88,7 @@ def simulate(
     profile lacks a graph that ran.
     """
     opened = set[int]() if mode == "full" else set(open_exits)
-    kind = PropagateReplay if kv == "propagate" else Replay
-    replay = kind(manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
+    replay = REPLAYS[kv](manifest, opened, patience or [None] * len(manifest.exits), exact=mode == "exact", cap=cap)
     for letters in traces:
         replay.document(letters)
     tokens = sum(replay.walks.values())

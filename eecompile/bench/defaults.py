@@ -50,9 +50,10 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     """
     costs = PassCosts.from_profile(profile)
     confident, drafts = _choose_confident(files, costs), _choose_drafts(files, costs)
-    propagated = _try_propagate(files, costs)
-    if propagated is not None and propagated.ratio <= min(confident.ratio, 1 - MARGIN):
-        confident = propagated
+    for kv in c.APPROXIMATE:
+        other = _try_rule(files, costs, kv)
+        if other is not None and other.ratio <= min(confident.ratio, 1 - MARGIN):
+            confident = other
     exits = [
         e.model_copy(
             update={
@@ -108,10 +109,10 @@ def _choose_confident(files: BundleFiles, costs: PassCosts) -> _Choice:
     return _pick(files, costs, calibrated, traces, "confident")
 
 
-def _try_propagate(files: BundleFiles, costs: PassCosts) -> _Choice | None:
-    """The chosen point of a calibration of propagate, all of it or nothing (ranges.is_tested)."""
+def _try_rule(files: BundleFiles, costs: PassCosts, kv: str) -> _Choice | None:
+    """The chosen point of a calibration of an approximate rule, all of it or nothing (ranges.is_tested)."""
     manifest, count = files.manifest, len(files.manifest.exits)
-    for found in matching_calibrations(manifest, files.policy, files.calibrations, "propagate"):
+    for found in matching_calibrations(manifest, files.policy, files.calibrations, kv):
         thresholds = [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(found)]
         traces, open_exits = _sample(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
         if not traces or any(manifest.exits[i].layer < files.policy.minimum_depth for i in open_exits):
@@ -119,12 +120,12 @@ def _try_propagate(files: BundleFiles, costs: PassCosts) -> _Choice | None:
         length = min(TYPICAL_LENGTH, manifest.model.context)
         replayed = simulate(
             manifest, costs, traces, open_exits=open_exits, mode="confident", cap=manifest.pending_cap, length=length,
-            kv="propagate",
+            kv=kv,
         )  # fmt: skip
         ratio = replayed.seconds_per_token / full_depth_seconds(manifest, costs, length)
-        said = f"{_OPEN['confident']} with propagate: {ratio:.3f}x the time of full depth on this profile"
+        said = f"{_OPEN['confident']} with {kv}: {ratio:.3f}x the time of full depth on this profile"
         reasons = [said if t is not None else f"{_NEVER['confident']}: no threshold" for t in thresholds]
-        return _Choice(thresholds, reasons, ratio, "propagate")
+        return _Choice(thresholds, reasons, ratio, kv)
     return None
 
 

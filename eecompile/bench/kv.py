@@ -2,7 +2,7 @@
 
 Teacher-forced on the full model's own continuation: n tokens leave at the first exit, the next runs to full depth, and
 so on. What that one says is held against the full model's: with catch_up it is the same; with propagate it looks at
-keys and values of which n in a cycle are not the full model's.
+keys and values of which n in a cycle are not the full model's, and with selected those n are not there.
 """
 
 import math
@@ -13,6 +13,7 @@ from time import perf_counter
 
 import numpy as np
 
+from eecompile import contract as c
 from eecompile.bench.results import KVPoint, KVResult
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -44,7 +45,7 @@ def bench_rules(
     """
     manifest = bundle.manifest
     if not manifest.exits or len(manifest.kv_rules) < 2:
-        mend = "build it with exits and with --kv catch_up,propagate"
+        mend = f"build it with exits and with --kv {','.join(c.KV_RULES)}"
         raise UsageError("there are no K/V rules to compare", where=str(bundle.files.path), mend=mend)
     session = bundle.session(mode="full")
     texts = []
@@ -84,6 +85,8 @@ class _Walker:
                     stairs.run_step(k)
                 if rule == "propagate":
                     stairs.leave_at(self._until)
+                if rule == "selected":
+                    stairs.stop_at(self._until)
                 continue
             logits = self._head(stairs.run_full()[-1:], logits=True).logits
             assert logits is not None

@@ -6,7 +6,7 @@ token they are those of a right one.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -176,8 +176,18 @@ class Replay:
             self.walks[walk] += 1
 
 
-class PropagateReplay(Replay):
-    """The same where what has left waits for K/V-only passes: every segment's pass has one row."""
+class SelectedReplay(Replay):
+    """The same where what has left goes nowhere: every segment's pass has one row. (Passes are priced at the whole
+    length, though deeper caches are shorter.)"""
+
+    def _step(self, letters: str) -> None:
+        self._waiting = [0] * len(self._waiting)
+        self._pending = 0  # any number may leave in a row
+        super()._step(letters)
+
+
+class PropagateReplay(SelectedReplay):
+    """The same where what has left waits for K/V-only passes."""
 
     def __init__(
         self, manifest: Manifest, open_exits: set[int], patience: Sequence[float | None], *, exact: bool, cap: int
@@ -197,8 +207,6 @@ class PropagateReplay(Replay):
         if sum(self._left) >= self._cap:
             for k in range(len(self.segments)):
                 self._fill(k)
-        self._waiting = [0] * len(self._waiting)
-        self._pending = 0  # any number may leave in a row
         super()._step(letters)
 
     def _run(self, k: int) -> None:
@@ -215,3 +223,8 @@ class PropagateReplay(Replay):
             self._fills[self.segments[k].replace("segment", "kv"), rows] += 1
             self._left[k] = 0
             self._left[k + 1] += rows if k < self._last else 0
+
+
+REPLAYS: Mapping[str, type[Replay]] = {
+    "catch_up": Replay, "propagate": PropagateReplay, "selected": SelectedReplay,
+}  # fmt: skip

@@ -57,9 +57,11 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     cache = (-1, model.kv_heads, model.context + manifest.slack, model.head_dim)
     scale = (*cache[:3], 1)
     cross = (-1, model.heads, -1, model.head_dim)
-    known = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
+    positions = (-1, 1, cache[2], 1)
+    known: dict[str, tuple[int, ...]] = dict.fromkeys((c.HIDDEN, c.HIDDEN_OUT, c.EXIT_HIDDEN), (-1, model.hidden))
     known |= {c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
+    known |= dict.fromkeys((c.KEY_POSITIONS, c.updated(c.KEY_POSITIONS)), positions)
     narrow = {
         graph.path: head.rows(model.vocab) for graph, head in zip(manifest.graphs.heads, manifest.heads, strict=True)
     }

@@ -208,6 +208,17 @@ class Manifest(Strict):
         return self
 
     @model_validator(mode="after")
+    def _compact_caches_keep_positions(self) -> Self:
+        if "selected" in self.kv_rules and any(e.adapter == "layer" for e in self.exits):
+            raise ValueError("the rule selected does not go with exits with a layer")
+        kept = [t for segment in self.graphs.segments for t in segment.inputs if t.name == c.KEY_POSITIONS]
+        if kept and "selected" not in self.kv_rules:
+            raise ValueError("key positions are kept for the rule selected alone")
+        if any((t.dtype, t.shape) != ("int64", ["B", 1, c.LENGTH, 1]) for t in kept):
+            raise ValueError("key positions are not int64 [B, 1, T, 1]")
+        return self
+
+    @model_validator(mode="after")
     def _source_has_an_encoder(self) -> Self:
         source, encoder = self.source, self.graphs.encoder
         if (source is None) != (encoder is None):

@@ -83,7 +83,7 @@ def permitted_thresholds(files: BundleFiles) -> list[dict[Criterion, tuple[float
     calibrations = _calibrations_by_use(files.manifest, files.policy, files.calibrations)
     if not calibrations:
         return [None] * len(files.manifest.exits)
-    vocab, fixed = files.manifest.classes, decodes(files.manifest) and files.policy.kv == "propagate"
+    vocab, fixed = files.manifest.classes, decodes(files.manifest) and files.policy.kv in c.APPROXIMATE
     return [
         None if allowed is None else {k: (v, v) if fixed else calibrated_range(k, v, vocab) for k, v in allowed.items()}
         for allowed in calibrated_thresholds(calibrations[0])

@@ -123,13 +123,13 @@ def bold_exit(exits: Sequence[ExitPolicy], calibration: Calibration, vocab: int)
 
 
 _ONLY_TESTED = (
-    "not the thresholds of a tested point, and with propagate nothing else is calibrated: a token that leaves changes "
-    "what later ones see"
+    "not the thresholds of a tested point, and with this K/V rule nothing else is calibrated: a token that leaves "
+    "changes what later ones see"
 )
 
 
 def is_tested(policy: Policy, calibration: Calibration) -> bool:
-    """Whether the policy's confident exits are, all of them, those of a point that passed (propagate)."""
+    """Whether the policy's confident exits are, all of them, those of a point that passed (c.APPROXIMATE)."""
     if calibration.chosen is None:
         return False
     used = [e.confident if e.layer >= policy.minimum_depth else None for e in policy.exits]
@@ -149,7 +149,7 @@ def confident_fault(
     matching = matching_calibrations(manifest, policy, calibrations, rule)
     if not matching:
         return "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates"
-    if decodes(manifest) and rule == "propagate":
+    if decodes(manifest) and rule in c.APPROXIMATE:
         return None if any(is_tested(policy, found) for found in matching) else _ONLY_TESTED
     faults = [bold_exit(policy.exits, found, manifest.classes) for found in matching]
     return None if None in faults else f"bolder than calibrated: {faults[0]}"

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.policy import adopt_calibration
 from eecompile.bundle.read import BundleFiles, read_bundle
@@ -70,11 +71,12 @@ def calibrate_file(
 ) -> CalibrationResult:
     """As `calibrate`, with at most `limit` of the documents at `data` (`load_documents`), for the K/V rule `kv`. Raises
     as both."""
-    from eecompile.calibrate.propagate import calibrate_propagate
+    from eecompile.calibrate.approximate import calibrate_approximate
 
     documents = load_documents(data, limit=limit)
-    if kv == "propagate":
-        return calibrate_propagate(bundle, documents, risk=risk, error=error, progress=progress)
+    for rule in c.APPROXIMATE:
+        if rule == kv:
+            return calibrate_approximate(bundle, documents, kv=rule, risk=risk, error=error, progress=progress)
     return calibrate(bundle, documents, risk=risk, error=error, progress=progress)
 
 
@@ -121,7 +123,7 @@ def calibrate_tables(
 def apply_calibration(bundle: Path, result: CalibrationResult, key: Path | None = None) -> None:
     """Write `result` into the bundle at `bundle`, with a policy whose confident exits are at the chosen thresholds.
 
-    Where nothing was chosen the exits are closed (of propagate: the policy stays, which is for the other rule). The
+    Where nothing was chosen the exits are closed (of another rule than the policy's: it stays as it is). The
     policy's K/V rule becomes the result's. Drafts, gates, minimum depth and budget stay. key: the private key
     of a signed bundle. Raises UsageError where the result is another build's, and as `adopt_calibration`.
     """

@@ -24,7 +24,9 @@ from eecompile.errors import UsageError
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
 @click.option("--cache", type=click.Choice(c.CACHES), default="fp32", show_default=True, help="Keys and values.")
-@click.option("--kv", default="catch_up", show_default=True, help="Rules for skipped layers: catch_up,propagate.")
+@click.option(
+    "--kv", default="catch_up", show_default=True, help=f"Rules for skipped layers, of {','.join(c.KV_RULES)}."
+)
 @click.option("--batch", default=1, show_default=True, help="Sequences that may run side by side.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")

@@ -20,7 +20,7 @@ _PACKAGES = {
     "torch": "extra verify", "transformers": "extra verify", "polygraphy": "extra verify",
     "onnxruntime-genai": "a peer for bench", "llama-cpp-python": "a peer for bench",
 }  # fmt: skip
-_EXITS = {rule: f"exits per {granularity}" for granularity, rule in c.GRANULARITIES.items()}
+_EXITS: dict[str, str] = {rule: f"exits per {granularity}" for granularity, rule in c.GRANULARITIES.items()}
 _NEEDED = ("onnxruntime", "onnx", "tokenizers", "cryptography")
 
 
@@ -59,7 +59,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     print_table("exits", ["layer", "confident", "draft", "why"], rows)
     for x in files.calibrations:
         found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
-        how = "" if x.kv == "catch_up" else f", {_EXITS[x.kv]}"
+        how = "" if x.kv == "catch_up" else f", {_EXITS[x.kv] if m.labels else x.kv}"
         say(
             f"calibrated for {x.precision}{how}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}"
         )

@@ -79,8 +79,8 @@ class Bundle:
         mode: full, confident or exact. pending_cap: tokens that may wait (at most the bundle's). minimum_depth:
         layers every token runs, at least the policy's. budget: layer-rows a request may spend, at most the policy's.
         thresholds: by exit layer, in place of the policy's (None closes the exit); confident mode takes only what the
-        calibration allows, drafts of exact mode may be anything. kv: the rule for skipped layers, catch_up or propagate
-        (confident mode only; default: the policy's).
+        calibration allows, drafts of exact mode may be anything. kv: the rule for skipped layers, catch_up, or in
+        confident mode another of the bundle's (default: the policy's).
         Raises Uncalibrated, UsageError.
         """
         settings = self.settings(

@@ -22,42 +22,48 @@ class Caches:
     """For each cache of the schedule its tensors by graph name, [slots, KV, T, ..], inputs and outputs alike.
 
     graphs: for each cache the graph that writes it, whose inputs say what the tensors are: those with a length T.
-    T is `rows`. Cache index equals position. Rows beyond a slot's live ones are never attended to; zeros where nothing
-    was written keep what is masked finite.
+    T is `lengths[k]` of cache k, `rows` that of the longest. Cache index equals position, but where the rule selected
+    leaves rows out. Rows beyond a slot's live ones are never attended to; zeros where nothing was written keep what is
+    masked finite.
     """
 
     def __init__(self, graphs: Sequence[GraphInfo], slots: int = 1) -> None:
-        self.rows = 0
+        self.lengths = [0] * len(graphs)
         self.tensors: list[dict[str, NDArray[Any]]] = [{} for _ in graphs]
         self._slots = slots
         self._infos = [[t for t in graph.inputs if c.LENGTH in t.shape] for graph in graphs]
 
-    def make_room(self, rows: int) -> bool:
-        """Have room for `rows` rows and the one of padding that fused attention writes behind them.
+    @property
+    def rows(self) -> int:
+        """The longest cache's length."""
+        return max(self.lengths, default=0)
 
-        Returns whether the tensors were replaced, so that bindings are stale.
+    def make_room(self, rows: int, cache: int = 0) -> bool:
+        """Have room in one cache for `rows` rows and the one of padding that fused attention writes behind them.
+
+        Returns whether its tensors were replaced, so that bindings to them are stale.
         """
-        rows += 1
-        if rows <= self.rows:
+        rows, have = rows + 1, self.lengths[cache]
+        if rows <= have:
             return False
-        self.resize(max(rows, self.rows + max(self.rows // 8, GROWTH)))
+        self._resize(cache, max(rows, have + max(have // 8, GROWTH)))
         return True
 
     def resize(self, rows: int) -> None:
-        """Make the tensors `rows` long, rounded up to the bucket, keeping what fits. 0 frees them."""
+        """Make all tensors `rows` long, rounded up to the bucket, keeping what fits. 0 frees them."""
+        for cache in range(len(self.tensors)):
+            self._resize(cache, rows)
+
+    def _resize(self, cache: int, rows: int) -> None:
         rows = -(-rows // c.CACHE_BUCKET) * c.CACHE_BUCKET
-        kept = min(rows, self.rows)
-        for k, infos in enumerate(self._infos):
-            old, new = self.tensors[k], {}
-            for info in infos:
-                sizes = {"B": self._slots, c.LENGTH: rows}
-                shape = [sizes[size] if isinstance(size, str) else size for size in info.shape]
-                cache = np.zeros(shape, np.dtype(info.dtype))
-                if kept:
-                    cache[:, :, :kept] = old[info.name][:, :, :kept]
-                new[info.name] = new[c.updated(info.name)] = cache
-            self.tensors[k] = new
-        self.rows = rows
+        kept, old, new = min(rows, self.lengths[cache]), self.tensors[cache], {}
+        for info in self._infos[cache]:
+            sizes = {"B": self._slots, c.LENGTH: rows}
+            tensor = np.zeros([sizes[size] if isinstance(size, str) else size for size in info.shape], info.dtype)
+            if kept:
+                tensor[:, :, :kept] = old[info.name][:, :, :kept]
+            new[info.name] = new[c.updated(info.name)] = tensor
+        self.tensors[cache], self.lengths[cache] = new, rows
 
     def of_slots(self, cache: int, first: int, last: int) -> dict[str, NDArray[Any]]:
         """The tensors of one cache for the slots from `first` to before `last`: contiguous views."""

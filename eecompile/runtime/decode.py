@@ -42,31 +42,33 @@ class Counts:
 class Continuation:
     """One sequence being generated.
 
-    state: its exits' rules and what they have to remember. cap: tokens in a row that may leave early; with propagate,
-    the rule for skipped layers in place of catch_up, tokens that may wait for their K/V-only passes. `certain` are the
+    state: its exits' rules and what they have to remember. kv: the rule for skipped layers. cap: tokens in a row that
+    may leave early with catch_up; with propagate, tokens that may wait for their K/V-only passes. `certain` are the
     tokens that the last step made certain, `fault` is why there will be no more.
     """
 
-    def __init__(self, stairs: Staircase, state: GateState, *, exact: bool, cap: int, propagate: bool = False) -> None:
+    def __init__(self, stairs: Staircase, state: GateState, *, exact: bool, cap: int, kv: str = "catch_up") -> None:
         self.stairs, self.state, self.exact, self.cap, self.sampling = stairs, state, exact, cap, state.sampling
         self.counts, self.last = Counts(), -1
         self.drafts: list[Emitted] = []
         self.certain: list[Emitted] = []
         self.fault: NumericError | None = None
         self.early = 0  # tokens since the last one from full depth
-        self.propagate = propagate
+        self.kv = kv
 
     def may_exit(self, exit_: int) -> bool:
-        """Whether this exit is to be asked: it has a rule, and not too many tokens have left early in a row. (With
-        propagate any number may: their rows never need a pass of their own.)"""
-        return self.state.rules[exit_] is not None and (self.early < self.cap or self.propagate)
+        """Whether this exit is to be asked: it has a rule, and with catch_up not too many tokens have left early in a
+        row. (With the others any number may: their rows never need a pass of their own.)"""
+        return self.state.rules[exit_] is not None and (self.early < self.cap or self.kv != "catch_up")
 
     def leave(self, token: Emitted, step: int) -> None:
         """Emit `token` from the exit after `step`; in exact mode it is a draft."""
         self.last = token.id
         self.early += 1
-        if self.propagate:
+        if self.kv == "propagate":
             self.stairs.leave_at(step + 1)
+        if self.kv == "selected":
+            self.stairs.stop_at(step + 1)
         if not self.exact:
             self.certain = [token]
             return
@@ -128,7 +130,7 @@ class Decoder:
 
     def _make_room(self, those: Sequence[Continuation]) -> None:
         """K/V-only passes for sequences with as many left rows as may wait."""
-        full = [one.stairs for one in those if one.propagate and one.stairs.pending >= one.cap]
+        full = [one.stairs for one in those if one.kv == "propagate" and one.stairs.pending >= one.cap]
         for k in range(len(those[0].stairs.schedule)) if full else ():
             full[0].pool.fill(k, full)
 
@@ -136,7 +138,7 @@ class Decoder:
         """Those that have left and whose rows before step k are worth running along; propagated ones are filled in."""
         if any(one.stairs.left[k] for one in walking):
             walking[0].stairs.pool.fill(k, [one.stairs for one in (*walking, *left)])
-        others = [one for one in left if one.stairs.waiting[k] and not one.propagate]
+        others = [one for one in left if one.stairs.waiting[k] and one.kv != "propagate"]
         pool = walking[0].stairs.pool
         ours, theirs = (pool.waiting(k, [one.stairs for one in group]) for group in (walking, others))
         return others if riders(ours, theirs, pool.each_pass, pool.most) else []
@@ -180,7 +182,7 @@ class Decoder:
         anything, and is not looked at.
         """
         count = len(finite)
-        first = one.stairs.filled[-1] - count + 1
+        first = one.stairs.settled - count + 1
         drafts, right, certain = one.drafts, 0, list[Emitted]()
         for i in range(count):
             if not finite[i]:

@@ -1,7 +1,7 @@
 """The runtime over texts whose tokens are given: what a policy emits where its own choices do not count.
 
-A trace (trace.py) tells that for catch_up without running any policy. With propagate a token that leaves changes what
-later ones see, so that every policy has to be run.
+A trace (trace.py) tells that for catch_up without running any policy. With the other rules a token that leaves changes
+what later ones see, so that every policy has to be run.
 """
 
 from collections.abc import Mapping, Sequence

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from eecompile.runtime.staircase import LoadedGraphs, Staircase
 
 Rows: TypeAlias = NDArray[np.float32]
+Place: TypeAlias = tuple[int, int]  # of a slot's first row in a pass: cache index, position
+_NOWHERE: tuple[int, list[Place]] = (0, [])
 
 
 class Pool:
@@ -58,7 +60,7 @@ class Pool:
         self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
         self._bound: dict[tuple[bool, int, int, int, int], OrtPass] = {}
-        self._placed: tuple[int, int, list[int]] = (0, 0, [])
+        self._placed = _NOWHERE
 
     def take_up(self, prompt: list[int]) -> list[int]:
         """The tokens that a sequence runs first: its prompt's own, or where that is a source, which is encoded here for
@@ -118,7 +120,7 @@ class Pool:
         first, last, rows = range_
         width = last - first
         ran, boundary = self._in[: width * rows].reshape(width, rows, -1), self.boundary[k]
-        starts = []
+        places = []
         for i, one in enumerate(stairs):
             n = 0 if one is None else (one.left if kv else one.waiting)[k]
             if n:
@@ -126,8 +128,8 @@ class Pool:
             if n < rows:
                 ran[i, n:] = 0
             idle = self._at(first + i) if one is None else one
-            starts.append(0 if idle is None else idle.filled[k])
-        self._place(starts, width, rows)
+            places.append((0, 0) if idle is None else idle.place(k))
+        self._place(k, places, rows)
         self._pass(kv, k + 1, first, last, rows)()
         self.passes += 1
         self.rows += 0 if kv else width * rows
@@ -153,7 +155,8 @@ class Pool:
         count = len(rows)
         padded = max(count, self._minimum)
         self._in[:count], self._in[count:padded] = rows, 0
-        self._place([one.filled[k] + first], 1, padded)
+        row, position = one.place(k)
+        self._place(k, [(row + first, position + first)], padded)
         self._pass(False, k + 1, one.slot, one.slot + 1, padded)()
         one.passes += 1
         one.layer_rows += count * self._layers[k]
@@ -161,24 +164,27 @@ class Pool:
         self.rows += padded
         return self._out[:count]
 
-    def _place(self, starts: list[int], width: int, rows: int) -> None:
-        """Set the positions of the next pass and have room for them; steps of one token mostly share both."""
-        if self._placed == (width, rows, starts):
+    def _place(self, k: int, places: list[Place], rows: int) -> None:
+        """Say where the slots of step k's next pass begin, and have room; steps of one token mostly share both."""
+        if self.caches.make_room(max(row for row, _ in places) + rows, self.schedule[k].cache):
+            self._bound = {key: bound for key, bound in self._bound.items() if key[1] != k + 1}
+        width = len(places)
+        if self._placed == (rows, places):
             return
         if width == 1:
+            self._start[0], first = places[0]
             for row in range(rows):  # mostly one or two: cheaper than waking numpy's machinery with cold caches
-                self._positions[row] = starts[0] + row
-            self._start[0] = starts[0]
+                self._positions[row] = first + row
         else:
-            self._start[:width] = starts
-            positions = self._start[:width, None] + np.arange(rows)
+            self._start[:width] = [row for row, _ in places]
+            positions = np.array([[position] for _, position in places]) + np.arange(rows)
             np.minimum(positions, self._last_position, out=self._positions[: width * rows].reshape(width, rows))
-        self._placed = (width, rows, starts)
-        self.make_room(max(starts) + rows)
+        self._placed = (rows, places)
 
     def make_room(self, rows: int) -> None:
-        """Have room for `rows` tokens in each slot."""
-        if self.caches.make_room(rows):
+        """Have room for `rows` tokens in each slot and step."""
+        grown = [self.caches.make_room(rows, step.cache) for step in self.schedule]
+        if any(grown):
             self._bound = {}
 
     def join(self, one: "Staircase") -> int:
@@ -194,7 +200,7 @@ class Pool:
         longest = max((other.length for other in others if other is not None), default=0)
         if not longest or self.caches.rows > 2 * (longest + GROWTH):
             self.caches.resize(longest)
-            self._bound, self._placed = {}, (0, 0, [])
+            self._bound, self._placed = {}, _NOWHERE
         self.caches.clear(one.slot, one.length + self.prefill_rows)
 
     def close_gap(self) -> bool:
@@ -224,7 +230,7 @@ class Pool:
     def reset(self) -> None:
         """Forget everything and free the caches."""
         self.caches.resize(0)
-        self._bound, self._placed, self._encoded = {}, (0, 0, []), {}
+        self._bound, self._placed, self._encoded = {}, _NOWHERE, {}
 
     def _pass(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
         """The pass that fills boundary k (kv: only the caches before it) for a range of slots, from `_in`

@@ -45,7 +45,7 @@ class Settings:
         exact = self.mode == "exact"
         rules = with_listeners(self.rules or [None] * len(self.exits), self.exits)
         state = GateState(rules, sampling, free=exact)
-        return Continuation(stairs, state, exact=exact, cap=self.limits.cap, propagate=self.kv == "propagate")
+        return Continuation(stairs, state, exact=exact, cap=self.limits.cap, kv=self.kv)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ class Request:
         limits = self.settings.limits
         if limits.budget is None:
             return False
-        reserve = (1 if self.settings.mode == "full" else limits.cap + 1) * self._layers
+        nothing_waits = self.settings.mode == "full" or self.settings.kv == "selected"
+        reserve = (1 if nothing_waits else limits.cap + 1) * self._layers
         return self.stats.layer_rows + reserve > limits.budget
 
 

@@ -6,6 +6,7 @@ their hidden states wait in boundary k. What becomes of them is the K/V rule's t
 catch_up   they join the next pass that goes that deep; given the tokens, every cache row is what the full model would
            have written, whatever exited when
 propagate  a K/V-only pass fills step k's cache from them as they are, and they wait before the next step; approximate
+selected   nothing: they never enter deeper caches, whose rows are those of the tokens that came so deep; approximate
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -45,7 +46,8 @@ class LoadedGraphs:
 class Staircase:
     """One sequence: its place in a pool (of its own, by default), its pending rows, and passes over them alone.
 
-    `waiting[k]` rows wait in boundary k, the first `left[k]` of them for a K/V-only pass. `newest` are the rows that
+    `waiting[k]` rows wait in boundary k, the first `left[k]` of them for a K/V-only pass; `skipped[k]` tokens never go
+    through step k. `newest` are the rows that
     the last step computed. `passes` and `layer_rows` count the passes that it took part in and its own rows in them,
     K/V-only ones left out. Not thread-safe.
     """
@@ -56,6 +58,7 @@ class Staircase:
         self.filled = [0] * len(self.schedule)
         self.waiting = [0] * (len(self.schedule) + 1)  # finished rows, in the last boundary, wait for nothing
         self.left = [0] * len(self.waiting)
+        self.skipped = [0] * len(self.schedule)
         self.length = 0  # tokens embedded
         self.passes = self.layer_rows = 0
         self.watchers: dict[int, LayerAsker] = {}
@@ -63,9 +66,18 @@ class Staircase:
         self.slot = self.pool.join(self)
 
     @property
+    def settled(self) -> int:
+        """Tokens, from the first on, that have been through the last step or never will be."""
+        return self.filled[-1] + self.skipped[-1]
+
+    @property
     def pending(self) -> int:
-        """Tokens that have not been through the last step."""
-        return self.length - self.filled[-1]
+        """Tokens that have yet to go through the last step."""
+        return self.length - self.settled
+
+    def place(self, k: int) -> tuple[int, int]:
+        """Of what waits before step k, the first row's index in its cache, and its position."""
+        return self.filled[k], self.filled[k] + self.skipped[k]
 
     def watch(self, askers: Sequence[ExitAsker], open_exits: Collection[int]) -> None:
         """From now on, let those of the exits that attend to earlier rows see the rows that come by.
@@ -90,13 +102,14 @@ class Staircase:
         return self.pool.take_up(prompt)
 
     def rewind(self, length: int) -> None:
-        """Drop every token from position `length` on; nothing may be pending before it."""
-        if not 0 <= length <= min(self.filled):
+        """Drop every token from position `length` on; nothing may be pending before it, and nothing skipped."""
+        if not 0 <= length <= (0 if any(self.skipped) else min(self.filled)):
             raise ValueError(f"length {length} is not one at which nothing is pending")
         self.length = length
         self.filled = [min(f, length) for f in self.filled]
         self.waiting = [0] * len(self.waiting)
         self.left = [0] * len(self.waiting)
+        self.skipped = [0] * len(self.schedule)
         for watcher in self.watchers.values():
             watcher.rewind(length, self.slot)
 
@@ -135,6 +148,12 @@ class Staircase:
     def leave_at(self, k: int) -> None:
         """Let everything in boundary k go no deeper: the rule propagate, of a token that exits after step k - 1."""
         self.left[k] = self.waiting[k]
+
+    def stop_at(self, k: int) -> None:
+        """Let everything in boundary k end there: the rule selected, of a token that exits after step k - 1."""
+        for step in range(k, len(self.schedule)):
+            self.skipped[step] += self.waiting[k]
+        self.waiting[k] = 0
 
     def propagated(self, k: int) -> None:
         """Note that a K/V-only pass has filled step k's cache from the rows left before it: they wait one step on."""

@@ -2,9 +2,9 @@
 
 A pass runs R rows of B slots. Each row's key and value are scattered into the slot's cache at `write_index`, in place;
 attention reads the whole cache, masked by position: a row sees what is at or before its own position and, in a windowed
-layer, inside the window. Cache index equals position, so padding rows (written after the real ones) are never seen by
-them and are overwritten by the next pass. T, the cache's length, is the runtime's to choose: as long as the sequence
-where shapes may change, as long as the context where they may not.
+layer, inside the window. Cache index equals position (compact.py: where it does not), so padding rows (written after
+the real ones) are never seen by them and are overwritten by the next pass. T, the cache's length, is the runtime's to
+choose: as long as the sequence where shapes may change, as long as the context where they may not.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.segments.caches import write_cache
+from eecompile.segments.compact import cache_rows, write_positions
 from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.low_rank import LowRank
@@ -37,7 +38,7 @@ class DecoderWriter:
     """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
 
     fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot. low_rank: LoRA
-    of a block that repeats.
+    of a block that repeats. compact: tokens that stopped leave no row in the caches.
     """
 
     spec: DecoderSpec
@@ -50,17 +51,19 @@ class DecoderWriter:
     masks: dict[int | None, str] = field(default_factory=dict)
     group_query: GroupQuery | None = None
     cache: str = "fp32"  # what keys and values are kept in
+    compact: bool = False
+    kept_positions: str = ""
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
         g.input(c.POSITIONS, "int64", "B", "R")
         g.input(c.WRITE_INDEX, "int64", "B")
         self.masks.clear()
-        self.group_query = None
+        self.group_query, self.kept_positions = None, ""
         if self.low_rank is not None:
             self.low_rank.inputs = {}
-        if self.fused and self.cache == "fp32" and can_fuse(self.spec):
-            self.group_query = GroupQuery.of(g)
+        if self.fused and self.cache == "fp32" and can_fuse(self.spec, compact=self.compact):
+            self.group_query = GroupQuery.of(g, compact=self.compact)
 
     def finish(self, g: GraphWriter) -> None:
         """Call where a segment ends, all of it written."""
@@ -262,12 +265,19 @@ class DecoderWriter:
         if window not in self.masks:
             length = g.op("Shape", c.cache_name("key", 0), start=2, end=3)
             keys = g.op("Range", g.constant(0), g.op("Squeeze", length), g.constant(1))
-            rows = g.op("Unsqueeze", c.POSITIONS, g.constant([1, 3]))
+            rows = g.op("Unsqueeze", cache_rows(g) if self.compact else c.POSITIONS, g.constant([1, 3]))
             seen = g.op("LessOrEqual", keys, rows)
+            if window is not None and self.compact:
+                keys, rows = self.key_positions(g), g.op("Unsqueeze", c.POSITIONS, g.constant([1, 3]))
             if window is not None:
                 seen = g.op("And", seen, g.op("Greater", keys, g.op("Sub", rows, g.constant(window))))
             self.masks[window] = g.op("Where", seen, g.constant(0.0, np.float32), g.constant(MASKED, np.float32))
         return self.masks[window]
+
+    def key_positions(self, g: GraphWriter) -> str:
+        """The positions of the rows of a compact cache [B, 1, 1, T], this pass's included; written once a graph."""
+        self.kept_positions = self.kept_positions or write_positions(g)
+        return self.kept_positions
 
     def _activation(self, g: GraphWriter, x: str) -> str:
         if self.spec.activation == "silu":  # Swish, in the form that ONNX Runtime fuses

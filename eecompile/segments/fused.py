@@ -34,18 +34,21 @@ class Rotary:
 
 @dataclass(frozen=True)
 class GroupQuery:
-    """Writes fused attention into one graph; `ends` and `total` are the passes' lengths, made once."""
+    """Writes fused attention into one graph; `ends` and `total` are the passes' lengths, made once. positions: of the
+    rows and the one of padding, where they are not their places in the cache."""
 
     ends: str
     total: str
+    positions: str = ""
 
     @classmethod
-    def of(cls, g: GraphWriter) -> "GroupQuery":
+    def of(cls, g: GraphWriter, *, compact: bool = False) -> "GroupQuery":
         """Compute from positions [1, R] and write_index [1] where the padding row of this pass stands."""
         rows = g.op("Shape", c.POSITIONS, start=1, end=2)
         last = g.op("Add", c.WRITE_INDEX, rows)
         total = g.op("Squeeze", g.op("Add", last, g.constant([1])))
-        return cls(g.op("Cast", last, to=_INT32), g.op("Cast", total, to=_INT32))
+        positions = g.op("Pad", c.POSITIONS, g.constant([0, 0, 0, 1])) if compact else ""
+        return cls(g.op("Cast", last, to=_INT32), g.op("Cast", total, to=_INT32), positions)
 
     def attend(
         self, g: GraphWriter, projected: str, cache: int, rotary: Rotary | None, *,
@@ -65,6 +68,7 @@ class GroupQuery:
         tables = []
         if rotary is not None:
             tables, turned = [rotary.cos, rotary.sin], {"do_rotary": 1, "rotary_interleaved": int(rotary.interleaved)}
+            tables += [self.positions] if self.positions else []
         nothing = g.constant(np.zeros((1, 1, (heads + 2 * kv_heads) * head_dim), np.float32), np.float32)
         padded = g.op("Concat", projected, nothing, axis=1)
         mixed = g.ops(
@@ -77,11 +81,12 @@ class GroupQuery:
         return g.op("Slice", mixed, g.constant([0]), g.constant([-1]), g.constant([1]))
 
 
-def can_fuse(spec: DecoderSpec) -> bool:
+def can_fuse(spec: DecoderSpec, *, compact: bool = False) -> bool:
     """Whether the operator can compute this model's attention: heads of multiples of 16, rotated whole or not at all,
-    and queries and keys as they were projected."""
+    and queries and keys as they were projected. In compact caches its windows would count rows, not positions."""
     whole = all(rope is None or rope.rotated(spec.head_dim) == spec.head_dim for rope in spec.ropes)
-    return spec.head_dim % 16 == 0 and spec.qk_norm is None and whole
+    windowed = compact and any(window is not None for window in spec.windows)
+    return spec.head_dim % 16 == 0 and spec.qk_norm is None and whole and not windowed
 
 
 def fuse_skip_norms(nodes: list[onnx.NodeProto], constants: Container[str]) -> tuple[list[onnx.NodeProto], bool]:

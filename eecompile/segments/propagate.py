@@ -23,6 +23,8 @@ def write_kv_graph(d: DecoderWriter, book: WeightBook, folder: Path, k: int, lay
     d.inputs(g)
     for cache, layer in enumerate(layers):
         _layer(d, g, x, layer, cache)
+    if d.compact and any(d.spec.windows[layer] is not None for layer in layers):
+        d.key_positions(g)
     return g.save(folder / f"kv_{k}.onnx", layers=len(layers))
 
 

@@ -55,13 +55,15 @@ def write_segments(
     slack: int = c.SLACK,
     fused: bool = False,
     propagate: bool = False,
+    selected: bool = False,
     cache: str = "fp32",
     progress: Callable[[str], None] = lambda stage: None,
 ) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
 
     fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run. propagate: also the
-    K/V-only graphs of the segments that a token can skip. cache: what keys and values are kept in.
+    K/V-only graphs of the segments that a token can skip. selected: caches may be compact. cache:
+    what keys and values are kept in.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
@@ -69,7 +71,7 @@ def write_segments(
     folder.mkdir(parents=True, exist_ok=True)
     book = WeightBook(folder)
     loops = student.loops
-    d = _writer(student, precision, context, slack, fused, cache)
+    d = _writer(student, precision, context, slack, fused, cache, compact=selected)
 
     progress("embed")
     g = GraphWriter("embed", book)
@@ -107,12 +109,14 @@ def write_segments(
     return WrittenGraphs(embed, segments, exits, head, heads, reference, encoder, schedule, hashes, kv)
 
 
-def _writer(student: Student, precision: str, context: int, slack: int, fused: bool, cache: str) -> DecoderWriter:
+def _writer(
+    student: Student, precision: str, context: int, slack: int, fused: bool, cache: str, *, compact: bool
+) -> DecoderWriter:
     spec, store, loops = student.own_spec, student.own_store, student.loops
     if isinstance(spec, EncoderDecoderSpec):
         return CrossDecoderWriter(spec, store, precision, context, slack, fused, cache=cache)
     low_rank = LowRank(spec, loops) if loops is not None and loops.rank else None
-    return DecoderWriter(spec, store, precision, context, slack, fused, low_rank, cache=cache)
+    return DecoderWriter(spec, store, precision, context, slack, fused, low_rank, cache=cache, compact=compact)
 
 
 def _write(

@@ -13,6 +13,7 @@ _RANGES = {  # inputs that index something: values that are valid together
     c.TOKEN_IDS: (0, 0),
     c.POSITIONS: (0, ROWS - 1),
     c.WRITE_INDEX: (0, 0),
+    c.KEY_POSITIONS: (0, 0),
     c.SOURCE_LENGTH: (1, c.CACHE_BUCKET),
 }
 

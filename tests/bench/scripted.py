@@ -54,7 +54,7 @@ def manifest_of(
     fields = {
         "format": c.FORMAT, "version": 1, "eecompile": "0", "target": "cpu", "precision": "fp32", "tokenizer": False,
         "model": {"family": "llama", "hidden": HIDDEN, **sizes},
-        "kv_rules": ["catch_up"] if layered else ["catch_up", "propagate"],
+        "kv_rules": ["catch_up"] if layered else list(c.KV_RULES),
         "pending_cap": cap, "prefill_rows": 128, "minimum_rows": 1, "slack": 64, "slots": 1, "exits": exits,
         "heads": heads,
         "schedule": [

@@ -12,6 +12,7 @@ from profiled import costs_of, profile_of
 from scripted import PATIENCE, SMALL, manifest_of, play
 
 from eecompile.bench.cost import Mode, PassCosts, full_depth_seconds, simulate
+from eecompile.contract import APPROXIMATE
 from eecompile.errors import UsageError
 
 MODES: tuple[Mode, ...] = ("full", "confident", "exact")
@@ -106,12 +107,13 @@ def test_the_simulation_makes_the_passes_of_the_real_loop(case: dict[str, Any]) 
     assert found.seconds_per_token * tokens == pytest.approx(0.001 * sum(played.passes.values()))
 
 
-@given(cases())
-@example(one_exit("aaaaaaaaaaaa", "confident", 3))
-def test_the_same_with_propagate(case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kv", APPROXIMATE)
+@given(case=cases())
+@example(case=one_exit("aaaaaaaaaaaa", "confident", 3))
+def test_the_same_with_the_other_rules(kv: str, case: dict[str, Any]) -> None:
     manifest = manifest_of(case["segments"], case["schedule"], 8)
     letters = case["letters"][: len(case["letters"]) // len(manifest.exits) * len(manifest.exits)]
-    how: dict[str, Any] = {"open_exits": case["open_exits"], "mode": "confident", "cap": case["cap"], "kv": "propagate"}
+    how: dict[str, Any] = {"open_exits": case["open_exits"], "mode": "confident", "cap": case["cap"], "kv": kv}
     played = play(manifest, letters, **how)
     names = ["embed", "head", *(f"{kind}_{i}" for i in range(5) for kind in ("segment", "kv", "exit"))]
     costs = PassCosts.from_profile(profile_of(costs_of(**dict.fromkeys(names, 0.001))))

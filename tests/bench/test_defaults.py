@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiled import CHOSEN, DECLARED, build_tiny, calibrate, costs_of, profile_of
 
+from eecompile import contract as c
 from eecompile.bench import defaults as subject
 from eecompile.bench.cost import Simulated, simulate
 from eecompile.bench.defaults import EXHAUSTIVE, MARGIN, apply_default_policy, best_subset, choose_policy
@@ -274,6 +275,17 @@ def test_the_faster_of_the_calibrated_rules_is_chosen(ruled: Path) -> None:
     assert policy.kv == "catch_up"
     assert any(confident(policy))
     assert not any("propagate" in e.reason for e in policy.exits)
+
+
+def test_a_token_that_stops_costs_least_and_is_chosen_where_calibrated(tmp_path: Path) -> None:
+    path = build_tiny(tmp_path, kv=c.KV_RULES)
+    for kv in c.KV_RULES:
+        calibrate(path, traces=EARLY, kv=kv)
+    policy = chosen(read_bundle(path), [*CHEAP_HEAD, *PROPAGATE])
+    assert (policy.kv, confident(policy)) == ("selected", CHOSEN)
+    assert all("with selected" in e.reason for e in policy.exits)
+    calibrate(path, traces=["hh" * 40], kv="selected")
+    assert chosen(read_bundle(path), [*CHEAP_HEAD, *PROPAGATE]).kv == "propagate"
 
 
 def test_a_rule_that_does_not_pay_leaves_the_exits_closed(ruled: Path) -> None:

@@ -83,7 +83,7 @@ def test_an_edited_threshold(bundle: Path) -> None:
         (lambda d: d.update(gates="b" * 64), "confident thresholds without a calibration"),
         (lambda d: d.update(kv="propagate"), "confident thresholds without a calibration"),
         (lambda d: d.update(cache="int8"), "confident thresholds without a calibration"),
-        (lambda d: d.update(kv="copy"), "kv: Input should be 'catch_up', 'propagate' or 'none'"),
+        (lambda d: d.update(kv="copy"), "kv: Input should be 'catch_up', 'propagate', 'selected' or 'none'"),
     ],
 )
 def test_calibrations_that_do_not_carry_the_policy(bundle: Path, edit: Edit, message: str) -> None:

@@ -93,6 +93,12 @@ def test_the_manifest_is_too_large(bundle: Path, monkeypatch: pytest.MonkeyPatch
     refuse(bundle, "more than the 100 a reader accepts")
 
 
+def _select(manifest: dict[str, Any], **tensor: Any) -> None:
+    manifest["kv_rules"] = ["catch_up", "selected"]
+    kept = {"name": c.KEY_POSITIONS, "dtype": "int64", "shape": ["B", 1, "T", 1]}
+    manifest["graphs"]["segments"][0]["inputs"].append(kept | tensor)
+
+
 def _propagate(manifest: dict[str, Any], graphs: list[Any]) -> None:
     manifest["kv_rules"] = ["catch_up", "propagate"]
     manifest["graphs"]["kv"] = graphs
@@ -122,6 +128,9 @@ def _propagate(manifest: dict[str, Any], graphs: list[Any]) -> None:
         (lambda m: m["graphs"].update(kv=[None] * 3), "needs a place for a K/V-only graph"),
         (lambda m: _propagate(m, [None, None]), "segment 1 has no K/V-only graph of its layers"),
         (lambda m: _propagate(m, [None, {**m["graphs"]["segments"][1], "layers": 2}]), "segment 1 has no K/V-only"),
+        (lambda m: (_select(m), m.update(kv_rules=["catch_up"])), "key positions are kept for the rule selected alone"),
+        (lambda m: _select(m, dtype="float32"), "key positions are not int64"),
+        (lambda m: _select(m, shape=["B", "T"]), "key positions are not int64"),
         (lambda m: m.update(cache="int4"), "cache: Input should be"),
         (lambda m: m.update(pending_cap=100), "slack is smaller"),
         (lambda m: m["files"][WEIGHTS].update(sha256="0"), "sha256: String should match pattern"),

@@ -10,8 +10,11 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from eecompile import contract as c
 from eecompile.bench.profile import measure_profile
+from eecompile.bundle.manifest import Manifest
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.modules import LayerAsker
@@ -370,5 +373,9 @@ def test_narrow_caches_hold_an_exits_layer_too(shelf: Any, cache: str) -> None:
 
 
 def test_an_exit_with_a_layer_wants_every_row(shelf: Any) -> None:
-    with pytest.raises(UsageError, match="propagate"):
-        shelf.bundle(exits=EXITS, build={"kv": ("propagate",)})
+    for rule in c.APPROXIMATE:
+        with pytest.raises(UsageError, match=f"the rule {rule}"):
+            shelf.bundle(exits=EXITS, build={"kv": (rule,)})
+    fields = shelf.bundle(exits=EXITS).manifest.model_dump()
+    with pytest.raises(ValidationError, match="selected does not go with exits with a layer"):
+        Manifest.model_validate(fields | {"kv_rules": ["catch_up", "selected"]})

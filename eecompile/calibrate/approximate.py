@@ -1,7 +1,7 @@
-"""Calibrating the rule propagate: a fixed path of policies, each run as it would be deployed.
+"""Calibrating the rules propagate and selected: a fixed path of policies, each run as it would be deployed.
 
 With catch_up one trace of a document tells what any policy would emit, and one test covers every stricter policy too.
-With propagate a token that leaves early changes the keys and values that later tokens see, its own document's loss
+With the others a token that leaves early changes the keys and values that later tokens see, its own document's loss
 included: no trace holds for two policies, and a stricter one may be worse. So what is tested is a fixed sequence of
 policies, ordered from safe to bold by the path documents alone, each run over the test documents with their tokens
 given. What comes out holds for the tested policies up to the chosen one, exactly as they are, and for no other.
@@ -23,24 +23,24 @@ from eecompile.runtime.forced import Forced, run_forced
 from eecompile.runtime.request import Limits, Settings
 from eecompile.runtime.rules import ExitRule
 from eecompile.runtime.trace import Tracer
-from eecompile.schema import CalibrationResult, RiskPoint
+from eecompile.schema import CalibrationResult, KVRule, RiskPoint
 
 POINTS: Final = 12  # policies at most, each a run over all test documents
 _SLOTS: Final = 8
-_LOSS: Final = "share of a document's tokens that differ from the full model's, under the policy itself with propagate"
-_RULE: Final = "propagate"
+_LOSS: Final = "share of a document's tokens that differ from the full model's, under the policy itself with "
 
 
-def calibrate_propagate(
-    bundle: Bundle, documents: Documents, *, risk: float, error: float, progress: Progress = lambda stage: None
-) -> CalibrationResult:
-    """As `calibrate`, for the rule propagate. Raises as it does, and UsageError without that rule's graphs.
+def calibrate_approximate(
+    bundle: Bundle, documents: Documents, *, kv: KVRule, risk: float, error: float,
+    progress: Progress = lambda stage: None,
+) -> CalibrationResult:  # fmt: skip
+    """As `calibrate`, for the rule `kv`. Raises as it does, and UsageError without that rule's graphs.
 
     Takes, for each policy, about the time of generating the test documents in batches of eight,
     or one by one in a bundle of one slot.
     """
     manifest = bundle.manifest
-    bundle.settings(mode="full", kv=_RULE)  # refuses a bundle without the graphs
+    bundle.settings(mode="full", kv=kv)  # refuses a bundle without the graphs
     if not manifest.exits:
         raise UsageError("the bundle has no exits to calibrate", where=str(bundle.files.path))
     model = manifest.model
@@ -55,7 +55,7 @@ def calibrate_propagate(
     traces: list[list[str]] = []
     for number, (level, thresholds) in enumerate(path[::stride] if path else []):
         progress(f"policy {number + 1}: {len(texts)} documents")
-        runs = run_forced(bundle, _settings(bundle, thresholds), texts, first=1, slots=slots)
+        runs = run_forced(bundle, _settings(bundle, thresholds, kv), texts, first=1, slots=slots)
         points.append(_point(runs, wanted, level, thresholds, risk, model.layers))
         traces.append([_letters(run, right) for run, right in zip(runs, wanted, strict=True)][:TRACED_DOCUMENTS])
         if points[-1].p_value > error:
@@ -64,10 +64,10 @@ def calibrate_propagate(
     return CalibrationResult(
         precision=manifest.precision,
         cache=manifest.cache,
-        kv=_RULE,
+        kv=kv,
         pending_cap=manifest.pending_cap,
         method="learn-then-test",
-        loss=_LOSS,
+        loss=_LOSS + kv,
         risk=risk,
         error=error,
         documents=len(texts),
@@ -94,13 +94,13 @@ def _references(bundle: Bundle, documents: Documents, progress: Progress) -> tup
     return texts, wanted
 
 
-def _settings(bundle: Bundle, thresholds: Choice) -> Settings:
+def _settings(bundle: Bundle, thresholds: Choice, kv: KVRule) -> Settings:
     """The policy of these thresholds, which nothing allows yet."""
     exits = bundle.manifest.exits
     rules = [
         None if t is None else ExitRule.of(i, exits[i].layer, t, exits[i].schedule) for i, t in enumerate(thresholds)
     ]
-    return Settings("confident", rules, Limits(cap=bundle.manifest.pending_cap), exits, _RULE)
+    return Settings("confident", rules, Limits(cap=bundle.manifest.pending_cap), exits, kv)
 
 
 def _point(

@@ -1,4 +1,4 @@
-"""Calibrating propagate: the tested policies are run as they would be deployed, and nothing but them is allowed."""
+"""Calibrating propagate and selected: tested policies are run as they are deployed, and nothing else is allowed."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
+from eecompile import contract as c
 from eecompile.bench.agreement import agreements
 from eecompile.bundle.policy import change_policy, permitted_thresholds
 from eecompile.bundle.read import read_bundle
@@ -37,13 +38,13 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pristine(shelf: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("propagate") / "bundle"
-    return tiny.bundle_at(path, shelf.checkpoint(gain=0.2), EXITS, kv=("catch_up", "propagate"))
+    path = tmp_path_factory.mktemp("approximate") / "bundle"
+    return tiny.bundle_at(path, shelf.checkpoint(gain=0.2), EXITS, kv=c.KV_RULES)
 
 
-@pytest.fixture(scope="module")
-def result(pristine: Path, documents: Path) -> CalibrationResult:
-    return calibrate_file(Bundle.open(pristine), documents, risk=RISK, error=ERROR, kv="propagate")
+@pytest.fixture(scope="module", params=c.APPROXIMATE)
+def result(pristine: Path, documents: Path, request: pytest.FixtureRequest) -> CalibrationResult:
+    return calibrate_file(Bundle.open(pristine), documents, risk=RISK, error=ERROR, kv=request.param)
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def test_each_point_is_what_a_session_would_lose(bundle: Path, result: Calibrati
     """The stored loss again, from the policy as it is deployed: a prompt of one token, then the document's own."""
     opened = Bundle.open(bundle)
     assert result.chosen is not None
-    assert (opened.files.policy.kv, result.kv) == ("propagate", "propagate")
+    assert opened.files.policy.kv == result.kv
+    assert result.loss.endswith(result.kv)
     point = result.path[result.chosen]
     assert point.exit_rate > 0.1
     found = run_forced(opened, opened.settings(mode="confident"), (texts := texts_of(opened, documents)), first=1)
@@ -139,9 +141,17 @@ def test_bench_runs_the_rule_to_know_its_agreement(bundle: Path) -> None:
 def test_the_command_calibrates_a_rule(pristine: Path, documents: Path, tmp_path: Path) -> None:
     path = shutil.copytree(pristine, tmp_path / "bundle")
     options = ["--data", str(documents), "--risk", str(RISK), "--error", str(ERROR), "--limit", "60"]
-    done = CliRunner().invoke(main, ["calibrate", str(path), *options, "--kv", "propagate", "--json"])
-    assert done.exit_code == 0, done.output
-    assert [found.kv for found in read_bundle(Path(path)).calibrations] == ["propagate"]
+    for rule in c.APPROXIMATE:
+        done = CliRunner().invoke(main, ["calibrate", str(path), *options, "--kv", rule, "--json"])
+        assert done.exit_code == 0, done.output
+        assert read_bundle(Path(path)).policy.kv == rule
+    assert sorted(found.kv for found in read_bundle(Path(path)).calibrations) == ["propagate", "selected"]
+    shown = CliRunner().invoke(main, ["inspect", str(path)])
+    assert all(f"calibrated for fp32, {rule}: risk" in shown.output for rule in c.APPROXIMATE), shown.output
+    for rule in c.APPROXIMATE:
+        how = ["--mode", "confident", "--kv", rule, "--max-new-tokens", "5", "--json"]
+        done = CliRunner().invoke(main, ["run", str(path), "--prompt-ids", "1,2,3", *how])
+        assert done.exit_code == 0, done.output
 
 
 def test_a_bundle_without_the_graphs_is_refused(shelf: Any, documents: Path) -> None:
