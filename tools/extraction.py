@@ -117,17 +117,17 @@ def is_literal(prompt: str, completion: str) -> bool:
 def shortened(message: Message, digest: bytes, counts: Callable[[str], int]) -> Mail | None:
     """The mail with as much of its excerpt as its prompt has room for; None if a header or the body is missing or not
     readable."""
-    headers = [_header(message, name) for name in ("From", "Date", "Subject")]
+    sender, date, subject = (_header(message, name) for name in ("From", "Date", "Subject"))
     words = re.findall(r"\s*\S+", excerpt(body_of(message)))
-    if not all(headers) or sum(map(len, words)) < _SHORTEST_BODY:
+    if not (sender and date and subject) or sum(map(len, words)) < _SHORTEST_BODY:
         return None
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        mail = Mail(*headers, "".join(words[:middle]).strip())
+        mail = Mail(sender, date, subject, "".join(words[:middle]).strip())
         fits = counts(example(mail, schema_of(digest))[0]) <= PROMPT_TOKENS
         low, high = (middle, high) if fits else (low, middle - 1)
-    return Mail(*headers, "".join(words[:low]).strip()) if low else None
+    return Mail(sender, date, subject, "".join(words[:low]).strip()) if low else None
 
 
 def excerpt(body: str) -> str:
