@@ -49,13 +49,13 @@ def calibrate_propagate(
     table = trace_tables(bundle, documents, ("path",), progress)["path"]
     path = threshold_path(table, prices(manifest))
     stride = -(-len(path) // POINTS)
-    texts, wanted = _references(bundle, documents, progress)
+    texts, firsts, wanted = _references(bundle, documents, progress)
     slots = min(_SLOTS, manifest.slots)
     points: list[RiskPoint] = []
     traces: list[list[str]] = []
     for number, (level, thresholds) in enumerate(path[::stride] if path else []):
         progress(f"policy {number + 1}: {len(texts)} documents")
-        runs = run_forced(bundle, _settings(bundle, thresholds), texts, first=1, slots=slots)
+        runs = run_forced(bundle, _settings(bundle, thresholds), texts, first=firsts, slots=slots)
         points.append(_point(runs, wanted, level, thresholds, risk, model.layers))
         traces.append([_letters(run, right) for run, right in zip(runs, wanted, strict=True)][:TRACED_DOCUMENTS])
         if points[-1].p_value > error:
@@ -80,18 +80,22 @@ def calibrate_propagate(
     )
 
 
-def _references(bundle: Bundle, documents: Documents, progress: Progress) -> tuple[list[list[int]], list[list[int]]]:
-    """The test documents' ids, and the full model's choice after each token of them but the first."""
+def _references(
+    bundle: Bundle, documents: Documents, progress: Progress
+) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """The test documents' ids, how many of them run at full depth, as a prompt does (the first, if there is none), and
+    the full model's choice after each of the others."""
     model, tracer = bundle.manifest.model, Tracer(bundle, exits=False)
-    texts, wanted = list[list[int]](), list[list[int]]()
+    texts, firsts, wanted = list[list[int]](), list[int](), list[list[int]]()
     test: Split = "test"
     for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=[test]):
         progress(f"full model, document {len(texts) + 1}")
         trace = tracer.trace(document.ids)
         check_finite(trace, documents)
         texts.append(document.ids)
-        wanted.append(trace.final.token[1:].tolist())
-    return texts, wanted
+        firsts.append(max(1, document.first))
+        wanted.append(trace.final.token[firsts[-1] :].tolist())
+    return texts, firsts, wanted
 
 
 def _settings(bundle: Bundle, thresholds: Choice) -> Settings:

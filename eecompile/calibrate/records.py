@@ -52,8 +52,8 @@ class _Pair(BaseModel):
 class Record:
     """A document as it stands in its file: text, or token ids; `target` belongs to a source.
 
-    For training: `prompt` is what the content begins with and need not be learnt; `label` is whatever the line has as
-    "labels" or "label", unchecked.
+    `prompt` is what the content begins with and need not be learnt or answered for; `label`, for training, is whatever
+    the line has as "labels" or "label", unchecked.
     """
 
     where: str
