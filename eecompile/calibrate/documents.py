@@ -45,7 +45,8 @@ class Documents:
     """A set of documents on disk; nothing of it is kept in memory.
 
     sha256: of the data (of the file; for a directory, of its files' names and hashes). count: documents found.
-    max_tokens: a document is cut off there, its prompt not counted. `cutoff`: documents whose hash orders them after it are left out.
+    max_tokens: a document is cut off there, its prompt not counted. `cutoff`: documents whose hash orders them after it
+    are left out.
     """
 
     path: Path
@@ -59,9 +60,9 @@ class Documents:
     ) -> Iterator[Document]:
         """The documents of `splits`, tokenised, in the order they stand in, each content once.
 
-        codec: the bundle's tokenizer, None where it has none. A document is cut off at `max_tokens` tokens after
-        its prompt, or at `context`; shorter ones than 8 are left out. Raises UsageError for text without a tokenizer and ids that are not
-        from 0 to vocab - 1.
+        codec: the bundle's tokenizer, None where it has none. A document is cut off at `max_tokens` tokens after its
+        prompt, or at `context`; shorter ones than 8 are left out. Raises UsageError for text without a tokenizer and
+        ids that are not from 0 to vocab - 1.
         """
         seen: set[bytes] = set()
         most = min(self.max_tokens, context)
