@@ -14,7 +14,7 @@ import numpy as np
 from eecompile.bundle.digest import gates_digest
 from eecompile.calibrate.calibrate import TRACED_DOCUMENTS, Choice, check_enough
 from eecompile.calibrate.documents import Documents, Split
-from eecompile.calibrate.ltt import fixed_sequence, hoeffding_bentkus
+from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
 from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, check_finite, trace_tables
 from eecompile.errors import UsageError
@@ -32,8 +32,9 @@ _RULE: Final = "propagate"
 
 
 def calibrate_propagate(
-    bundle: Bundle, documents: Documents, *, risk: float, error: float, progress: Progress = lambda stage: None
-) -> CalibrationResult:
+    bundle: Bundle, documents: Documents, *, risk: float, error: float, method: str = "ltt",
+    progress: Progress = lambda stage: None,
+) -> CalibrationResult:  # fmt: skip
     """As `calibrate`, for the rule propagate. Raises as it does, and UsageError without that rule's graphs.
 
     Takes, for each policy, about the time of generating the test documents in batches of eight,
@@ -45,31 +46,35 @@ def calibrate_propagate(
         raise UsageError("the bundle has no exits to calibrate", where=str(bundle.files.path))
     model = manifest.model
     found = documents.counts(bundle.text, vocab=model.vocab, context=model.context)
-    check_enough(documents, found["path"], found["test"], risk, error)
+    guarantee = Guarantee.of(method, risk, error)
+    check_enough(documents, found["path"], found["test"], guarantee)
     table = trace_tables(bundle, documents, ("path",), progress)["path"]
     path = threshold_path(table, prices(manifest))
     stride = -(-len(path) // POINTS)
     texts, firsts, wanted = _references(bundle, documents, progress)
     slots = min(_SLOTS, manifest.slots)
-    points: list[RiskPoint] = []
+    ran: list[tuple[float, Choice, list[Forced]]] = []
+    losses: list[Losses] = []
     traces: list[list[str]] = []
     for number, (level, thresholds) in enumerate(path[::stride] if path else []):
         progress(f"policy {number + 1}: {len(texts)} documents")
         runs = run_forced(bundle, _settings(bundle, thresholds), texts, first=firsts, slots=slots)
-        points.append(_point(runs, wanted, level, thresholds, risk, model.layers))
+        ran.append((level, thresholds, runs))
+        losses.append(_losses(runs, wanted))
         traces.append([_letters(run, right) for run, right in zip(runs, wanted, strict=True)][:TRACED_DOCUMENTS])
-        if points[-1].p_value > error:
+        if not guarantee.all_pass(losses):
             break
-    chosen = fixed_sequence([point.p_value for point in points], error)
+    tested, chosen = guarantee.test(np.stack(losses, axis=1)) if losses else ([], None)
+    points = [_point(*point, found, model.layers) for point, found in zip(ran, tested, strict=True)]
     return CalibrationResult(
         precision=manifest.precision,
         cache=manifest.cache,
         kv=_RULE,
         pending_cap=manifest.pending_cap,
-        method="learn-then-test",
+        method=guarantee.name,
         loss=_LOSS,
         risk=risk,
-        error=error,
+        error=guarantee.error,
         documents=len(texts),
         tokens=sum(len(right) for right in wanted),
         data=documents.sha256,
@@ -77,6 +82,7 @@ def calibrate_propagate(
         path=points,
         chosen=chosen,
         traces=[] if chosen is None else traces[chosen],
+        splits=found,
     )
 
 
@@ -107,17 +113,19 @@ def _settings(bundle: Bundle, thresholds: Choice) -> Settings:
     return Settings("confident", rules, Limits(cap=bundle.manifest.pending_cap), exits, _RULE)
 
 
-def _point(
-    runs: list[Forced], wanted: list[list[int]], level: float, thresholds: Choice, risk: float, layers: int
-) -> RiskPoint:
+def _losses(runs: list[Forced], wanted: list[list[int]]) -> Losses:
+    """Of each document [n]: the share of tokens that are not the full model's."""
     pairs = zip(runs, wanted, strict=True)
-    loss = float(np.mean([np.mean(np.asarray(run.tokens) != np.asarray(right)) for run, right in pairs]))
+    return np.array([np.mean(np.asarray(run.tokens) != np.asarray(right)) for run, right in pairs], np.float64)
+
+
+def _point(level: float, thresholds: Choice, runs: list[Forced], tested: Tested, layers: int) -> RiskPoint:
     depths = np.concatenate([run.depths for run in runs])
     return RiskPoint(
         level=level,
         thresholds=list(thresholds),
-        risk=loss,
-        p_value=hoeffding_bentkus(loss, len(runs), risk),
+        risk=tested.risk,
+        p_value=tested.p_value,
         exit_rate=float((depths < layers).mean()),
         mean_depth=float(depths.mean()),
     )
