@@ -46,6 +46,10 @@ build/inputs/.mails: $(VENV)/base.stamp tools/inputs.py tools/encoder_inputs.py 
 	$(BIN)/python tools/inputs.py --out build/inputs mails
 	touch $@
 
+build/inputs/.extraction: $(VENV)/base.stamp build/inputs/.done tools/inputs.py tools/extraction.py ## needs npm
+	$(BIN)/python tools/inputs.py --out build/inputs extraction
+	touch $@
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 

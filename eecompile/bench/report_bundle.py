@@ -87,10 +87,13 @@ def _thresholds(thresholds: Thresholds | None) -> str:
 
 def _calibration(found: Calibration) -> str:
     point = None if found.chosen is None else found.path[found.chosen]
-    chosen = "no point passed" if point is None else f"measured risk {point.risk:.2%}, p = {point.p_value:.2g}"
+    chosen = "no point passed" if point is None else f"measured risk {point.risk:.2%}"
+    if point is not None and point.p_value is not None:
+        chosen += f", p = {point.p_value:.2g}"
+    splits = ", ".join(f"{n:,} to {name}" for name, n in found.splits.items())
     return (
-        f"{found.method} on {found.documents:,} documents, {found.tokens:,} tokens; loss {found.loss}; "
-        f"risk at most {found.risk:.1%} with {1 - found.error:.0%} confidence; {chosen}"
+        f"{found.method} on {found.documents:,} documents{f' ({splits})' if splits else ''}, {found.tokens:,} tokens; "
+        f"loss {found.loss}; {found.promise}; {chosen}"
     )
 
 

@@ -94,7 +94,7 @@ def quality_section(bench: BenchResult | None, calibrations: Sequence[Calibratio
         path = [(1 - point.mean_depth / layers, point.risk) for point in found.path]
         shown = [p for p in path if p[1] <= BEYOND * found.risk]
         lines.append(Line("calibration", "confident", shown))
-        limit = (found.risk, f"allowed: {found.risk:.1%}, held with {1 - found.error:.0%} confidence")
+        limit = (found.risk, f"allowed: {found.risk:.1%}, held {_held(found)}")
         if found.chosen is not None:
             marks.append(Mark("chosen", *path[found.chosen], "chosen", below=True))
     for mode, result in {} if bench is None else bench.modes.items():
@@ -113,6 +113,10 @@ def quality_section(bench: BenchResult | None, calibrations: Sequence[Calibratio
     return section(
         "quality", "Quality against speed", lead, curves(lines, marks, x, y, "Risk by saved layers", limit=limit)
     )
+
+
+def _held(found: Calibration) -> str:
+    return "in expectation" if found.error is None else f"with {1 - found.error:.0%} confidence"
 
 
 def time_section(bench: BenchResult) -> str:

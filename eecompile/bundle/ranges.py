@@ -12,7 +12,7 @@ from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.gates import gates_fault
 from eecompile.bundle.manifest import Calibration, ExitInfo, ExitPolicy, Manifest, Policy
-from eecompile.schema import Criterion
+from eecompile.schema import Criterion, RiskPoint
 
 Limits = tuple[float, float]
 BELOW = ("entropy", "delta")  # criteria that fire below their threshold; the others fire above it
@@ -76,8 +76,8 @@ def calibration_fault(calibration: Calibration, manifest: Manifest) -> str | Non
     if calibration.chosen is not None:
         if calibration.chosen >= len(calibration.path):
             return f"point {calibration.chosen} is chosen of {len(calibration.path)}"
-        if calibration.path[calibration.chosen].p_value > calibration.error:
-            return f"the chosen point's p-value is above the error of {calibration.error:g}"
+        if reason := _unproven(calibration, calibration.path[calibration.chosen]):
+            return reason
     for number, point in enumerate(calibration.path):
         if len(point.thresholds) != len(manifest.exits):
             return f"point {number} has {len(point.thresholds)} exits where the bundle has {len(manifest.exits)}"
@@ -85,6 +85,20 @@ def calibration_fault(calibration: Calibration, manifest: Manifest) -> str | Non
             if thresholds is not None and (reason := thresholds_fault(thresholds, info, manifest.classes)):
                 return f"point {number}, exit {info.layer}: {reason}"
     return None
+
+
+def conformal_bound(documents: int, risk: float) -> float:
+    """The mean loss up to which conformal risk control takes a point, of losses of at most 1."""
+    return ((documents + 1) * risk - 1) / documents
+
+
+def _unproven(calibration: Calibration, point: RiskPoint) -> str | None:
+    """Why the point does not keep the calibration's guarantee, or None."""
+    if calibration.error is None:
+        bound = conformal_bound(calibration.documents, calibration.risk)
+        return f"the chosen point's mean loss is above {bound:g}" if point.risk > bound else None
+    proven = point.p_value is not None and point.p_value <= calibration.error
+    return None if proven else f"the chosen point's p-value is above the error of {calibration.error:g}"
 
 
 def matching_calibrations(

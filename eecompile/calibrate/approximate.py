@@ -14,7 +14,7 @@ import numpy as np
 from eecompile.bundle.digest import gates_digest
 from eecompile.calibrate.calibrate import TRACED_DOCUMENTS, Choice, check_enough
 from eecompile.calibrate.documents import Documents, Split
-from eecompile.calibrate.ltt import fixed_sequence, hoeffding_bentkus
+from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
 from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, check_finite, trace_tables
 from eecompile.errors import UsageError
@@ -31,7 +31,7 @@ _LOSS: Final = "share of a document's tokens that differ from the full model's, 
 
 
 def calibrate_approximate(
-    bundle: Bundle, documents: Documents, *, kv: KVRule, risk: float, error: float,
+    bundle: Bundle, documents: Documents, *, kv: KVRule, risk: float, error: float, method: str = "ltt",
     progress: Progress = lambda stage: None,
 ) -> CalibrationResult:  # fmt: skip
     """As `calibrate`, for the rule `kv`. Raises as it does, and UsageError without that rule's graphs.
@@ -45,31 +45,35 @@ def calibrate_approximate(
         raise UsageError("the bundle has no exits to calibrate", where=str(bundle.files.path))
     model = manifest.model
     found = documents.counts(bundle.text, vocab=model.vocab, context=model.context)
-    check_enough(documents, found, risk, error)
+    guarantee = Guarantee.of(method, risk, error)
+    check_enough(documents, found, guarantee)
     table = trace_tables(bundle, documents, ("path",), progress)["path"]
     path = threshold_path(table, prices(manifest))
     stride = -(-len(path) // POINTS)
-    texts, wanted = _references(bundle, documents, progress)
+    texts, firsts, wanted = _references(bundle, documents, progress)
     slots = min(_SLOTS, manifest.slots)
-    points: list[RiskPoint] = []
+    ran: list[tuple[float, Choice, list[Forced]]] = []
+    losses: list[Losses] = []
     traces: list[list[str]] = []
     for number, (level, thresholds) in enumerate(path[::stride] if path else []):
         progress(f"policy {number + 1}: {len(texts)} documents")
-        runs = run_forced(bundle, _settings(bundle, thresholds, kv), texts, first=1, slots=slots)
-        points.append(_point(runs, wanted, level, thresholds, risk, model.layers))
+        runs = run_forced(bundle, _settings(bundle, thresholds, kv), texts, first=firsts, slots=slots)
+        ran.append((level, thresholds, runs))
+        losses.append(_losses(runs, wanted))
         traces.append([_letters(run, right) for run, right in zip(runs, wanted, strict=True)][:TRACED_DOCUMENTS])
-        if points[-1].p_value > error:
+        if not guarantee.all_pass(losses):
             break
-    chosen = fixed_sequence([point.p_value for point in points], error)
+    tested, chosen = guarantee.test(np.stack(losses, axis=1)) if losses else ([], None)
+    points = [_point(*point, found, model.layers) for point, found in zip(ran, tested, strict=True)]
     return CalibrationResult(
         precision=manifest.precision,
         cache=manifest.cache,
         kv=kv,
         pending_cap=manifest.pending_cap,
-        method="learn-then-test",
+        method=guarantee.name,
         loss=_LOSS + kv,
         risk=risk,
-        error=error,
+        error=guarantee.error,
         documents=len(texts),
         tokens=sum(len(right) for right in wanted),
         data=documents.sha256,
@@ -77,21 +81,26 @@ def calibrate_approximate(
         path=points,
         chosen=chosen,
         traces=[] if chosen is None else traces[chosen],
+        splits=found,
     )
 
 
-def _references(bundle: Bundle, documents: Documents, progress: Progress) -> tuple[list[list[int]], list[list[int]]]:
-    """The test documents' ids, and the full model's choice after each token of them but the first."""
+def _references(
+    bundle: Bundle, documents: Documents, progress: Progress
+) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """The test documents' ids, how many of them run at full depth, as a prompt does (the first, if there is none), and
+    the full model's choice after each of the others."""
     model, tracer = bundle.manifest.model, Tracer(bundle, exits=False)
-    texts, wanted = list[list[int]](), list[list[int]]()
+    texts, firsts, wanted = list[list[int]](), list[int](), list[list[int]]()
     test: Split = "test"
     for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=[test]):
         progress(f"full model, document {len(texts) + 1}")
         trace = tracer.trace(document.ids)
         check_finite(trace, documents)
         texts.append(document.ids)
-        wanted.append(trace.final.token[1:].tolist())
-    return texts, wanted
+        firsts.append(max(1, document.first))
+        wanted.append(trace.final.token[firsts[-1] :].tolist())
+    return texts, firsts, wanted
 
 
 def _settings(bundle: Bundle, thresholds: Choice, kv: KVRule) -> Settings:
@@ -103,17 +112,19 @@ def _settings(bundle: Bundle, thresholds: Choice, kv: KVRule) -> Settings:
     return Settings("confident", rules, Limits(cap=bundle.manifest.pending_cap), exits, kv)
 
 
-def _point(
-    runs: list[Forced], wanted: list[list[int]], level: float, thresholds: Choice, risk: float, layers: int
-) -> RiskPoint:
+def _losses(runs: list[Forced], wanted: list[list[int]]) -> Losses:
+    """Of each document [n]: the share of tokens that are not the full model's."""
     pairs = zip(runs, wanted, strict=True)
-    loss = float(np.mean([np.mean(np.asarray(run.tokens) != np.asarray(right)) for run, right in pairs]))
+    return np.array([np.mean(np.asarray(run.tokens) != np.asarray(right)) for run, right in pairs], np.float64)
+
+
+def _point(level: float, thresholds: Choice, runs: list[Forced], tested: Tested, layers: int) -> RiskPoint:
     depths = np.concatenate([run.depths for run in runs])
     return RiskPoint(
         level=level,
         thresholds=list(thresholds),
-        risk=loss,
-        p_value=hoeffding_bentkus(loss, len(runs), risk),
+        risk=tested.risk,
+        p_value=tested.p_value,
         exit_rate=float((depths < layers).mean()),
         mean_depth=float(depths.mean()),
     )

@@ -18,7 +18,8 @@ from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.policy import adopt_calibration
 from eecompile.bundle.read import BundleFiles, read_bundle
 from eecompile.calibrate.documents import SHARES, Documents, Split, load_documents
-from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus, union_losses
+from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
+from eecompile.calibrate.ltt import union_losses
 from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
@@ -39,12 +40,14 @@ def calibrate(
     *,
     risk: float = RISK,
     error: float = ERROR,
+    method: str = "ltt",
     progress: Progress = lambda stage: None,
 ) -> CalibrationResult:
     """Calibrate the exits of `bundle` on the path and test splits of `documents`.
 
     With probability 1 - `error` over the test documents, an expected document of their kind has a loss of at most
-    `risk` at the chosen thresholds: for every policy at or safer than those. Nothing is written.
+    `risk` at the chosen thresholds: for every policy at or safer than those. method: "crc" has it so in expectation
+    over the test documents, whatever `error` (guarantee.py). Nothing is written.
     Raises UsageError where there are no exits or too few documents for the risk, NumericError for non-finite logits.
     """
     manifest, policy = bundle.manifest, bundle.files.policy
@@ -53,10 +56,13 @@ def calibrate(
             "the bundle has no exits to calibrate", where=str(bundle.files.path), mend="build it with --exits"
         )
     found = documents.counts(bundle.text, vocab=manifest.model.vocab, context=manifest.model.context)
-    check_enough(documents, found, risk, error)
+    guarantee = Guarantee.of(method, risk, error)
+    check_enough(documents, found, guarantee)
     tables = trace_tables(bundle, documents, ("path", "test"), progress)
     drafts = [e.draft for e in policy.exits]
-    return calibrate_tables(bundle, documents.sha256, tables["path"], tables["test"], drafts, risk=risk, error=error)
+    return calibrate_tables(
+        bundle, documents.sha256, tables["path"], tables["test"], drafts, guarantee=guarantee, splits=found
+    )
 
 
 def calibrate_file(
@@ -65,6 +71,7 @@ def calibrate_file(
     *,
     risk: float = RISK,
     error: float = ERROR,
+    method: str = "ltt",
     limit: int | None = None,
     kv: str = "catch_up",
     progress: Progress = lambda stage: None,
@@ -76,39 +83,44 @@ def calibrate_file(
     documents = load_documents(data, limit=limit)
     for rule in c.APPROXIMATE:
         if rule == kv:
-            return calibrate_approximate(bundle, documents, kv=rule, risk=risk, error=error, progress=progress)
-    return calibrate(bundle, documents, risk=risk, error=error, progress=progress)
+            return calibrate_approximate(
+                bundle, documents, kv=rule, risk=risk, error=error, method=method, progress=progress
+            )
+    return calibrate(bundle, documents, risk=risk, error=error, method=method, progress=progress)
 
 
-def check_enough(documents: Documents, found: Mapping[Split, int], risk: float, error: float) -> None:
+def check_enough(documents: Documents, found: Mapping[Split, int], guarantee: Guarantee) -> None:
     """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong."""
-    check_levels(risk, error)
-    needed = documents_needed(risk, error)
+    needed = guarantee.needed
     if found["test"] < needed or not found["path"]:
         used, more = sum(found.values()), "give" if documents.cutoff is None else "raise --limit to"
-        what = f"{found['test']} of {used} documents are for testing, and a risk of {risk:g} at an error of {error:g}"
+        how = "in expectation" if guarantee.error is None else f"at an error of {guarantee.error:g}"
+        what = f"{found['test']} of {used} documents are for testing, and a risk of {guarantee.risk:g} {how}"
         total = int(np.ceil(1.3 * max(needed, 10) / SHARES["test"]))  # splits go by hash: a third more than on average
         mend = f"{more} about {total} documents or more, all different and not short, or allow more risk"
         raise UsageError(f"{what} needs at least {needed}", where=str(documents.path), mend=mend)
 
 
 def calibrate_tables(
-    bundle: Bundle, data: str, path: TokenTable, test: TokenTable, drafts: Choice, *, risk: float, error: float
-) -> CalibrationResult:
-    """As `calibrate`, from traced documents. data: their SHA-256. drafts: the thresholds that `draft_traces` are at."""
+    bundle: Bundle, data: str, path: TokenTable, test: TokenTable, drafts: Choice, *, guarantee: Guarantee,
+    splits: Mapping[Split, int],
+) -> CalibrationResult:  # fmt: skip
+    """As `calibrate`, from traced documents. data: their SHA-256. drafts: the thresholds that `draft_traces` are at.
+    splits: how many documents of the data each split has."""
     manifest = bundle.manifest
     candidates = threshold_path(path, prices(manifest))
-    points = [_point(test, level, thresholds, risk) for level, thresholds in candidates]
-    chosen = fixed_sequence([point.p_value for point in points], error)
+    losses = [table_losses(test, thresholds) for _, thresholds in candidates]
+    tested, chosen = guarantee.test(np.stack(losses, axis=1)) if losses else ([], None)
+    points = [_point(test, *candidate, found) for candidate, found in zip(candidates, tested, strict=True)]
     return CalibrationResult(
         precision=manifest.precision,
         cache=manifest.cache,
         kv="catch_up",
         pending_cap=manifest.pending_cap,
-        method="learn-then-test",
+        method=guarantee.name,
         loss=_LOSS,
-        risk=risk,
-        error=error,
+        risk=guarantee.risk,
+        error=guarantee.error,
         documents=test.count,
         tokens=len(test.documents),
         data=data,
@@ -117,6 +129,7 @@ def calibrate_tables(
         chosen=chosen,
         traces=[] if chosen is None else letters(test, points[chosen].thresholds),
         draft_traces=letters(test, drafts),
+        splits=dict(splits),
     )
 
 
@@ -157,15 +170,24 @@ def letters(table: TokenTable, thresholds: Choice) -> list[str]:
     return [said[a:b][:most].tobytes().decode() for a, b in itertools.pairwise(starts)]
 
 
-def _point(table: TokenTable, level: float, thresholds: Choice, risk: float) -> RiskPoint:
-    fires = np.stack([e.fires(t) for e, t in zip(table.exits, thresholds, strict=True)], axis=1)
-    wrong = fires & ~np.stack([e.agrees for e in table.exits], axis=1)
-    loss = float(union_losses(wrong, table.documents, table.count).mean())
+def fired(table: TokenTable, thresholds: Choice) -> NDArray[np.bool_]:
+    """Whether each exit fires on each token [T, exits]."""
+    return np.stack([e.fires(t) for e, t in zip(table.exits, thresholds, strict=True)], axis=1)
+
+
+def table_losses(table: TokenTable, thresholds: Choice) -> Losses:
+    """The loss of the union of exits of each document [n]."""
+    wrong = fired(table, thresholds) & ~np.stack([e.agrees for e in table.exits], axis=1)
+    return union_losses(wrong, table.documents, table.count)
+
+
+def _point(table: TokenTable, level: float, thresholds: Choice, tested: Tested) -> RiskPoint:
+    fires = fired(table, thresholds)
     return RiskPoint(
         level=level,
         thresholds=list(thresholds),
-        risk=loss,
-        p_value=hoeffding_bentkus(loss, table.count, risk),
+        risk=tested.risk,
+        p_value=tested.p_value,
         exit_rate=float(fires.any(axis=1).mean()),
         mean_depth=float(_depths(table, fires).mean()),
     )

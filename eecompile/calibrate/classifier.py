@@ -18,9 +18,10 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
-from eecompile.calibrate.calibrate import ERROR, RISK
+from eecompile.calibrate.calibrate import ERROR, RISK, fired, table_losses
 from eecompile.calibrate.documents import SHARES
-from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus, union_losses
+from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
+from eecompile.calibrate.ltt import union_losses
 from eecompile.calibrate.points import LEVELS, Price, threshold_path
 from eecompile.calibrate.tables import Progress, TokenTable
 from eecompile.calibrate.text_documents import TextDocuments, load_text_documents
@@ -40,12 +41,14 @@ Choice = Sequence[Thresholds | None]
 
 def calibrate_classifier(
     bundle: Bundle, data: Path, *, granularity: str | None = None, risk: float = RISK, error: float = ERROR,
-    tolerance: float | None = None, limit: int | None = None, progress: Progress = lambda stage: None,
+    method: str = "ltt", tolerance: float | None = None, limit: int | None = None,
+    progress: Progress = lambda stage: None,
 ) -> CalibrationResult:  # fmt: skip
     """Calibrate the exits of `bundle` on the path and test splits of the documents at `data`. Nothing is written.
 
     With probability 1 - `error` over the test documents, an expected document of their kind has a loss of at most
-    `risk`: the share of its answers that are not the full model's. granularity: what leaves alone, "sentence" (texts)
+    `risk`: the share of its answers that are not the full model's. method: "crc" has it so in expectation over the test
+    documents, whatever `error`. granularity: what leaves alone, "sentence" (texts)
     or "token". tolerance: how far a regression's value may be from the full model's (None: a tenth of the standard
     deviation of the full model's values). limit: documents to take, chosen by hash.
     Raises UsageError where there are no exits or too few documents, NumericError for non-finite logits.
@@ -54,45 +57,47 @@ def calibrate_classifier(
         raise UsageError(
             "the bundle has no exits to calibrate", where=str(bundle.files.path), mend="build with --exits"
         )
-    check_levels(risk, error)
+    guarantee = Guarantee.of(method, risk, error)
     kind = granularity_of(bundle.files, granularity)
     documents = load_text_documents(data, limit=limit)
-    check_enough(documents, risk, error)
+    check_enough(documents, guarantee)
     path, test = (trace_documents(bundle, documents, split, progress) for split in ("path", "test"))
-    if not path.count or test.count < documents_needed(risk, error):
+    if not path.count or test.count < guarantee.needed:
         raise UsageError("too few documents have an answer", where=str(data), mend="give more")
     allowed = _tolerance(bundle, path, tolerance)
     costs = [Price(bundle.manifest.model.layers, 0.0, bundle.manifest.classes)] * len(bundle.manifest.exits)
     if kind == "sentence":
         candidates = threshold_path(answer_table(bundle, path, whole=True, tolerance=allowed), costs, LEVELS)
         tested = answer_table(bundle, test, whole=True, tolerance=allowed)
-        points = [_union_point(tested, level, chosen, risk) for level, chosen in candidates]
+        points, at = _union_points(tested, candidates, guarantee)
     else:
-        points = _run_points(bundle, test, _token_path(bundle, path, costs, risk, progress), risk, error, progress)
+        points, at = _run_points(bundle, test, _token_path(bundle, path, costs, risk, progress), guarantee, progress)
     return CalibrationResult(
         precision=bundle.manifest.precision,
         kv=c.GRANULARITIES[kind],
         pending_cap=bundle.manifest.pending_cap,
-        method="learn-then-test",
+        method=guarantee.name,
         loss=_loss(bundle, kind, allowed),
         risk=risk,
-        error=error,
+        error=guarantee.error,
         documents=test.count,
         tokens=len(test.text),
         data=documents.sha256,
         gates=gates_digest(bundle.manifest.exits, bundle.files.policy.exits),
         path=points,
-        chosen=fixed_sequence([point.p_value for point in points], error),
+        chosen=at,
+        splits={**documents.counts(), "test": test.count},
     )
 
 
-def check_enough(documents: TextDocuments, risk: float, error: float) -> None:
+def check_enough(documents: TextDocuments, guarantee: Guarantee) -> None:
     """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong."""
-    needed, found = documents_needed(risk, error), documents.counts()
+    needed, found = guarantee.needed, documents.counts()
     if found["test"] < needed or not found["path"]:
-        what = f"{found['test']} of {documents.count} documents are for testing, and a risk of {risk:g} at an error of"
+        how = "in expectation" if guarantee.error is None else f"at an error of {guarantee.error:g}"
+        what = f"{found['test']} of {documents.count} documents are for testing, and a risk of {guarantee.risk:g} {how}"
         mend = f"give about {int(np.ceil(max(needed, 10) / SHARES['test']))} documents or more, or allow more risk"
-        raise UsageError(f"{what} {error:g} needs at least {needed}", where=str(documents.path), mend=mend)
+        raise UsageError(f"{what} needs at least {needed}", where=str(documents.path), mend=mend)
 
 
 def run_at(bundle: Bundle, test: TracedDocuments, chosen: Choice, *, per_token: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -116,28 +121,39 @@ def run_at(bundle: Bundle, test: TracedDocuments, chosen: Choice, *, per_token: 
     return logits, depth
 
 
-def _union_point(table: TokenTable, level: float, thresholds: Choice, risk: float) -> RiskPoint:
-    fires = np.stack([e.fires(t) for e, t in zip(table.exits, thresholds, strict=True)], axis=1)
-    wrong = fires & ~np.stack([e.agrees for e in table.exits], axis=1)
-    layers = np.array([e.layer for e in table.exits])
-    depth = np.where(fires.any(axis=1), layers[fires.argmax(axis=1)], table.layers)
-    loss = float(union_losses(wrong, table.documents, table.count).mean())
-    return _risk_point(level, thresholds, loss, table.count, risk, depth, table.layers)
+def _union_points(
+    table: TokenTable, candidates: Sequence[tuple[float, Choice]], guarantee: Guarantee
+) -> tuple[list[RiskPoint], int | None]:
+    """Every candidate, and which is chosen."""
+    if not candidates:
+        return [], None
+    tested, chosen = guarantee.test(np.stack([table_losses(table, t) for _, t in candidates], axis=1))
+    layers, points = np.array([e.layer for e in table.exits]), []
+    for (level, thresholds), found in zip(candidates, tested, strict=True):
+        fires = fired(table, thresholds)
+        depth = np.where(fires.any(axis=1), layers[fires.argmax(axis=1)], table.layers)
+        points.append(_risk_point(level, thresholds, found, depth, table.layers))
+    return points, chosen
 
 
 def _run_points(
-    bundle: Bundle, test: TracedDocuments, candidates: Sequence[tuple[float, Choice]], risk: float, error: float,
+    bundle: Bundle, test: TracedDocuments, candidates: Sequence[tuple[float, Choice]], guarantee: Guarantee,
     progress: Progress,
-) -> list[RiskPoint]:  # fmt: skip
-    """Points from safe to bold, the last of them the first that fails."""
-    points: list[RiskPoint] = []
-    for number, (level, chosen) in enumerate(candidates, 1):
+) -> tuple[list[RiskPoint], int | None]:  # fmt: skip
+    """Points from safe to bold, the last of them the first that fails, and which is chosen."""
+    losses, depths = list[Losses](), list[np.ndarray]()
+    for number, (_, chosen) in enumerate(candidates, 1):
         progress(f"run point {number} of at most {len(candidates)}")
-        loss, depth = _run_loss(bundle, test, chosen)
-        points.append(_risk_point(level, chosen, loss, test.count, risk, depth, bundle.manifest.model.layers))
-        if not points[-1].p_value <= error:
+        loss, depth = _run_losses(bundle, test, chosen)
+        losses.append(loss)
+        depths.append(depth)
+        if not guarantee.all_pass(losses):
             break
-    return points
+    if not losses:
+        return [], None
+    tested, at = guarantee.test(np.stack(losses, axis=1))
+    layers, ran = bundle.manifest.model.layers, zip(candidates, tested, depths, strict=False)
+    return [_risk_point(*candidate, found, depth, layers) for candidate, found, depth in ran], at
 
 
 def _token_path(
@@ -153,8 +169,8 @@ def _token_path(
             if all(t is None for t in chosen) or any(chosen == other for _, _, other in tried):
                 continue
             progress(f"try point {len(tried) + 1} of at most {len(levels) * len(bundle.manifest.exits)}")
-            loss, depth = _run_loss(bundle, path, chosen)
-            tried.append((loss, float(depth.mean()), chosen))
+            losses, depth = _run_losses(bundle, path, chosen)
+            tried.append((float(losses.mean()), float(depth.mean()), chosen))
     found: list[tuple[float, Choice]] = []
     shallowest = float(bundle.manifest.model.layers)
     for loss, mean_depth, chosen in sorted(tried, key=lambda point: point[:2]):
@@ -164,21 +180,19 @@ def _token_path(
     return found
 
 
-def _run_loss(bundle: Bundle, documents: TracedDocuments, chosen: Choice) -> tuple[float, np.ndarray]:
-    """The mean loss of documents that are run with exits per token, and the exit layer of each answer."""
+def _run_losses(bundle: Bundle, documents: TracedDocuments, chosen: Choice) -> tuple[Losses, np.ndarray]:
+    """The loss of each of the documents that are run with exits per token, and the exit layer of each answer."""
     logits, depth = run_at(bundle, documents, chosen, per_token=True)
     wrong = ~agreement(bundle, logits, documents.final)
-    return float(union_losses(wrong[:, None], documents.documents, documents.count).mean()), depth
+    return union_losses(wrong[:, None], documents.documents, documents.count), depth
 
 
-def _risk_point(
-    level: float, thresholds: Choice, loss: float, count: int, risk: float, depth: np.ndarray, layers: int
-) -> RiskPoint:
+def _risk_point(level: float, thresholds: Choice, tested: Tested, depth: np.ndarray, layers: int) -> RiskPoint:
     return RiskPoint(
         level=level,
         thresholds=list(thresholds),
-        risk=loss,
-        p_value=hoeffding_bentkus(loss, count, risk),
+        risk=tested.risk,
+        p_value=tested.p_value,
         exit_rate=float((depth < layers).mean()),
         mean_depth=float(depth.mean()),
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eecompile.calibrate.calibrate import ERROR, RISK
 from eecompile.calibrate.classifier import calibrate_classifier, check_enough
+from eecompile.calibrate.guarantee import Guarantee
 from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, replacing_student
 from eecompile.calibrate.tables import REPORT_EVERY, Float, Progress
 from eecompile.calibrate.text_documents import TextDocuments, load_text_documents
@@ -78,7 +79,7 @@ def fit_classifier_exits(
         raise UsageError("no exits are asked for", mend="name the layers after which to exit: --at 3,4,5")
     student, documents = open_encoder(checkpoint, layers), load_text_documents(data, limit=limit)
     check_output(checkpoint, out)
-    check_enough(documents, risk, error)
+    check_enough(documents, Guarantee.of("ltt", risk, error))
     if documents.counts()["fit"] < MIN_DOCUMENTS:
         raise UsageError(f"fewer than {MIN_DOCUMENTS} documents are for fitting", where=str(data), mend="give more")
     with replacing_student(checkpoint, out) as work:

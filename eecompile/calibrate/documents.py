@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from eecompile.calibrate.records import FORMS, SEPARATE, data_digest, read_records
+from eecompile.calibrate.records import FORMS, SEPARATE, Record, data_digest, read_records
 from eecompile.errors import UsageError
 from eecompile.runtime.text import TextCodec
 
@@ -28,11 +28,16 @@ _CHARACTERS_PER_TOKEN: Final = 32  # more than this is not tokenised only to be 
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids of one document, and the split it belongs to. `target`: of a source that came with one."""
+    """Token ids of one document, and the split it belongs to. `target`: of a source that came with one.
+
+    `first`: where the tokens after its prompt begin, 0 without one. What is said of those before does not count, since
+    a prompt runs at full depth.
+    """
 
     split: Split
     ids: list[int]
     target: list[int] | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Documents:
     """A set of documents on disk; nothing of it is kept in memory.
 
     sha256: of the data (of the file; for a directory, of its files' names and hashes). count: documents found.
-    max_tokens: a document is cut off there. `cutoff`: documents whose hash orders them after it are left out.
+    max_tokens: a document is cut off there, its prompt not counted. `cutoff`: documents whose hash orders them after it
+    are left out.
     """
 
     path: Path
@@ -54,9 +60,9 @@ class Documents:
     ) -> Iterator[Document]:
         """The documents of `splits`, tokenised, in the order they stand in, each content once.
 
-        codec: the bundle's tokenizer, None where it has none. A document is cut off at `max_tokens` or `context`
-        tokens; shorter ones than 8 are left out. Raises UsageError for text without a tokenizer and ids that are not
-        from 0 to vocab - 1.
+        codec: the bundle's tokenizer, None where it has none. A document is cut off at `max_tokens` tokens after its
+        prompt, or at `context`; shorter ones than 8 are left out. Raises UsageError for text without a tokenizer and
+        ids that are not from 0 to vocab - 1.
         """
         seen: set[bytes] = set()
         most = min(self.max_tokens, context)
@@ -64,14 +70,16 @@ class Documents:
             digest = raw.digest
             if self.cutoff is not None and _order(digest) > self.cutoff:
                 continue
-            ids = _tokens(raw.content, raw.where, codec, vocab, most)
+            ids, first = _tokens(raw.content, raw.where, codec, vocab, most), 0
+            if isinstance(raw.content, str) and (prompt := (raw.prompt or "").lstrip()):
+                ids, first = _after_prompt(prompt, raw, codec, vocab, self.max_tokens, context)
             content = hashlib.sha256(np.array(ids, np.int64).tobytes()).digest()[:16]
-            if len(ids) < MIN_TOKENS or content in seen:
+            if len(ids) - first < MIN_TOKENS or content in seen:
                 continue
             seen.add(content)
             if (split := split_of(digest)) in splits:
                 target = None if raw.target is None else _tokens(raw.target, raw.where, codec, vocab, most)
-                yield Document(split, ids, target)
+                yield Document(split, ids, target, first)
 
     def counts(self, codec: TextCodec | None, *, vocab: int, context: int) -> dict[Split, int]:
         """How many documents `stream` gives for each split. Raises as it does."""
@@ -126,6 +134,16 @@ def _keep_lowest(lowest: list[int], value: int, limit: int) -> None:
         heapq.heappush(lowest, -value)
     else:
         heapq.heappushpop(lowest, -value)
+
+
+def _after_prompt(
+    prompt: str, raw: Record, codec: TextCodec | None, vocab: int, most: int, context: int
+) -> tuple[list[int], int]:
+    """The ids of a prompt and of up to `most` tokens after it, `context` in all; and the number of the prompt's."""
+    first = _tokens(prompt, raw.where, codec, vocab, context)
+    assert codec is not None
+    rest = raw.content[len(prompt) : len(prompt) + most * _CHARACTERS_PER_TOKEN]
+    return [*first, *codec.tokenizer.encode(rest, add_special_tokens=False).ids[:most]][:context], len(first)
 
 
 def _tokens(content: str | list[int], where: str, codec: TextCodec | None, vocab: int, most: int) -> list[int]:

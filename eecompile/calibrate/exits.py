@@ -1,14 +1,15 @@
 """`exits`: a checkpoint becomes a student: exits fitted, gates trained, thresholds calibrated, all without torch."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_enough
-from eecompile.calibrate.documents import MAX_TOKENS, Documents, load_documents
+from eecompile.calibrate.documents import MAX_TOKENS, Documents, Split, load_documents
 from eecompile.calibrate.fit import Fitted, FittedExit, check_enough_to_fit, fit_adapters
 from eecompile.calibrate.gate import auc
+from eecompile.calibrate.guarantee import Guarantee
 from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.points import prices, thresholds_along
 from eecompile.calibrate.rows import RIDGE
@@ -48,16 +49,18 @@ def fit_exits(
     specs = plan.specs(layers)
     data = load_documents(documents, max_tokens=max_tokens, limit=limit)
     check_output(checkpoint, out)
-    _check_documents(student, data, risk, error)
+    guarantee = Guarantee.of("ltt", risk, error)
+    splits = _check_documents(student, data, guarantee)
     with replacing_student(checkpoint, out) as work:
         return _fit_into(
-            work, student, plan, specs, data, build_bundle, risk=risk, error=error, seed=seed, progress=progress
-        )
+            work, student, plan, specs, data, build_bundle, guarantee=guarantee, splits=splits, seed=seed,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _fit_into(
     work: Path, student: Student, plan: ExitPlan, specs: list[ExitSpec], data: Documents, build_bundle: BuildBundle, *,
-    risk: float, error: float, seed: int, progress: Progress,
+    guarantee: Guarantee, splits: Mapping[Split, int], seed: int, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the student at work/student, with bundles beside it meanwhile."""
     progress("build the plain exits")
@@ -79,7 +82,7 @@ def _fit_into(
     path, along = tables["path"], [1 - DRAFT_PRECISION]
     costs = zip(path.exits, prices(bundle.manifest), strict=True)
     drafts = [thresholds_along(exit_, along, price)[0] for exit_, price in costs]
-    result = calibrate_tables(bundle, data.sha256, path, tables["test"], drafts, risk=risk, error=error)
+    result = calibrate_tables(bundle, data.sha256, path, tables["test"], drafts, guarantee=guarantee, splits=splits)
     specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
     summary = _summary(fitted.exits, path, drafts, result)
     provenance = _provenance(summary, data, len(path.documents), seed)
@@ -104,11 +107,13 @@ def _schedule_tensors(student: Student) -> dict[str, Float]:
     return {} if store is None else {name: store.read(name) for name in names}
 
 
-def _check_documents(student: Student, data: Documents, risk: float, error: float) -> None:
+def _check_documents(student: Student, data: Documents, guarantee: Guarantee) -> dict[Split, int]:
+    """How many documents each split has; raises UsageError where they are too few."""
     codec = TextCodec(student.path) if student.tokenizer_files else None
     found = data.counts(codec, vocab=student.spec.vocab, context=student.spec.max_positions)
-    check_enough(data, found, risk, error)
+    check_enough(data, found, guarantee)
     check_enough_to_fit(data, found["fit"])
+    return found
 
 
 def _summary(

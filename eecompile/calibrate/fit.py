@@ -23,6 +23,7 @@ from eecompile.calibrate.tables import REPORT_EVERY, Float, Progress, check_fini
 from eecompile.calibrate.targets import DocumentTracer
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
+from eecompile.runtime.trace import after
 
 MIN_DOCUMENTS: Final = 10
 _ROWS: Final = 32768  # hidden states kept for the gates
@@ -106,7 +107,7 @@ def _accumulate(
     for document in documents.stream(bundle.text, vocab=model.vocab, context=model.context, splits=_FIT):
         if count % REPORT_EVERY == 0:
             progress(f"fit document {count + 1}")
-        trace = tracer.trace(document)
+        trace = after(tracer.trace(document), document.first)
         check_finite(trace, documents)
         *boundaries, finished = trace.boundaries or []
         rows = [asker(boundary).hidden.copy() for asker, boundary in zip(askers, boundaries, strict=True)]

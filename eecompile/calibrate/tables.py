@@ -13,7 +13,7 @@ from eecompile.calibrate.targets import DocumentTracer
 from eecompile.errors import NumericError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.rules import HIGHEST
-from eecompile.runtime.trace import DocumentTrace, ExitTrace
+from eecompile.runtime.trace import DocumentTrace, ExitTrace, after
 from eecompile.schema import Criterion, Thresholds
 
 Bool = NDArray[np.bool_]
@@ -91,7 +91,7 @@ def trace_tables(
             progress(f"trace document {number + 1}")
         trace = tracer.trace(document)
         check_finite(trace, documents)
-        kept[document.split].append(_tables(bundle, trace))
+        kept[document.split].append(_tables(bundle, after(trace, document.first)))
     return {split: _joined(parts, bundle) for split, parts in kept.items()}
 
 

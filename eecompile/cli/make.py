@@ -127,7 +127,10 @@ def merge(ckpt: Path, adapter: Path, output: Path, as_json: bool) -> None:
 @BUNDLE
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Text: .jsonl, .txt or a directory.")
 @click.option("--risk", default=0.05, show_default=True, help="Disagreement with the full model that is allowed.")
-@click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing.")
+@click.option("--error", default=0.05, show_default=True, help="Chance of the guarantee failing (ltt).")
+@click.option(
+    "--method", type=click.Choice(["ltt", "crc"]), default="ltt", show_default=True, help="crc: in expectation."
+)
 @click.option("--limit", type=int, help="Use at most this many documents, chosen by hash.")
 @click.option("--kv", type=click.Choice(c.KV_RULES), help="For which rule. Default: catch_up.")
 @click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
@@ -138,10 +141,13 @@ def merge(ckpt: Path, adapter: Path, output: Path, as_json: bool) -> None:
 @JSON
 @user_faults
 def calibrate(
-    bundle: Path, data: Path, risk: float, error: float, limit: int | None, kv: str | None, granularity: str | None,
-    tolerance: float | None, key: Path | None, as_json: bool,
+    bundle: Path, data: Path, risk: float, error: float, method: str, limit: int | None, kv: str | None,
+    granularity: str | None, tolerance: float | None, key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Calibrate BUNDLE's exits, in its own precision, by Learn-then-Test over documents."""
+    """Calibrate BUNDLE's exits, in its own precision, over documents.
+
+    By Learn-then-Test (ltt: the risk holds with 1 - error confidence) or conformal risk control (crc: in expectation).
+    """
     from eecompile.bench.defaults import apply_default_policy
     from eecompile.bundle.policy import read_for_change
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
@@ -150,22 +156,24 @@ def calibrate(
 
     read_for_change(bundle, key)
     opened = Bundle.open(bundle)
+    if method == "crc":
+        refuse_given("error", kind="is calibrated in expectation")
+    common: dict[str, Any] = {"risk": risk, "error": error, "method": method, "limit": limit}
     with stages("calibrate") as begin:
         if opened.manifest.task == c.CAUSAL_LM:
             refuse_given("granularity", "tolerance", kind="generates text")
-            rule = kv or "catch_up"
-            result = calibrate_file(opened, data, risk=risk, error=error, limit=limit, kv=rule, progress=begin)
+            result = calibrate_file(opened, data, kv=kv or "catch_up", progress=begin, **common)
         else:
             refuse_given("kv", kind="classifies")
             result = calibrate_classifier(
-                opened, data, granularity=granularity, risk=risk, error=error, tolerance=tolerance, limit=limit,
-                progress=begin,
-            )  # fmt: skip
+                opened, data, granularity=granularity, tolerance=tolerance, progress=begin, **common
+            )
     apply_calibration(bundle, result, key=key)
     if opened.files.profiles:
         apply_default_policy(bundle, key=key)
     chosen = None if result.chosen is None else result.path[result.chosen].model_dump(mode="json")
-    _show({"documents": result.documents, "tokens": result.tokens, "risk": risk, "chosen": chosen}, as_json)
+    found = {"documents": result.documents, "tokens": result.tokens, "risk": risk, "guarantee": result.promise}
+    _show({**found, "chosen": chosen}, as_json)
 
 
 @contextmanager

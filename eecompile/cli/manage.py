@@ -60,9 +60,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for x in files.calibrations:
         found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
         how = "" if x.kv == "catch_up" else f", {_EXITS[x.kv] if m.labels else x.kv}"
-        say(
-            f"calibrated for {x.precision}{how}: risk {x.risk:g} at error {x.error:g}, {x.documents} documents, {found}"
-        )
+        say(f"calibrated for {x.precision}{how} by {x.method}: {x.promise}, {x.documents} documents, {found}")
 
 
 @click.command()

@@ -29,24 +29,30 @@ class Forced:
     said: list[str] = field(default_factory=list)
 
 
-def run_forced(bundle: Bundle, settings: Settings, texts: Sequence[Ids], *, first: int, slots: int = 1) -> list[Forced]:
-    """Run every text: `first` tokens as a prompt, then one at a time; `slots` of them side by side.
+def run_forced(
+    bundle: Bundle, settings: Settings, texts: Sequence[Ids], *, first: int | Sequence[int], slots: int = 1
+) -> list[Forced]:
+    """Run every text: `first` tokens as a prompt (one number for all, or one each), then one at a time; `slots` of them
+    side by side.
 
     Raises NumericError where the logits are not finite.
     """
     found: list[Forced] = [Forced() for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    firsts = [first] * len(texts) if isinstance(first, int) else list(first)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]) - firsts[i])
     for start in range(0, len(order), slots):
         group = order[start : start + slots]
-        _run_group(bundle, settings, [texts[i] for i in group], [found[i] for i in group], first)
+        _run_group(bundle, settings, [texts[i] for i in group], [found[i] for i in group], [firsts[i] for i in group])
     return found
 
 
-def _run_group(bundle: Bundle, settings: Settings, texts: Sequence[Ids], found: Sequence[Forced], first: int) -> None:
+def _run_group(
+    bundle: Bundle, settings: Settings, texts: Sequence[Ids], found: Sequence[Forced], firsts: Sequence[int]
+) -> None:
     manifest, size = bundle.manifest, len(texts)
     pool = Pool(manifest, bundle.graphs, size)
     those = []
-    for ids in texts:
+    for ids, first in zip(texts, firsts, strict=True):
         stairs = Staircase(manifest, bundle.graphs, pool)
         stairs.prefill(list(ids[:first]))
         those.append(settings.continuation(stairs, Sampling()))
@@ -54,10 +60,11 @@ def _run_group(bundle: Bundle, settings: Settings, texts: Sequence[Ids], found: 
     heads = bundle.heads(size)
     gates = _Listener(manifest.exits, bundle.askers(size), heads)
     decoder = Decoder(heads[c.FULL_HEAD], gates, layers=manifest.model.layers)
-    for t in range(first, max(map(len, texts))):
-        live = [i for i, ids in enumerate(texts) if t < len(ids)]
+    rest = [ids[first:] for ids, first in zip(texts, firsts, strict=True)]
+    for t in range(max(map(len, rest))):
+        live = [i for i, ids in enumerate(rest) if t < len(ids)]
         for i in live:
-            those[i].last = int(texts[i][t])
+            those[i].last = int(rest[i][t])
         gates.said = {id(those[i].state): ["."] * len(manifest.exits) for i in live}
         decoder.step([those[i] for i in live])
         for i in live:

@@ -108,6 +108,22 @@ class Tracer:
         return _said(decided, said.confidence.copy(), more, confirmed)
 
 
+def after(trace: DocumentTrace, first: int) -> DocumentTrace:
+    """What the trace says of the rows from `first` on."""
+    if not first:
+        return trace
+    boundaries = None if trace.boundaries is None else [rows[first:] for rows in trace.boundaries]
+    return DocumentTrace(
+        trace.ids[first:], _from(trace.final, first), [_from(e, first) for e in trace.exits], boundaries
+    )
+
+
+def _from(said: ExitTrace, first: int) -> ExitTrace:
+    names = ("token", "confidence", "max_prob", "margin", "entropy", "confirmed")
+    own = {name: getattr(said, name)[first:] for name in names}
+    return ExitTrace(**own, more={gate: value[first:] for gate, value in said.more.items()})
+
+
 def _said(d: Decisions, confidence: Float, more: Mapping[Criterion, Float], confirmed: Bool) -> ExitTrace:
     values = (d.max_prob.copy(), d.margin.copy(), d.entropy.copy())
     return ExitTrace(d.token.copy(), confidence, *values, more, confirmed)

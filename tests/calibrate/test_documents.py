@@ -181,3 +181,27 @@ def test_text_needs_a_tokenizer_and_ids_a_vocabulary(tmp_path: Path) -> None:
         ids(load_documents(lines(tmp_path / "i.jsonl", [[77] * 9, [1] * 9])), vocab=77)
     with pytest.raises(UsageError, match="outside"):
         ids(load_documents(lines(tmp_path / "n.jsonl", [[-1] * 9])), vocab=77)
+
+
+def pairs(path: Path, documents: Sequence[tuple[str, str]]) -> Path:
+    """A .jsonl file of prompts and completions."""
+    path.write_text("".join(json.dumps({"prompt": p, "completion": e}) + "\n" for p, e in documents), encoding="utf-8")
+    return path
+
+
+def test_a_prompt_counts_for_nothing_but_the_context(tmp_path: Path, codec: TextCodec) -> None:
+    """Its tokens are there and are not cut off; `first` is where the completion begins; short completions go."""
+    long, end = "x" * 40, "y" * 30
+    path = pairs(tmp_path / "d.jsonl", [(long, end), (f"  {long}z", end), ("short ", "y" * 4), (long + "w", end)])
+    found = list(load_documents(path, max_tokens=12).stream(codec, vocab=512, context=64, splits=ALL))
+    assert len(found) == 3
+    for document in found:
+        prompt, rest = codec.decode(document.ids[: document.first]), codec.decode(document.ids[document.first :])
+        assert prompt.startswith(long)
+        assert end.startswith(rest)
+        assert len(document.ids) - document.first == 12
+    cut = list(
+        load_documents(path).stream(codec, vocab=512, context=len(found[0].ids[: found[0].first]) + 9, splits=ALL)
+    )
+    assert {len(d.ids) - d.first for d in cut} <= {8, 9}
+    assert any(d.first == found[0].first for d in cut)
