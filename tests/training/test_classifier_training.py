@@ -14,7 +14,7 @@ import distilling
 import torch
 from eecompile_training.backbone import open_encoder_backbone
 from eecompile_training.classifier import Classifier
-from eecompile_training.classifier_data import load_class_data
+from eecompile_training.classifier_data import ClassBatch, load_class_data
 from eecompile_training.config import merge
 from eecompile_training.data import IGNORED
 from eecompile_training.distill import distill
@@ -27,6 +27,7 @@ from eecompile_training.settings import DataConfig
 from eecompile.calibrate.text_documents import load_text_documents
 from eecompile.errors import UsageError
 from eecompile.runtime.text import TextCodec
+from eecompile.runtime.trace_texts import TextTracer
 from eecompile.student.encoder_student import open_encoder
 
 pytestmark = pytest.mark.torch
@@ -65,22 +66,18 @@ def test_recipes_train_students_that_build(tmp_path: Path, family: str, task: st
     run(tmp_path, family, task, recipe=recipe, **second, steps=5, layer_dropout={"p_max": 0.2})
     student = tmp_path / "run" / "student"
     module = Classifier(open_encoder_backbone(student), read_exits(open_encoder(student)), None).eval()
-    bundle = tiny_encoder.open_bundle(tmp_path / "b", student)
-    ids = [5, 20, 30, 7, 9]
     exits = dict(enumerate(module.exits.schema.exits))
     assert [e.layer for e in exits.values()] == [1, 3]
-    batch_ids = torch.tensor([ids])
-    mask, types = torch.ones_like(batch_ids).bool(), torch.zeros_like(batch_ids)
-    from eecompile_training.classifier_data import ClassBatch
-
-    counted = mask if task == "tokens" else torch.tensor([[i == 0 for i in range(len(ids))]])
+    text = tiny_encoder.encoded([5, 20, 30, 7, 9])
+    ids = torch.tensor([text.ids])
+    counted = torch.tensor([[task == "tokens" or i == 0 for i in range(len(text.ids))]])
+    batch = ClassBatch(ids, torch.ones_like(ids).bool(), torch.zeros_like(ids), counted, torch.zeros(ids.shape))
     with torch.inference_mode():
-        last, early = module.logits(ClassBatch(batch_ids, mask, types, counted, mask.float()), exits)
-    said = bundle.classifier("full").classify([ids])[0]
-    trace = said.scores if task != "tokens" else [t.scores for t in said.tokens]
-    expected = last if task == "regression" else torch.softmax(last, -1)
-    np.testing.assert_allclose(np.ravel(trace), np.ravel(expected), atol=2e-4)
-    assert all(torch.isfinite(logits).all() for logits in early.values())
+        last, early = module.logits(batch, exits)
+    trace = TextTracer(tiny_encoder.open_bundle(tmp_path / "b", student)).trace([text])
+    np.testing.assert_allclose(trace.logits, last, rtol=1e-3, atol=1e-3)
+    for i, said in enumerate(trace.exits):
+        np.testing.assert_allclose(said.logits, early[i], rtol=1e-3, atol=1e-3)
 
 
 def test_it_learns_labels_and_exits_agree_more(tmp_path: Path) -> None:
