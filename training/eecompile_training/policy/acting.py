@@ -5,7 +5,7 @@ have to pass as ever, after the coin.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +19,10 @@ from eecompile_training.policy.records import Asked, Decisions, Float, TokenWalk
 
 @dataclass
 class Diary:
-    """What happened to one sequence. chance: its own stream of random numbers, one for each decision."""
+    """What happened to one sequence. coin: its own stream of numbers from 0 to 1, one for each decision; a gate leaves
+    where its probability is above it."""
 
-    chance: np.random.Generator
+    coin: Callable[[], float]
     walks: list[TokenWalk] = field(default_factory=list)
     _asked: list[Asked] = field(default_factory=list)
     _said: list[tuple[int, int, int, bool, float]] = field(default_factory=list)
@@ -33,7 +34,7 @@ class Diary:
         if rule.opens and passes(rule, said, at):
             probability = float(said.values["learned"][at])
             if math.isfinite(probability) and 0 <= probability <= 1:
-                leave = bool(self.chance.random() < probability)
+                leave = bool(self.coin() < probability)
                 self._said.append((len(self.walks), rule.exit, len(self._asked), leave, probability))
                 self._rows.append(rows[at].copy())
         self._asked.append(Asked(rule.exit, leave or rule.votes))

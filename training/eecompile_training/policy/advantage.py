@@ -29,9 +29,7 @@ def scales(rewards: Sequence[tuple[int, float]], scaling: Scaling) -> dict[int, 
     spread = {group: float(np.std(found)) for group, found in groups.items()}
     whole = float(np.std([reward for _, reward in rewards])) if rewards else 0.0
     chosen = {"group": spread, "batch": dict.fromkeys(spread, whole)}.get(scaling)
-    return {
-        group: 1.0 if chosen is None else chosen[group] + EPSILON for group, s in spread.items() if s > NO_SPREAD
-    }
+    return {group: 1.0 if chosen is None else chosen[group] + EPSILON for group, s in spread.items() if s > NO_SPREAD}
 
 
 def advantages(played: Sequence[Played], weight: float, scale: Mapping[int, float]) -> list[Double | None]:

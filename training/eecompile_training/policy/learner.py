@@ -1,7 +1,9 @@
 """One update of the gates from a batch of rollouts: several epochs over it, in minibatches of whole groups."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from eecompile_training.policy.advantage import Scaling, advantages, scales
 from eecompile_training.policy.gates import Gates, Reference, action_log_prob
 from eecompile_training.policy.loss import entropy, policy_loss
 from eecompile_training.policy.ranks import Ranks, flat_gradients, put_gradients
-from eecompile_training.policy.records import Played
+from eecompile_training.policy.records import Bools, Double, Float, Played
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class _Part:
     reference: Tensor
 
 
+def _key(item: tuple[tuple[int, int], object]) -> tuple[int, int]:
+    return item[0]
+
+
 class Learner:
     """Gates, the policy that they are held to, and an optimiser. Every process has the same one."""
 
@@ -54,7 +60,7 @@ class Learner:
     def learn(self, step: int, played: Sequence[Played], weight: float) -> dict[str, float]:
         """Update the gates by this process's share of a batch. weight: of costs. Returns what the update came to:
         loss, kl (to the reference), entropy, clipped (share of decisions), decisions, skipped (share of groups)."""
-        rewards = self._ranks.gather([(one.group, one.reward(weight)) for one in played])
+        rewards = sorted(self._ranks.gather([(one.group, one.reward(weight)) for one in played]), key=itemgetter(0))
         scale, groups = scales(rewards, self._rules.scaling), sorted({group for group, _ in rewards})
         parts = self._parts(played, weight, scale)
         sums = torch.zeros(5, dtype=torch.float64)
@@ -68,20 +74,20 @@ class Learner:
         return {**found, "decisions": float(sums[4]) / self._rules.epochs, "skipped": skipped}
 
     def _parts(self, played: Sequence[Played], weight: float, scale: dict[int, float]) -> list[_Part]:
-        parts = []
+        found = defaultdict[tuple[int, int], list[tuple[Float, Bools, Double]]](list)
         for one, advantage in zip(played, advantages(played, weight, scale), strict=True):
             for exit_ in self.gates.exits if advantage is not None else ():
-                own = np.flatnonzero(one.exit == exit_)
-                if len(own) and advantage is not None:
-                    parts.append(self._part(one, exit_, own, torch.from_numpy(advantage[own])))
-        return parts
+                own = one.exit == exit_
+                if own.any() and advantage is not None:
+                    found[one.group, exit_].append((one.state[own], one.leave[own], advantage[own]))
+        return [self._part(group, exit_, decided) for (group, exit_), decided in sorted(found.items(), key=_key)]
 
-    def _part(self, one: Played, exit_: int, own: np.ndarray, advantage: Tensor) -> _Part:  # type: ignore[type-arg]
-        states = torch.from_numpy(one.state[own].astype(np.float64))
-        leave = torch.from_numpy(one.leave[own])
+    def _part(self, group: int, exit_: int, decided: Sequence[tuple[Float, Bools, Double]]) -> _Part:
+        state, leave, advantage = (torch.from_numpy(np.concatenate(column)) for column in zip(*decided, strict=True))
+        states = state.double()
         with torch.no_grad():
             old = action_log_prob(self.gates.logits(exit_, states), leave)
-        return _Part(one.group, exit_, states, leave, advantage, old, self._reference.log_prob(exit_, states, leave))
+        return _Part(group, exit_, states, leave, advantage, old, self._reference.log_prob(exit_, states, leave))
 
     def _minibatch(self, parts: Sequence[_Part]) -> Tensor:
         """One step of the optimiser; the sums over the decisions of all processes of loss, KL, entropy, whether it was

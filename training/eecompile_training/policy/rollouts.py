@@ -5,7 +5,7 @@ shares its passes, so that slots change the speed and nothing else. A prompt is 
 one before it is rewound to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,8 +43,16 @@ class World:
     def thresholds(self, manifest: Manifest, exit_: int, learned: float | None) -> Thresholds:
         """All thresholds of an exit, for its learned gate this one (None: none, a coin decides)."""
         gates = [gate for gate in manifest.exits[exit_].gates if gate != "learned"]
-        found: Thresholds = {gate: self.others.get(gate, wide_open(gate, manifest.classes)) for gate in gates}
+        found: Thresholds = {gate: self.threshold(manifest, gate) for gate in gates}
         return found if learned is None else {**found, "learned": learned}
+
+    def threshold(self, manifest: Manifest, gate: Criterion, others: Others | None = None) -> float:
+        """That of a gate beside the learned one. others: in place of this world's."""
+        named = self.others if others is None else others
+        if gate in named:
+            return named[gate]
+        low, high = criterion_range(gate, manifest.classes)
+        return high if gate in BELOW else low
 
     def settings(self, manifest: Manifest, learned: float | None) -> Settings:
         """How requests run in this world."""
@@ -53,12 +61,6 @@ class World:
             info = manifest.exits[i]
             rules[i] = ExitRule.of(i, info.layer, self.thresholds(manifest, i, learned), info.schedule)
         return Settings("confident", rules, Limits(cap=self.cap), manifest.exits, self.kv)
-
-
-def wide_open(gate: Criterion, classes: int) -> float:
-    """The boldest threshold that a gate can have."""
-    low, high = criterion_range(gate, classes)
-    return high if gate in BELOW else low
 
 
 class Roller:
@@ -75,8 +77,10 @@ class Roller:
         self._layers = [info.layer for info in manifest.exits]
 
     def play(self, prompt: Sequence[int], seeds: Sequence[Sequence[int]]) -> list[Rollout]:
-        """One rollout for each seed. Raises UsageError where they do not fit the context, NumericError where logits
-        are not finite."""
+        """One rollout for each seed; where that is empty, by the rule that ships: above one half.
+
+        Raises UsageError where they do not fit the context, NumericError where logits are not finite.
+        """
         self._check_room(prompt)
         manifest, width = self._bundle.manifest, min(self._slots, len(seeds))
         pool = Pool(manifest, self._bundle.graphs, width)
@@ -110,7 +114,7 @@ class Roller:
     ) -> list[Rollout]:
         manifest, ends = self._bundle.manifest, set(self._bundle.manifest.model.eos)
         those = [self._settings.continuation(one, Sampling()) for one in stairs]
-        diaries = [Diary(np.random.default_rng(list(seed))) for seed in seeds]
+        diaries = [Diary(_coin(seed)) for seed in seeds]
         self._gates.diaries = {id(one.state): diary for one, diary in zip(those, diaries, strict=True)}
         ids = [[first] for _ in those]
         for one in those:
@@ -145,3 +149,5 @@ class Roller:
             )  # fmt: skip
 
 
+def _coin(seed: Sequence[int]) -> Callable[[], float]:
+    return np.random.default_rng(list(seed)).random if seed else lambda: 0.5
