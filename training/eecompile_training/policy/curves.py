@@ -20,7 +20,7 @@ from eecompile_training.policy.records import Float
 from eecompile_training.policy.rollouts import World
 
 Confidences = Sequence[Mapping[int, Float]]  # by text and exit
-THRESHOLDS: Final = 16  # of the learned gates, at quantiles of what they say
+THRESHOLDS: Final = 12  # of the learned gates, at quantiles of what they say
 BOUNDS: Final[tuple[tuple[Criterion, Sequence[float]], ...]] = (
     ("max_prob", (0.2, 0.4, 0.6, 0.8)), ("margin", (0.1, 0.3, 0.6)),
 )  # fmt: skip
@@ -37,8 +37,7 @@ class Tried:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        rule: dict[str, Any] = {"exits": list(self.rule.exits), "learned": self.rule.learned, **self.rule.others}
-        return {**asdict(self.point), "rule": rule}
+        return {**asdict(self.point), "rule": asdict(self.rule)}
 
 
 def sweep(manifest: Manifest, world: World, replay: Replay, confidences: Confidences, *, own: bool) -> list[Tried]:

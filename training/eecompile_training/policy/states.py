@@ -39,11 +39,17 @@ class GateInput:
         model = _before_gate(onnx.load(path, load_external_data=False), path.parent)
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._output = model.graph.output[0].name
+        self._batched = len(self._session.get_inputs()[0].shape) == 3  # of an exit with a layer, which takes [B, R, D]
 
     def __call__(self, rows: Float) -> Float:
         """The states [N, D], a chunk at a time."""
-        parts = [self._session.run([self._output], {c.HIDDEN: chunk})[0] for chunk in _chunks(rows)]
+        parts = [self._run(chunk) for chunk in _chunks(rows)]
         return np.concatenate(parts) if parts else rows.copy()
+
+    def _run(self, rows: Float) -> Float:
+        given = rows[None] if self._batched else rows
+        found: Float = self._session.run([self._output], {c.HIDDEN: given})[0]
+        return found.reshape(rows.shape)
 
 
 def gate_inputs_of(bundle: Bundle, exits: Iterable[int]) -> dict[int, GateInput]:
