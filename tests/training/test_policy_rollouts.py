@@ -32,6 +32,7 @@ from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import ExitSpec
 
 pytestmark = pytest.mark.torch
+torch.set_num_threads(1)  # as train_file has it
 GATES: Any = ["learned", "max_prob"]
 EXITS = [
     ExitSpec(layer=1, gates=GATES, gate_units=5),
