@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: no display is asked for
-import matplotlib.pyplot as plt
+matplotlib.use("Agg")
+
 import numpy as np
+from matplotlib import pyplot as plt
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest

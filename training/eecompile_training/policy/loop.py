@@ -78,7 +78,7 @@ class Loop:
     def _judge(self, done: int) -> None:
         judged = self._environment.judge(self._learner.gates)
         reward = value(judged, self._config.reward.weight)
-        self._run.log(done, {"validation": {**asdict(judged), "reward": reward}})
+        self._run.log(done, {f"validation.{name}": x for name, x in {**asdict(judged), "reward": reward}.items()})
         if reward > self._best_reward:
             self._best, self._best_step, self._best_reward = _copied(self._learner), done, reward
 

@@ -1,7 +1,6 @@
 """How tuned gates do on held-out prompts: as the rule that ships, and against the best fixed threshold of the bundle's
 own gates."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,10 +23,10 @@ _RULE = 0.5
 
 
 def evaluate(
-    folder: Path, bundle: Bundle, world: World, prompts: Sequence[Prompt], price: Price,
+    picture: Path, bundle: Bundle, world: World, prompts: Sequence[Prompt], price: Price,
     environment: BundleEnvironment, gates: Gates,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write evaluation.json and curves.png and return the former.
+    """What evaluation.json says; `picture` becomes the PNG of both curves.
 
     ships: the gates above one half, on the full model's continuations. best_fixed: the cheapest fixed threshold that
     agrees as much; gain: its cost over that of `ships` (None: no fixed threshold agrees as much but full depth, which
@@ -53,8 +52,7 @@ def evaluate(
         },
         "curves": {name: [t.describe() for t in front(tried)] for name, tried in (("fixed", fixed), ("tuned", tuned))},
     }  # fmt: skip
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    plot_curves(folder / "curves.png", fixed, tuned, ships.point)
+    plot_curves(picture, fixed, tuned, ships.point)
     return report
 
 

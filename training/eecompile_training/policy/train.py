@@ -4,6 +4,7 @@ The run's folder then has gates.json, which `eecompile policy BUNDLE set --gates
 have how they do on held-out prompts beside the best fixed threshold.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eecompile.calibrate.records import data_digest
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile_training.config import load_config
+from eecompile_training.plots import plot_run
 from eecompile_training.policy.costs import Price, price_from_bytes, price_from_profile
 from eecompile_training.policy.environment import BundleEnvironment, Dealing
 from eecompile_training.policy.gates import Gates, Reference, gates_of_bundle, shifted, trained_exits
@@ -85,8 +87,11 @@ def world_of(config: PolicyConfig, bundle: Bundle) -> World:
         raise UsageError(f"no exit is left after a minimum depth of {depth}", where="guards.minimum_depth")
     if unknown := sorted(set(config.others) - set(c.HEAD_CRITERIA)):
         raise UsageError(f"{unknown[0]} is no gate of a head", where="others", mend=f"gates: {c.HEAD_CRITERIA}")
-    if config.others and any(manifest.exits[i].schedule is not None for i in exits):
-        raise UsageError("these exits have a schedule that moves the thresholds named here", where="others")
+    if any(manifest.exits[i].schedule is not None for i in exits):
+        mend = "tune exits without one (`exits`), or make them without: `eecompile exits --schedule none`"
+        raise UsageError(
+            "an exit has a schedule, which moves thresholds while a text is written", where=where, mend=mend
+        )
     return World(exits, kv, cap, config.rollouts.tokens, config.others)
 
 
@@ -147,14 +152,18 @@ def _finish(
     gates = gates_of_bundle(bundle, world.exits)
     gates.load_state_dict(outcome.best)
     progress("held-out prompts")
-    report = evaluate(run.path, bundle, world, prompts.held_out, price, environment, gates)
-    summary = {
-        "output": str(run.path), "steps": outcome.steps, "stopped": outcome.stopped, "best_step": outcome.best_step,
-        "validation_reward": outcome.best_reward, "ships": report["ships"], "gain": report["gain"],
+    report = evaluate(run.path / "curves.png", bundle, world, prompts.held_out, price, environment, gates)
+    training = {
+        "steps": outcome.steps, "stopped": outcome.stopped, "best_step": outcome.best_step,
+        "validation_reward": outcome.best_reward,
     }  # fmt: skip
+    whole = json.dumps({"training": training, **report}, indent=1) + "\n"
+    (run.path / "evaluation.json").write_text(whole, encoding="utf-8")
+    counts = ("decisions",)  # of another scale than the rest
+    plot_run([{k: v for k, v in line.items() if k not in counts} for line in run.read_metrics()], run.path / "plots")
     said = {"bundle": bundle.manifest.digest, "seed": config.seed, "steps": outcome.best_step}
     (run.path / GATES).write_text(_tuned(bundle, world, gates, said).model_dump_json(indent=1), encoding="utf-8")
-    return summary
+    return {"output": str(run.path), **training, "ships": report["ships"], "gain": report["gain"]}
 
 
 def _tuned(bundle: Bundle, world: World, gates: Gates, said: dict[str, Any]) -> TunedGates:
