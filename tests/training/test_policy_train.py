@@ -126,7 +126,7 @@ def test_two_processes_learn_what_one_does(built: Path, whole: Path) -> None:
     program = "import sys; from eecompile.cli import main; main(['train', 'policy', sys.argv[1], '--json'])"
     script = built / "two.py"
     script.write_text(program)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*launcher, str(script), str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"] == str(built / "two")  # one of them speaks
