@@ -101,14 +101,18 @@ def sign(bundle: Path, key: Path, new_key: bool) -> None:
 @click.option("--mode", type=click.Choice(["confident", "draft"]), default="confident", show_default=True)
 @click.option("--minimum-depth", type=int, help="Layers that every token runs.")
 @click.option("--budget", help="Layer-rows that a request may spend, or none.")
+@click.option("--gates", type=click.Path(path_type=Path), help="gates.json of `train policy`; calibrate afterwards.")
 @KEY
 @JSON
 @user_faults
 def policy(bundle: Path, action: str, **options: Any) -> None:
-    """Show BUNDLE's policy, or set thresholds, minimum depth and budget inside the calibrated range."""
+    """Show BUNDLE's policy, or set thresholds, minimum depth and budget inside the calibrated range, or tuned gates."""
     from eecompile.bundle.policy import change_policy, permitted_thresholds
     from eecompile.bundle.read import read_bundle
+    from eecompile.bundle.tuned import adopt_gates, read_tuned
 
+    if action == "set" and options["gates"] is not None:
+        adopt_gates(bundle, read_tuned(options["gates"]), key=options["key"])
     files = read_bundle(bundle, integrity="size")
     changes = [name for name in ("threshold", "minimum_depth", "budget") if options[name] not in (None, ())]
     if bool(changes) != (action == "set"):

@@ -29,6 +29,16 @@ def distill(config: Path, resume: bool, as_json: bool) -> None:
     run_training("distill", config, resume, as_json)
 
 
+@train.command()
+@CONFIG
+@RESUME
+@JSON
+@user_faults
+def policy(config: Path, resume: bool, as_json: bool) -> None:
+    """Tune a bundle's exit gates by GRPO on what its passes cost; `policy BUNDLE set --gates` loads them."""
+    run_training("policy", config, resume, as_json)
+
+
 def run_training(verb: str, config: Path, resume: bool, as_json: bool) -> None:
     """Call `train_file` of the module eecompile_training.<verb> and print what it returns.
 

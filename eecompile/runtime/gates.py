@@ -123,13 +123,20 @@ class ExitGates:
         rules = [_rule(state, exit_) for state in states]
         walk = joined([state.walk for state in states])
         said = self._askers[exit_](rows, walk, slots)
-        passed = [rule.opens and _passes(rule, said, i) for i, rule in enumerate(rules)]
+        passed = self.let_on(exit_, rows, rules, said, states)
         answers: list[Answer | None] = [None] * len(states)
         asked = [i for i, rule in enumerate(rules) if passed[i] or rule.votes]
         if asked:
             self._decide(exit_, rules, said, walk, states, passed, asked, answers)
         parted(walk, [state.walk for state in states])
         return answers
+
+    def let_on(
+        self, exit_: int, rows: Float, rules: Sequence[ExitRule], said: ExitSaid, states: Sequence[GateState]
+    ) -> list[bool]:  # fmt: skip
+        """Which of the rows [N, D] the cheap gates let on to a head. A subclass that overrides this decides itself, as
+        training does that explores; `said` are views that the next pass overwrites."""
+        return [rule.opens and passes(rule, said, i) for i, rule in enumerate(rules)]
 
     def _decide(
         self, exit_: int, rules: Sequence[ExitRule], said: ExitSaid, walk: Walk, states: Sequence[GateState],
@@ -180,7 +187,8 @@ def choose_logits(logits: NDArray[np.floating], position: int, how: Sampling) ->
     return int(logits.argmax()) if how.greedy else sample(logits.astype(np.float32), position, how)
 
 
-def _passes(rule: ExitRule, said: ExitSaid, row: int) -> bool:
+def passes(rule: ExitRule, said: ExitSaid, row: int) -> bool:
+    """Whether the cheap gates of `rule` let row number `row` on to a head."""
     return not rule.cheap or rule.passes_cheap({k: float(said.values[k][row]) for k in rule.cheap})
 
 
