@@ -202,3 +202,10 @@ def test_costs_come_from_the_profile_where_there_is_one(built: Path, tmp_path: P
     plain = load_config(config(built, built / "priced"), PolicyConfig)
     assert price_of(plain, Bundle.open(bundle))("segment_0", 1, 15) == pytest.approx(2.0)
     assert price_of(plain, Bundle.open(built / "bundle"))("segment_0", 1, 15) != pytest.approx(2.0)
+
+
+def test_the_documented_config_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+    [block] = [part.split("```")[0] for part in text.split("```yaml\n") if part.startswith("bundle:")]
+    (tmp_path / "policy.yaml").write_text(block)
+    assert load_config(tmp_path / "policy.yaml", PolicyConfig).reward.weight == 0.5
