@@ -100,10 +100,10 @@ def verdict(predicted: Iterable[Predicted], oracle: float) -> str:
         return f"early exit pays: {best.speedup:.2f}x at {best.level:.0%} agreement, after layer {best.layer}"
     if oracle >= PAYS:
         return (
-            f"early exit will not pay as it is; a gate that always knew would get {oracle:.2f}x, "
-            "which is what training exits can gain at most without tuning the layers"
+            f"early exit will not pay as it is; one exit with a gate that always knew would get {oracle:.2f}x, "
+            "and more takes better exits, a smaller head or trained layers"
         )
-    return "early exit will not pay: not even a gate that always knew would gain anything; the layers need training"
+    return "early exit will not pay: not even a gate that always knew would gain anything on any exit measured"
 
 
 def as_json(predicted: Sequence[Predicted]) -> list[dict[str, Any]]:
