@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,8 +14,8 @@ from eecompile.errors import UsageError
 _CHARACTERS: Final = 1 << 20  # of a document; the rest is not read
 SEPARATE: Final = "put a form feed or a line of only --- between documents, or give a .jsonl file or a directory"
 FORMS: Final = (
-    'give a .jsonl file ({"text": ...} or {"source": ..., "target": ...} a line), a directory of .txt files, '
-    "or a .txt file"
+    'give a .jsonl file ({"text": ...}, {"prompt": ..., "completion": ...} or {"source": ..., "target": ...} a line), '
+    "a directory of .txt files, or a .txt file"
 )
 
 
@@ -27,6 +27,16 @@ class _Line(BaseModel):
     text: str | None = None
     ids: list[int] | None = None
     prompt_ids: list[int] | None = None
+    prompt: Any = None  # of these, what is of another kind is ignored as well
+    completion: Any = None
+    label: Any = None
+    labels: Any = None
+
+    @property
+    def whole(self) -> str | None:
+        """Its text: a prompt and its completion are one document."""
+        pair = isinstance(self.prompt, str) and isinstance(self.completion, str)
+        return f"{self.prompt}{self.completion}" if self.text is None and pair else self.text
 
 
 class _Pair(BaseModel):
@@ -40,11 +50,17 @@ class _Pair(BaseModel):
 
 @dataclass(frozen=True)
 class Record:
-    """A document as it stands in its file: text, or token ids; `target` belongs to a source."""
+    """A document as it stands in its file: text, or token ids; `target` belongs to a source.
+
+    For training: `prompt` is what the content begins with and need not be learnt; `label` is whatever the line has as
+    "labels" or "label", unchecked.
+    """
 
     where: str
     content: str | list[int]
     target: str | list[int] | None = None
+    prompt: str | None = None
+    label: Any = None
 
     @property
     def digest(self) -> bytes:
@@ -96,10 +112,13 @@ def _read_lines(file: Path) -> Iterator[Record]:
             except ValidationError as e:
                 raise UsageError(f"not a document: {e.errors()[0]['msg']}", where=where, mend=FORMS) from e
             ids = parsed.ids if parsed.ids is not None else parsed.prompt_ids
-            if ids is None and parsed.text is None:
+            if ids is None and parsed.whole is None:
                 yield from _read_pair(line, where)
                 continue
-            yield from _non_empty(where, parsed.text or "" if ids is None else ids)
+            prompt = parsed.prompt if parsed.text is None and ids is None else None
+            label = parsed.label if parsed.labels is None else parsed.labels
+            for record in _non_empty(where, parsed.whole or "" if ids is None else ids):
+                yield replace(record, prompt=prompt, label=label)
 
 
 def _read_pair(line: str, where: str) -> Iterator[Record]:

@@ -3,7 +3,7 @@
 import click
 
 from eecompile import __version__
-from eecompile.cli import make, manage, measure, use
+from eecompile.cli import make, manage, measure, train, use
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -15,5 +15,5 @@ def main() -> None:
     """
 
 
-for command in (*make.COMMANDS, *use.COMMANDS, *measure.COMMANDS, *manage.COMMANDS):
+for command in (*make.COMMANDS, *use.COMMANDS, *measure.COMMANDS, *manage.COMMANDS, *train.COMMANDS):
     main.add_command(command)

@@ -1,0 +1,55 @@
+"""Commands that train: each reads a YAML config (docs/TRAINING.md) and leaves a run's folder with a student in it."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eecompile.cli.console import print_json, print_table, stages, user_faults
+from eecompile.cli.options import JSON
+from eecompile.errors import MissingBackend
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+RESUME = click.option("--resume", is_flag=True, help="Go on with the run in the config's `output` after a kill.")
+
+
+@click.group()
+def train() -> None:
+    """Train students whose early layers are worth stopping at. Needs the extra `train`."""
+
+
+@train.command()
+@CONFIG
+@RESUME
+@JSON
+@user_faults
+def distill(config: Path, resume: bool, as_json: bool) -> None:
+    """Train a model and its exits together: distillation, LayerSkip and the other recipes."""
+    run_training("distill", config, resume, as_json)
+
+
+def run_training(verb: str, config: Path, resume: bool, as_json: bool) -> None:
+    """Call `train_file` of the module eecompile_training.<verb> and print what it returns.
+
+    Of several processes only the first returns something to print.
+    """
+    module = training_module(verb)
+    with stages(f"train {verb}") as begin:
+        summary: dict[str, Any] = module.train_file(config, resume=resume, progress=begin)
+    if as_json and summary:
+        print_json(summary)
+    elif summary:
+        print_table("", ["", ""], [[name, value] for name, value in summary.items()])
+
+
+def training_module(name: str) -> Any:
+    """The module eecompile_training.<name>; raises MissingBackend where what it needs is not installed."""
+    try:
+        return importlib.import_module(f"eecompile_training.{name}")
+    except ModuleNotFoundError as e:
+        missing = (e.name or "").split(".")[0]
+        raise MissingBackend(f"training needs {missing}", mend="pip install eecompile[train]") from e
+
+
+COMMANDS = (train,)
