@@ -1,0 +1,126 @@
+"""A Hugging Face causal language model with its hidden states at chosen layers, and as a student's directory.
+
+Works for every family that eecompile compiles: the family's description says where layers, final norm and head are.
+"""
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from eecompile.runtime.text import TextCodec
+from eecompile.student.families import spec_from_config
+from eecompile.student.model import DecoderSpec
+from eecompile.student.student import read_config, tokenizer_files
+
+
+@dataclass(frozen=True)
+class States:
+    """What a model makes of B rows of T tokens. hidden: [B, T, D] after n layers, by n, before any norm; finished:
+    [B, T, D] after the last layer and the final norm. attentions: [B, H, T, T] a layer where asked for."""
+
+    hidden: dict[int, Tensor]
+    finished: Tensor
+    attentions: tuple[Tensor, ...] = ()
+
+
+class Backbone(nn.Module):
+    """A model that tells what it has after `at` layers. Rows are whole sequences, padded on the right.
+
+    detach_after: layers after so many get no gradient, nor do those before them get one from there (None: all do).
+    """
+
+    def __init__(self, model: Any, spec: DecoderSpec, *, detach_after: int | None = None) -> None:
+        super().__init__()
+        self.model, self.spec, self.detach_after = model, spec, detach_after
+        self._wanted: Collection[int] = ()
+        self._kept: dict[int, Tensor] = {}
+        self._dropped: Tensor | None = None
+        for number, layer in enumerate(self.layers, 1):
+            layer.register_forward_hook(partial(self._after, number), with_kwargs=True)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The model's layers."""
+        found = self.model.get_submodule(self.spec.names.q.split(".{i}")[0])
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    @property
+    def head(self) -> nn.Linear:
+        """The LM head; its weight [V, D] may be the embeddings'."""
+        found = self.model.get_output_embeddings()
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The final norm of hidden [.., D]."""
+        found: Tensor = self.model.get_submodule(self.spec.names.norm.removesuffix(".weight"))(hidden)
+        return found
+
+    def logits(self, ready: Tensor) -> Tensor:
+        """Logits [.., V] of states [.., D] that the final norm or an exit made ready."""
+        return head_logits(self.spec, ready, self.head.weight, self.head.bias)
+
+    def forward(
+        self, ids: Tensor, at: Collection[int] = (), *, dropped: Tensor | None = None, attentions: bool = False
+    ) -> States:
+        """The states of rows ids [B, T]. dropped: bool [L, B], the layers that a row skips (its state goes through as
+        it is). attentions: only of a model that was opened for eager attention."""
+        self._wanted, self._kept, self._dropped = at, {}, dropped
+        out = self.model.base_model(input_ids=ids, use_cache=False, output_attentions=attentions)
+        kept, self._wanted, self._kept = self._kept, (), {}
+        return States(kept, out.last_hidden_state, tuple(out.attentions or ()) if attentions else ())
+
+    def _after(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hook on the `number`-th layer. Runs again where a checkpoint recomputes, when nothing is wanted."""
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        if self._dropped is not None:
+            given = args[0] if args else kwargs["hidden_states"]
+            hidden = torch.where(self._dropped[number - 1][:, None, None], given, hidden)
+        if number in self._wanted:
+            self._kept[number] = hidden
+        if number == self.detach_after:
+            hidden = hidden.detach()
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def head_logits(spec: DecoderSpec, ready: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits [.., V] of states [.., D] that are ready for the head, with the head's weight [V, D] and bias [V]."""
+    product = nn.functional.linear(ready, weight)
+    product = product if spec.logit_scale == 1 else product * spec.logit_scale
+    product = product if bias is None else product + bias
+    cap = spec.logit_softcap
+    return product if cap is None else cap * torch.tanh(product / cap)
+
+
+def open_backbone(path: Path, *, eager: bool = False, detach_after: int | None = None) -> Backbone:
+    """The checkpoint at `path` in float32. eager: with the attention that can tell its maps, not transformers' choice.
+
+    Raises UsageError for a family that eecompile does not compile.
+    """
+    spec = spec_from_config(read_config(path))
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager" if eager else None
+    )
+    return Backbone(model, spec, detach_after=detach_after)
+
+
+def codec_of(path: Path) -> TextCodec | None:
+    """The tokenizer beside a checkpoint; None without one."""
+    return TextCodec(path) if tokenizer_files(path) else None
+
+
+def save_backbone(model: Any, source: Path, folder: Path) -> None:
+    """Write a Hugging Face model into the new directory `folder`, with the tokenizer of the checkpoint `source`."""
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    for file in tokenizer_files(source):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
