@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from eecompile import contract as c
 from eecompile.bundle import disk
-from eecompile.bundle.digest import canonical_json
+from eecompile.bundle.digest import canonical_json, file_sha256
 from eecompile.errors import IntegrityError
 from eecompile.schema import Name, Sha256, Strict
 
@@ -180,6 +181,13 @@ class CacheWriter:
 def cache_name(facts: Mapping[str, Any]) -> str:
     """The directory's name of a cache that these facts determine."""
     return hashlib.sha256(canonical_json(dict(facts))).hexdigest()[:24]
+
+
+def checkpoint_facts(checkpoint: Path) -> dict[str, Any]:
+    """What determines the states that a checkpoint computes: its config, weights and tokenizer by SHA-256."""
+    names = ("config.json", "tokenizer.json", c.EARLY_EXIT, c.EARLY_EXIT_WEIGHTS)
+    files = [*sorted(checkpoint.glob("*.safetensors")), *(checkpoint / name for name in names)]
+    return {file.name: file_sha256(file.resolve()) for file in dict.fromkeys(files) if file.exists()}
 
 
 def find_cache(root: Path, facts: Mapping[str, Any]) -> HiddenCache | None:

@@ -6,8 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from eecompile import contract as c
-from eecompile.bundle.digest import file_sha256
 from eecompile.calibrate.documents import Split
 from eecompile.calibrate.tables import REPORT_EVERY
 from eecompile.calibrate.text_documents import TextDocuments
@@ -19,13 +17,6 @@ from eecompile_training.cache import CacheWriter, HiddenCache, StateType, find_c
 from eecompile_training.rows import Progress
 
 PARTS: Final[tuple[Split, ...]] = ("fit", "path")
-
-
-def checkpoint_facts(checkpoint: Path) -> dict[str, Any]:
-    """What determines the states that a checkpoint computes: its config, weights and tokenizer by SHA-256."""
-    names = ("config.json", "tokenizer.json", c.EARLY_EXIT, c.EARLY_EXIT_WEIGHTS)
-    files = [*sorted(checkpoint.glob("*.safetensors")), *(checkpoint / name for name in names)]
-    return {file.name: file_sha256(file.resolve()) for file in dict.fromkeys(files) if file.exists()}
 
 
 def cached_texts(

@@ -31,22 +31,14 @@ class CalibrationConfig(Strict):
     granularity: Literal["sentence", "token"] | None = None
 
 
-class GateTraining(Strict):
-    """The gates' own steps, after the exits': `batch` rows each, at learning rate `lr`."""
-
-    steps: Steps = 2000
-    batch: Annotated[int, Field(ge=1, le=1 << 16)] = 256
-    lr: Positive = 1e-3
-    units: Annotated[int, Field(ge=1, le=4096)] = 32
-
-
 class ExitsConfig(Strict):
     """`train exits`: heads, translators and gates on a frozen backbone.
 
     at: layers after which to exit. adapter: what every exit has before its head (an encoder's have a classifier).
     pooler: give an encoder's exits a pooler of their own too. gates, head, rank, shortlist: as the options of
     `eecompile exits`. steps: of the exits, `batch` rows each, or as many documents for adapter layer. target: the last
-    layer's distribution at `temperature`, or the text's own next token. cache: what hidden states are kept in; it is
+    layer's distribution at `temperature`, or the text's own next token. gate_rows: of the documents that gates learn
+    from, which exits do not, at most so many rows. cache: what hidden states are kept in; it is
     the run's own unless `cache_folder` names one that runs share.
     """
 
@@ -66,7 +58,7 @@ class ExitsConfig(Strict):
     steps: Steps = 1000
     batch: Annotated[int, Field(ge=1, le=1 << 16)] = 256
     optimizer: OptimConfig = OptimConfig(lr=1e-3, weight_decay=0.0)
-    gate_training: GateTraining = GateTraining()
+    gate_rows: Annotated[int, Field(ge=64, le=1 << 24)] = 32768
     calibration: CalibrationConfig = CalibrationConfig()
     cache: Literal["float16", "float32"] = "float16"
     cache_folder: Path | None = None
