@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from eecompile.runtime.text import TextCodec
 from eecompile.student.families import spec_from_config
@@ -106,9 +107,9 @@ def open_backbone(path: Path, *, eager: bool = False, detach_after: int | None =
     Raises UsageError for a family that eecompile does not compile.
     """
     spec = spec_from_config(read_config(path))
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager" if eager else None
-    )
+    disable_progress_bar()
+    attention = "eager" if eager else None
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     return Backbone(model, spec, detach_after=detach_after)
 
 

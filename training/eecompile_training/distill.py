@@ -1,0 +1,71 @@
+"""`train distill`: a model and its exits, trained together into a student (docs/TRAINING.md)."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from eecompile.student.student import open_student
+from eecompile_training.backbone import codec_of, save_backbone
+from eecompile_training.begin import open_module
+from eecompile_training.config import load_config
+from eecompile_training.data import TrainingData, load_data
+from eecompile_training.distill_config import DistillConfig
+from eecompile_training.distillation import Distillation
+from eecompile_training.distilled import Distilled
+from eecompile_training.exits import write_exits
+from eecompile_training.loop import Loop, Progress
+from eecompile_training.lora import merge_lora
+from eecompile_training.plots import plot_run
+from eecompile_training.recipes import RECIPES
+from eecompile_training.runs import Run, open_run, versions
+
+
+def train_file(path: Path, *, resume: bool = False, progress: Progress = lambda stage: None) -> dict[str, Any]:
+    """Train as the YAML file `path` says; returns what came of it, in the first process (nothing in others)."""
+    return distill(load_config(path, DistillConfig, RECIPES), resume=resume, progress=progress)
+
+
+def distill(config: DistillConfig, *, resume: bool = False, progress: Progress = lambda stage: None) -> dict[str, Any]:
+    """Train a student in `config.output`. Raises UsageError for what does not fit together."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    main = accelerator.is_main_process
+    told: Progress = progress if main else lambda stage: None
+    told("read the data")
+    spec = open_student(config.model).spec
+    end = spec.eos[0] if spec.eos else None
+    data = load_data(config.data, codec_of(config.model), vocab=spec.vocab, end=end)
+    seeds = {"seed": config.seed}
+    run = open_run(config.output, config, data.sha256, seeds=seeds, resume=resume, writes=main)
+    told("open the models")
+    with accelerator.main_process_first():
+        module, lora = open_module(config, data, accelerator.device)
+    Loop(config, run, Distillation(config, data, module), accelerator, told).train()
+    return finish(config, data, run, module, lora) if main else {}
+
+
+def finish(config: DistillConfig, data: TrainingData, run: Run, module: Distilled, lora: Any) -> dict[str, Any]:
+    """Write the student and the plots, and say what came of the run."""
+    temporary = run.path / "student.unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_backbone(module.backbone.model if lora is None else merge_lora(lora), config.model, temporary)
+    facts = provenance(config, data)
+    module.exits.schema = module.exits.schema.model_copy(update={"provenance": facts})
+    write_exits(temporary, module.exits)
+    run.finish(temporary)
+    metrics = run.read_metrics()
+    plot_run(metrics, run.path / "plots")
+    measured: dict[str, Any] = next((line for line in reversed(metrics) if "loss" not in line), {})
+    return {"student": str(run.student), "rows": len(data.train), **measured}
+
+
+def provenance(config: DistillConfig, data: TrainingData) -> dict[str, str | int | float | bool | None]:
+    """Flat, as early_exit.json has it: what the student was trained with."""
+    facts: dict[str, str | int | float | bool | None] = {
+        "source": "eecompile train distill", "recipe": config.recipe, "steps": config.steps, "seed": config.seed,
+        "rows": len(data.train), "tokens": data.train.tokens,
+    }  # fmt: skip
+    facts |= {f"data.{Path(file).name}": digest for file, digest in data.sha256.items()}
+    return facts | {f"version.{name}": version for name, version in versions().items()}

@@ -1,0 +1,26 @@
+"""Which of a backbone's parameters are trained."""
+
+from torch import nn
+
+from eecompile_training.backbone import Backbone
+from eecompile_training.distill_config import Tune
+
+
+def tuned(backbone: Backbone, tune: Tune) -> list[nn.Parameter]:
+    """The backbone's parameters that `tune` trains. With `layers`, of what is outside the layers only embeddings."""
+    named = dict(backbone.model.named_parameters())
+    if not tune.backbone:
+        return []
+    if tune.lora is not None:
+        return [p for name, p in named.items() if "lora_" in name]
+    return [parameter for name, parameter in named.items() if _is_tuned(backbone, tune, name)]
+
+
+def _is_tuned(backbone: Backbone, tune: Tune, name: str) -> bool:
+    names = backbone.spec.names
+    if name in (names.embed, names.positions, names.head, names.head_bias):
+        return tune.embeddings
+    parent = names.q.split("{i}")[0]
+    if not name.startswith(parent):
+        return tune.layers is None
+    return tune.layers is None or int(name.removeprefix(parent).split(".")[0]) < tune.layers
