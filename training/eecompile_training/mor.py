@@ -45,8 +45,8 @@ def taken_loss(score: Tensor, taken: Tensor, allowed: Tensor, count: int) -> Ten
 
 
 def balance_loss(logits: Tensor) -> Tensor:
-    """N sum_i f_i P_i of router logits [n, N]: f_i the share of tokens whose first choice is i, P_i the mean probability
-    of i; one where all depths are used alike. The gradient is P's."""
+    """N sum_i f_i P_i of router logits [n, N]: f_i the share of tokens whose first choice is i, P_i the mean
+    probability of i; one where all depths are used alike. The gradient is P's."""
     probability = logits.softmax(-1)
     chosen = functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(probability.dtype)
     return logits.shape[-1] * (chosen.mean(0) * probability.mean(0)).sum()

@@ -83,7 +83,8 @@ class Recursion(Distillation):
         if not isinstance(self.module, Routed):
             return found
         size = self.config.micro or self.config.batch
-        return found | evaluate_router(self.module, self.data.held_out, self.config.evaluate_rows, size)
+        routed: dict[str, float] = evaluate_router(self.module, self.data.held_out, self.config.evaluate_rows, size)
+        return {**found, **routed}
 
 
 def train_file(path: Path, *, resume: bool = False, progress: Progress = lambda stage: None) -> dict[str, Any]:
@@ -124,8 +125,11 @@ def open_module(
         raise UsageError("recursion is not trained with gradient checkpointing", where="gradient_checkpointing")
     common: dict[str, Any] = {"chunk": config.chunk, "frequent": data.train.frequent}
     if config.router is None:
-        return Distilled(backbone, exits, teacher, **common).to(device)
-    return Routed(backbone, exits, teacher, config.router, last=recursive.ends()[-1], **common).to(device)
+        module = Distilled(backbone, exits, teacher, **common)
+    else:
+        module = Routed(backbone, exits, teacher, config.router, last=recursive.ends()[-1], **common)
+    module.to(device)
+    return module
 
 
 def finish(

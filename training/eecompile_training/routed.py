@@ -22,8 +22,8 @@ from eecompile_training.settings import Steps, Weight
 
 class RouterConfig(Strict):
     """kind: each further loop chooses its tokens, or each token its loops. weight: of the auxiliary or balance loss.
-    alpha: of a token's weight g = alpha sigmoid(theta.h), whose gradient the router gets from the model's losses. units:
-    of a token-choice router's inner layer (0: linear). warmup: steps until loops have their capacity."""
+    alpha: of a token's weight g = alpha sigmoid(theta.h), whose gradient the router gets from the model's losses.
+    units: of a token-choice router's inner layer (0: linear). warmup: steps until loops have their capacity."""
 
     kind: Literal["expert_choice", "token_choice"] = "expert_choice"
     weight: Weight = 0.1
