@@ -92,6 +92,9 @@ def test_trained_exits_ship_calibrated_and_no_worse_than_the_fit(
         # what was judged on cached states is what the bundle's own trace of the path documents says
         assert exit_["agreement"] == pytest.approx(kept["agreement"], abs=0.01)
     assert any(exit_["is"] == "trained" for exit_ in summary["exits"])
+    plots = {path.name for path in (run / "plots").iterdir()}
+    assert plots == {"losses.png", "agreement.png", "coverage.png", "kl.png"}
+    assert not (run / "work").exists()
     assert sum(e["trained"]["kl"] for e in summary["exits"]) < sum(e["closed form"]["kl"] for e in summary["exits"])
 
 

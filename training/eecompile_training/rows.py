@@ -6,9 +6,11 @@ goes on as if it had not been.
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eecompile.errors import NumericError
+from eecompile_training.plots import plot_run
 from eecompile_training.runs import Run
 from eecompile_training.settings import OptimConfig
 
@@ -108,6 +111,14 @@ class Trainer:
         task.modules.load_state_dict(self._state["modules"])
         optimizer.load_state_dict(self._state["optimizer"])
         return self._step - self._first
+
+
+def finish_run(run: Run, work: Path) -> None:
+    """Put the student at work/student in its place, remove the rest, and plot what was measured."""
+    run.finish(work / "student")
+    shutil.rmtree(work)
+    lines = [{k: v for k, v in line.items() if k != "task"} for line in run.read_metrics()]
+    plot_run(lines, run.path / "plots")
 
 
 def draw(count: int, batch: int, seed: int, step: int) -> Ints:

@@ -23,7 +23,7 @@ from eecompile_training.cache import HiddenCache, checkpoint_facts
 from eecompile_training.classifier_states import cached_texts
 from eecompile_training.classifier_task import Classifier, ClassifierTask, closed_form, judged, own_classifier
 from eecompile_training.exit_settings import ExitsConfig
-from eecompile_training.rows import Pace, Progress, Trainer
+from eecompile_training.rows import Pace, Progress, Trainer, finish_run
 from eecompile_training.runs import Run, open_run
 
 Float = NDArray[np.float32]
@@ -61,8 +61,7 @@ def train_classifier(config: ExitsConfig, *, resume: bool, progress: Progress) -
     parts = cached_texts(folder, plain, facts, documents, config.cache, progress)
     exits = _trained(config, student, parts, run, progress)
     result = _write(config, student, exits, work, progress)
-    run.finish(work / "student")
-    shutil.rmtree(work)
+    finish_run(run, work)
     return _summary(exits, result)
 
 

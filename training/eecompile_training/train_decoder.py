@@ -29,7 +29,7 @@ from eecompile_training.exit_states import PARTS, cached_states
 from eecompile_training.exit_task import ExitReader, ExitTask, judged_exits
 from eecompile_training.exits import TorchExits
 from eecompile_training.recursive import load_recursive
-from eecompile_training.rows import Pace, Progress, Trainer
+from eecompile_training.rows import Pace, Progress, Trainer, finish_run
 from eecompile_training.runs import Run, open_run
 
 Float = NDArray[np.float32]
@@ -71,8 +71,7 @@ def train_decoder(config: ExitsConfig, *, resume: bool, progress: Progress) -> d
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     summary = _write(config, plan, student, chosen, gates, data, work, progress)
-    run.finish(work / "student")
-    shutil.rmtree(work)
+    finish_run(run, work)
     return summary
 
 
