@@ -21,7 +21,8 @@ from eecompile.student.store import SINGLE
 from eecompile.student.student import open_student
 from eecompile_training.backbone import Backbone, codec_of, open_backbone
 from eecompile_training.begin import begun_exits
-from eecompile_training.config import load_config
+from eecompile_training.config import has_key, load_config
+from eecompile_training.cycling import CyclesConfig, train_cycles
 from eecompile_training.data import Batch, TrainingData, load_data
 from eecompile_training.distill import provenance
 from eecompile_training.distill_config import DistillConfig, ExitLoss, Losses
@@ -89,7 +90,13 @@ class Recursion(Distillation):
 
 def train_file(path: Path, *, resume: bool = False, progress: Progress = lambda stage: None) -> dict[str, Any]:
     """Train as the YAML file `path` says; returns what came of it, in the first process (nothing in others)."""
-    config = load_config(path, RecurseConfig)
+    if has_key(path, "cycles"):
+        return train_cycles(load_config(path, CyclesConfig), resume=resume, progress=progress)
+    return train_recursion(load_config(path, RecurseConfig), resume=resume, progress=progress)
+
+
+def train_recursion(config: RecurseConfig, *, resume: bool, progress: Progress) -> dict[str, Any]:
+    """Tie the model's layers and train the student in `config.output`. Raises UsageError for layers that cannot be."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
     told: Progress = progress if main else lambda stage: None
