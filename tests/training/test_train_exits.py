@@ -272,3 +272,20 @@ def test_an_encoders_exits(encoders: Path, tmp_path: Path, task: str, pooler: bo
     assert len(found.schema.calibrations) == 1
     assert all(e.adapter == "classifier" for e in found.schema.exits)
     te.open_bundle(tmp_path / "bundle", tmp_path / "run" / "student").classifier("full").classify(["the cat sat"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gates": ["learned"]}, "which a token-classification cannot have"),
+        ({"head": "low_rank"}, "classifiers of their own"),
+        ({"target": "ce"}, "learn from the last layer alone"),
+        ({"data": {"file": "DOCUMENTS", "limit": 12}}, "are for testing"),
+    ],
+)
+def test_what_an_encoder_cannot_have(encoders: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    if "data" in changes:
+        changes = {"data": {**changes["data"], "file": str(encoders / "documents.jsonl")}}
+    with pytest.raises(UsageError, match=message):
+        train_file(config(encoders / "tokens", tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()

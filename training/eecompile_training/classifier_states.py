@@ -10,6 +10,7 @@ from eecompile.calibrate.documents import Split
 from eecompile.calibrate.tables import REPORT_EVERY
 from eecompile.calibrate.text_documents import TextDocuments
 from eecompile.calibrate.text_tables import TEXTS
+from eecompile.errors import NumericError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.texts import EncodedText, TextEncoder
 from eecompile.runtime.trace_texts import TextTrace, TextTracer
@@ -55,6 +56,9 @@ def _fill(writer: CacheWriter, bundle: Bundle, documents: TextDocuments, split: 
 
 def _add(writer: CacheWriter, bundle: Bundle, texts: Sequence[EncodedText], tracer: TextTracer) -> None:
     trace = tracer.trace(texts)
+    if not np.isfinite(trace.logits).all():
+        mend = "check the checkpoint's weights with `eecompile verify`"
+        raise NumericError("the model's logits are not finite", mend=mend)
     rows = np.flatnonzero(~trace.special)
     at = _rows(trace, texts)[rows]
     exits = [trace.boundaries[k + 1][at] for k, step in enumerate(bundle.manifest.schedule) if step.exit is not None]

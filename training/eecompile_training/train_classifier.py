@@ -17,6 +17,7 @@ from eecompile.errors import UsageError
 from eecompile.pipeline import build_plain
 from eecompile.runtime.bundle import Bundle
 from eecompile.schema import CalibrationResult
+from eecompile.shapes import gates_of, task_fault
 from eecompile.student.encoder_student import EncoderStudent, open_encoder
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile_training.cache import HiddenCache, checkpoint_facts
@@ -78,6 +79,10 @@ def _check(config: ExitsConfig, student: EncoderStudent, documents: TextDocument
     if documents.counts()["fit"] < MIN_DOCUMENTS:
         what = f"fewer than {MIN_DOCUMENTS} documents are for fitting"
         raise UsageError(what, where=str(config.data.file), mend="give more")
+    specs = [_spec(e, config) for e in student.exits.schema.exits]
+    if reason := task_fault(specs, [], student.spec.task):
+        mend = f"gates of a {student.spec.task}: {', '.join(gates_of(student.spec.task))}"
+        raise UsageError(reason, where=str(config.model), mend=mend)
     if config.pooler and student.spec.pooler is None:
         raise UsageError("the model has no pooler", where=str(config.model), mend="leave `pooler` out")
 
@@ -127,8 +132,7 @@ def _write(
 
 
 def _spec(exit_: ExitSpec, config: ExitsConfig) -> ExitSpec:
-    gates = config.gates or exit_.gates
-    return ExitSpec.model_validate({"layer": exit_.layer, "adapter": "classifier", "gates": gates})
+    return exit_.model_copy(update={"adapter": "classifier", "gates": config.gates or exit_.gates})
 
 
 def _provenance(config: ExitsConfig, exits: Sequence[ChosenExit], result: CalibrationResult) -> dict[str, Any]:
