@@ -29,8 +29,6 @@ class _Line(BaseModel):
     prompt_ids: list[int] | None = None
     prompt: Any = None  # of these, what is of another kind is ignored as well
     completion: Any = None
-    label: Any = None
-    labels: Any = None
 
     @property
     def whole(self) -> str | None:
@@ -52,15 +50,13 @@ class _Pair(BaseModel):
 class Record:
     """A document as it stands in its file: text, or token ids; `target` belongs to a source.
 
-    For training: `prompt` is what the content begins with and need not be learnt; `label` is whatever the line has as
-    "labels" or "label", unchecked.
+    For training: `prompt` is what the content begins with and need not be learnt.
     """
 
     where: str
     content: str | list[int]
     target: str | list[int] | None = None
     prompt: str | None = None
-    label: Any = None
 
     @property
     def digest(self) -> bytes:
@@ -116,9 +112,8 @@ def _read_lines(file: Path) -> Iterator[Record]:
                 yield from _read_pair(line, where)
                 continue
             prompt = parsed.prompt if parsed.text is None and ids is None else None
-            label = parsed.label if parsed.labels is None else parsed.labels
             for record in _non_empty(where, parsed.whole or "" if ids is None else ids):
-                yield replace(record, prompt=prompt, label=label)
+                yield replace(record, prompt=prompt)
 
 
 def _read_pair(line: str, where: str) -> Iterator[Record]:

@@ -61,7 +61,7 @@ def test_only_the_completion_counts_where_asked(tmp_path: Path, form: str) -> No
 
 def test_a_prompt_and_its_completion_are_the_document_that_calibrate_sees(tmp_path: Path) -> None:
     split = lines(tmp_path / "a.jsonl", [{"prompt": "ask:", "completion": "yes"}])
-    whole = lines(tmp_path / "b.jsonl", [{"text": "ask:yes", "prompt": ["ignored"], "label": {}}])
+    whole = lines(tmp_path / "b.jsonl", [{"text": "ask:yes", "prompt": ["ignored"]}])
     assert next(read_records(split)).digest == next(read_records(whole)).digest
 
 

@@ -10,7 +10,7 @@ import tiny
 pytest.importorskip("torch")
 
 import torch
-from eecompile_training.backbone import open_backbone, save_backbone
+from eecompile_training.backbone import Backbone, open_backbone, save_backbone
 from eecompile_training.data import Rows
 from eecompile_training.distill_config import LayersStudent, PrunedStudent
 from eecompile_training.select import chosen_layers, new_student
@@ -45,28 +45,30 @@ def test_a_student_of_the_first_layers_has_their_states(shelf: Any, tmp_path: Pa
         torch.testing.assert_close(ours.hidden[n], theirs.hidden[n])
 
 
+def idle_parts(backbone: Backbone, units: int, groups: int) -> None:
+    """Make so many MLP units and groups of heads of each layer do next to nothing, and look small too."""
+    rng, spec = np.random.default_rng(0), backbone.spec
+    width = spec.heads // spec.kv_heads * spec.head_dim
+    for i in range(spec.layers):
+        idle = rng.choice(spec.intermediate, units, replace=False)
+        out = {spec.names.down: idle}
+        for group in rng.choice(spec.kv_heads, groups, replace=False):
+            out[spec.names.o] = np.append(out.get(spec.names.o, []), np.arange(group * width, (group + 1) * width))
+        inner = [spec.names.up, *([spec.names.gate] if spec.gated else [])]
+        with torch.no_grad():
+            for name, columns in out.items():
+                backbone.model.get_submodule(name.format(i=i)).weight[:, columns.astype(int)] *= 1e-6
+            for name in inner:
+                backbone.model.get_submodule(name.format(i=i)).weight[idle] *= 1e-6
+
+
 @pytest.mark.parametrize("by", ["magnitude", "activation"])
 @pytest.mark.parametrize("name", ["llama-biases", "qwen3", "gemma3", "starcoder2", "llama-every-head-its-keys"])
 def test_what_does_nothing_is_pruned_first(shelf: Any, tmp_path: Path, name: str, by: str) -> None:
     source = shelf.checkpoint(tiny.variants()[name], gain=0.35)
     whole = open_backbone(source).eval()
-    spec, units, groups = whole.spec, whole.spec.intermediate - 7, max(1, whole.spec.kv_heads - 1)
-    rng = np.random.default_rng(0)
-    with torch.no_grad():  # make seven units and one group of each layer do nothing, and look small too
-        for i in range(spec.layers):
-            idle = rng.choice(spec.intermediate, 7, replace=False)
-            for path, axis in (
-                (spec.names.down, 1),
-                (spec.names.up, 0),
-                *(((spec.names.gate, 0),) if spec.gated else ()),
-            ):
-                layer = whole.model.get_submodule(path.format(i=i))
-                layer.weight[(slice(None), idle) if axis else idle] *= 1e-6
-            if groups < spec.kv_heads:
-                group, width = int(rng.integers(spec.kv_heads)), spec.heads // spec.kv_heads * spec.head_dim
-                whole.model.get_submodule(spec.names.o.format(i=i)).weight[:, group * width : (group + 1) * width] *= (
-                    1e-6
-                )
+    spec, units, groups = whole.spec, whole.spec.intermediate - 7, max(1, whole.spec.kv_heads // 2)
+    idle_parts(whole, 7, spec.kv_heads - groups)
     config = PrunedStudent(kind="prune", intermediate=units, kv_heads=groups, by=by)  # type: ignore[arg-type]
     save_backbone(new_student(config, whole.model, ROWS), source, tmp_path / "s")
     student = open_backbone(tmp_path / "s").eval()
@@ -80,5 +82,8 @@ def test_fused_families_and_impossible_widths_are_refused(shelf: Any) -> None:
     fused = open_backbone(shelf.checkpoint(tiny.gpt2())).model
     with pytest.raises(UsageError, match="fused"):
         new_student(PrunedStudent(kind="prune", intermediate=8), fused, ROWS)
+    plain = open_backbone(shelf.checkpoint(tiny.config(num_key_value_heads=4))).model
+    with pytest.raises(UsageError, match="divide the hidden size"):
+        new_student(PrunedStudent(kind="prune", kv_heads=3, by="magnitude"), plain, ROWS)
     with pytest.raises(UsageError, match="65 units"):
         new_student(PrunedStudent(kind="prune", intermediate=65), open_backbone(shelf.checkpoint()).model, ROWS)

@@ -1,4 +1,5 @@
-"""A Hugging Face causal language model with its hidden states at chosen layers, and as a student's directory.
+"""A Hugging Face model with its hidden states at chosen layers, and as a student's directory: causal language models
+and encoders with a classifier.
 
 Works for every family that eecompile compiles: the family's description says where layers, final norm and head are.
 """
@@ -12,13 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
 from eecompile.runtime.text import TextCodec
-from eecompile.student.families import spec_from_config
+from eecompile.student.encoder import EncoderSpec
+from eecompile.student.families import encoder_from_config, spec_from_config
 from eecompile.student.model import DecoderSpec
 from eecompile.student.student import read_config, tokenizer_files
+from eecompile_training.decoder_math import ACTIVATIONS
+
+ENCODER_ACTIVATIONS = {**ACTIVATIONS, "tanh": torch.tanh}
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,15 @@ class States:
     attentions: tuple[Tensor, ...] = ()
 
 
-class Backbone(nn.Module):
-    """A model that tells what it has after `at` layers. Rows are whole sequences, padded on the right.
+class Watched(nn.Module):
+    """A model whose layers tell what they give. Rows are whole sequences, padded on the right.
 
     detach_after: layers after so many get no gradient, nor do those before them get one from there (None: all do).
     """
 
-    def __init__(self, model: Any, spec: DecoderSpec, *, detach_after: int | None = None) -> None:
+    def __init__(self, model: Any, layers: str, *, detach_after: int | None = None) -> None:
         super().__init__()
-        self.model, self.spec, self.detach_after = model, spec, detach_after
+        self.model, self.detach_after, self._path = model, detach_after, layers
         self._wanted: Collection[int] = ()
         self._kept: dict[int, Tensor] = {}
         self._dropped: Tensor | None = None
@@ -49,9 +54,37 @@ class Backbone(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The model's layers."""
-        found = self.model.get_submodule(self.spec.names.q.split(".{i}")[0])
+        found = self.model.get_submodule(self._path)
         assert isinstance(found, nn.ModuleList)
         return found
+
+    def run(self, at: Collection[int], dropped: Tensor | None, attentions: bool, **inputs: Any) -> States:
+        """The states of `inputs` after `at` layers. dropped: bool [L, B], the layers that a row skips (its state goes
+        through as it is). attentions: only of a model that was opened for eager attention."""
+        self._wanted, self._kept, self._dropped = at, {}, dropped
+        out = self.model.base_model(**inputs, output_attentions=attentions)
+        kept, self._wanted, self._kept = self._kept, (), {}
+        return States(kept, out.last_hidden_state, tuple(out.attentions or ()) if attentions else ())
+
+    def _after(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hook on the `number`-th layer. Runs again where a checkpoint recomputes, when nothing is wanted."""
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        if self._dropped is not None:
+            given = args[0] if args else kwargs["hidden_states"]
+            hidden = torch.where(self._dropped[number - 1][:, None, None], given, hidden)
+        if number in self._wanted:
+            self._kept[number] = hidden
+        if number == self.detach_after:
+            hidden = hidden.detach()
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+class Backbone(Watched):
+    """A causal language model that tells what it has after `at` layers."""
+
+    def __init__(self, model: Any, spec: DecoderSpec, *, detach_after: int | None = None) -> None:
+        super().__init__(model, spec.names.q.split(".{i}")[0], detach_after=detach_after)
+        self.spec = spec
 
     @property
     def head(self) -> nn.Linear:
@@ -72,24 +105,8 @@ class Backbone(nn.Module):
     def forward(
         self, ids: Tensor, at: Collection[int] = (), *, dropped: Tensor | None = None, attentions: bool = False
     ) -> States:
-        """The states of rows ids [B, T]. dropped: bool [L, B], the layers that a row skips (its state goes through as
-        it is). attentions: only of a model that was opened for eager attention."""
-        self._wanted, self._kept, self._dropped = at, {}, dropped
-        out = self.model.base_model(input_ids=ids, use_cache=False, output_attentions=attentions)
-        kept, self._wanted, self._kept = self._kept, (), {}
-        return States(kept, out.last_hidden_state, tuple(out.attentions or ()) if attentions else ())
-
-    def _after(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Hook on the `number`-th layer. Runs again where a checkpoint recomputes, when nothing is wanted."""
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        if self._dropped is not None:
-            given = args[0] if args else kwargs["hidden_states"]
-            hidden = torch.where(self._dropped[number - 1][:, None, None], given, hidden)
-        if number in self._wanted:
-            self._kept[number] = hidden
-        if number == self.detach_after:
-            hidden = hidden.detach()
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        """The states of rows ids [B, T], as `run`."""
+        return self.run(at, dropped, attentions, input_ids=ids, use_cache=False)
 
 
 def head_logits(spec: DecoderSpec, ready: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,6 +128,37 @@ def open_backbone(path: Path, *, eager: bool = False, detach_after: int | None =
     attention = "eager" if eager else None
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     return Backbone(model, spec, detach_after=detach_after)
+
+
+class EncoderBackbone(Watched):
+    """An encoder with a classifier that tells what it has after `at` layers; its states are normalised ones."""
+
+    def __init__(self, model: Any, spec: EncoderSpec) -> None:
+        super().__init__(model, spec.names.q.split(".{i}")[0])
+        self.spec = spec
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, types: Tensor, at: Collection[int] = (), *, dropped: Tensor | None = None
+    ) -> States:
+        """The states of rows ids [B, T], as `run`. mask: what is no padding; types: the tokens' kinds."""
+        kinds = {"token_type_ids": types} if self.spec.types else {}
+        return self.run(at, dropped, False, input_ids=ids, attention_mask=mask.long(), **kinds)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """The model's own pooler and classifier on states [N, D]: of tokens, or the first of texts. [N, C]."""
+        n = self.spec.names
+        if self.spec.pooler is not None:
+            rows = ENCODER_ACTIVATIONS[self.spec.pooler](self.model.get_submodule(n.pooler)(rows))
+        found: Tensor = self.model.get_submodule(n.classifier)(rows)
+        return found
+
+
+def open_encoder_backbone(path: Path) -> EncoderBackbone:
+    """The encoder at `path` in float32. Raises UsageError for one that eecompile does not compile."""
+    spec = encoder_from_config(read_config(path))
+    disable_progress_bar()
+    kind = AutoModelForTokenClassification if spec.per_token else AutoModelForSequenceClassification
+    return EncoderBackbone(kind.from_pretrained(path, dtype=torch.float32), spec)
 
 
 def codec_of(path: Path) -> TextCodec | None:

@@ -10,7 +10,7 @@ import torch
 from eecompile.errors import UsageError
 from eecompile.student.exits import EarlyExit
 from eecompile.student.student import open_student
-from eecompile_training.backbone import Backbone, open_backbone, save_backbone
+from eecompile_training.backbone import Backbone, codec_of, open_backbone, save_backbone
 from eecompile_training.data import TrainingData
 from eecompile_training.distill_config import DistillConfig, SameStudent
 from eecompile_training.distilled import Distilled
@@ -69,6 +69,9 @@ def open_teacher(config: DistillConfig, backbone: Backbone, eager: bool) -> Back
     if ours.vocab != theirs.vocab:
         what = f"the teacher has {theirs.vocab} tokens, the model {ours.vocab}"
         raise UsageError(what, where="teacher", mend="both need the same tokenizer")
+    codecs = [codec_of(path) for path in (config.model, config.teacher or config.model)]
+    if None not in codecs and codecs[0].tokenizer.get_vocab() != codecs[1].tokenizer.get_vocab():  # type: ignore[union-attr]
+        raise UsageError("the teacher's tokenizer is another", where="teacher", mend="both need the same tokenizer")
     if eager and ours.heads != theirs.heads:
         what = f"the student has {ours.heads} heads, the teacher {theirs.heads}"
         raise UsageError(what, where="losses.attention", mend="leave the attention loss out")

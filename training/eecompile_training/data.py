@@ -7,7 +7,6 @@ of (seed, step), so that a run that goes on after a kill, and every process of s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,23 +24,20 @@ _CHARACTERS_PER_TOKEN = 32
 
 @dataclass(frozen=True)
 class Tokens:
-    """A document's tokens: `ids`, those from `learnt` on are to be predicted, and its label if it has one."""
+    """A document's tokens: `ids`, of which those from `learnt` on are to be predicted."""
 
     ids: list[int]
     learnt: int = 0
-    label: Any = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows to train on. ids [B, T], padded on the right; mask [B, T]: what is no padding; targets [B, T]: the token
-    that follows each, IGNORED where it does not count. labels: of a classifier's rows, [B], or [B, T] of their tokens.
-    """
+    that follows each, IGNORED where it does not count."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     targets: torch.Tensor
-    labels: torch.Tensor | None = None
 
     @property
     def counted(self) -> int:
@@ -50,22 +46,19 @@ class Batch:
 
     def part(self, start: int, stop: int) -> "Batch":
         """Rows from `start` to before `stop`."""
-        labels = None if self.labels is None else self.labels[start:stop]
-        return Batch(self.ids[start:stop], self.mask[start:stop], self.targets[start:stop], labels)
+        return Batch(self.ids[start:stop], self.mask[start:stop], self.targets[start:stop])
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.ids.to(device), self.mask.to(device), self.targets.to(device), labels)
+        return Batch(self.ids.to(device), self.mask.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens. ids: one array a row; counted: which of its tokens are to be predicted; labels: a row's."""
+    """Rows of tokens. ids: one array a row; counted: which of its tokens are to be predicted."""
 
     ids: Sequence[Ids]
     counted: Sequence[NDArray[np.bool_]]
-    labels: Sequence[Any] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,20 +79,12 @@ class Rows:
             ids[row, :length], mask[row, :length] = tokens, True
             follow = torch.where(torch.from_numpy(self.counted[i][1:]), tokens[1:], IGNORED)
             targets[row, : length - 1] = follow
-        return Batch(ids, mask, targets, self._labels(indices, longest))
+        return Batch(ids, mask, targets)
 
     def frequent(self, count: int) -> list[int]:
         """The `count` most frequent tokens, most frequent first, ties by id."""
         ids, counts = np.unique(np.concatenate(list(self.ids)), return_counts=True)
         return [int(t) for t in ids[np.lexsort((ids, -counts))[:count]]]
-
-    def _labels(self, indices: Sequence[int], longest: int) -> torch.Tensor | None:
-        if not self.labels:
-            return None
-        found = [self.labels[i] for i in indices]
-        if not isinstance(found[0], list):
-            return torch.tensor(found)
-        return torch.tensor([[*row, *[IGNORED] * (longest - len(row))] for row in found])
 
 
 @dataclass(frozen=True)
@@ -158,10 +143,10 @@ def _tokens(record: Record, codec: TextCodec | None, vocab: int, config: DataCon
     first, rest = _parts(record)
     most = None if config.rows == "packed" else config.length
     if rest is None:
-        return Tokens(_ids(first, record.where, codec, vocab, most), 0, record.label)
+        return Tokens(_ids(first, record.where, codec, vocab, most))
     prompt = _ids(first, record.where, codec, vocab, most)
     end = _ids(rest, record.where, codec, vocab, most, special=False)
-    return Tokens(prompt + end, len(prompt) if config.loss_on == "completion" else 0, record.label)
+    return Tokens(prompt + end, len(prompt) if config.loss_on == "completion" else 0)
 
 
 def _parts(record: Record) -> tuple[str | list[int], str | list[int] | None]:

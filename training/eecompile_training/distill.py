@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from eecompile.student.encoder_student import is_encoder
 from eecompile.student.student import open_student
 from eecompile_training.backbone import codec_of, save_backbone
 from eecompile_training.begin import open_module
+from eecompile_training.classifier import Classification, open_classifier
+from eecompile_training.classifier_data import ClassData
 from eecompile_training.config import load_config
 from eecompile_training.data import TrainingData, load_data
 from eecompile_training.distill_config import DistillConfig
 from eecompile_training.distillation import Distillation
-from eecompile_training.distilled import Distilled
 from eecompile_training.exits import write_exits
 from eecompile_training.loop import Loop, Progress
 from eecompile_training.lora import merge_lora
@@ -33,21 +35,29 @@ def distill(config: DistillConfig, *, resume: bool = False, progress: Progress =
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
     told: Progress = progress if main else lambda stage: None
-    told("read the data")
+    told("read the data and open the models")
+    task, lora = open_task(config, accelerator.device)
+    seeds, digests = {"seed": config.seed}, task.data.sha256
+    run = open_run(config.output, config, digests, seeds=seeds, resume=resume, writes=main)
+    Loop(config, run, task, accelerator, told).train()
+    return finish(task, run, lora) if main else {}
+
+
+def open_task(config: DistillConfig, device: torch.device) -> tuple[Distillation | Classification, Any]:
+    """What is to be trained, of a language model or an encoder, and what `merge_lora` takes (None without LoRA)."""
+    if is_encoder(config.model):
+        classifier, texts = open_classifier(config, device)
+        return Classification(config, texts, classifier), None
     spec = open_student(config.model).spec
     end = spec.eos[0] if spec.eos else None
     data = load_data(config.data, codec_of(config.model), vocab=spec.vocab, end=end)
-    seeds = {"seed": config.seed}
-    run = open_run(config.output, config, data.sha256, seeds=seeds, resume=resume, writes=main)
-    told("open the models")
-    with accelerator.main_process_first():
-        module, lora = open_module(config, data, accelerator.device)
-    Loop(config, run, Distillation(config, data, module), accelerator, told).train()
-    return finish(config, data, run, module, lora) if main else {}
+    module, lora = open_module(config, data, device)
+    return Distillation(config, data, module), lora
 
 
-def finish(config: DistillConfig, data: TrainingData, run: Run, module: Distilled, lora: Any) -> dict[str, Any]:
+def finish(task: Distillation | Classification, run: Run, lora: Any) -> dict[str, Any]:
     """Write the student and the plots, and say what came of the run."""
+    config, data, module = task.config, task.data, task.module
     temporary = run.path / "student.unfinished"
     shutil.rmtree(temporary, ignore_errors=True)
     save_backbone(module.backbone.model if lora is None else merge_lora(lora), config.model, temporary)
@@ -61,11 +71,11 @@ def finish(config: DistillConfig, data: TrainingData, run: Run, module: Distille
     return {"student": str(run.student), "rows": len(data.train), **measured}
 
 
-def provenance(config: DistillConfig, data: TrainingData) -> dict[str, str | int | float | bool | None]:
+def provenance(config: DistillConfig, data: TrainingData | ClassData) -> dict[str, str | int | float | bool | None]:
     """Flat, as early_exit.json has it: what the student was trained with."""
     facts: dict[str, str | int | float | bool | None] = {
         "source": "eecompile train distill", "recipe": config.recipe, "steps": config.steps, "seed": config.seed,
-        "rows": len(data.train), "tokens": data.train.tokens,
+        "rows": len(data.train),
     }  # fmt: skip
     facts |= {f"data.{Path(file).name}": digest for file, digest in data.sha256.items()}
     return facts | {f"version.{name}": version for name, version in versions().items()}

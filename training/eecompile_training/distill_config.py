@@ -109,6 +109,8 @@ class ExitLoss(Strict):
     def _weights_where_explicit(self) -> Self:
         if (self.weights is None) == (self.scale == "explicit"):
             raise ValueError("weights are for an explicit scale, which needs them")
+        if self.weights is not None and self.layers != "exits":
+            raise ValueError("weights are for the student's own exits (layers: exits)")
         return self
 
 
@@ -184,8 +186,7 @@ class SecondStage(Strict):
 class DistillConfig(RunConfig):
     """The config of `train distill`. teacher: None is the model as it was.
 
-    chunk: rows of logits that are in memory at a time. parallel: how several processes share the work (accelerate):
-    "data" copies the model, "fsdp" shards it.
+    chunk: rows of logits that are in memory at a time.
     """
 
     teacher: Path | None = None
@@ -197,7 +198,6 @@ class DistillConfig(RunConfig):
     tune: Tune = Tune()
     second: SecondStage | None = None
     chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 512
-    parallel: Literal["data", "fsdp"] = "data"
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
@@ -209,6 +209,15 @@ class DistillConfig(RunConfig):
         if any(len(weights) != len(self.exits.at) for weights in explicit):
             raise ValueError("there is one weight for each exit")
         return self
+
+    @property
+    def tunes(self) -> list[Tune]:
+        """What each stage trains."""
+        return [self.tune, *([] if self.second is None else [self.second.tune])]
+
+    def stage_of(self, step: int) -> int:
+        """Which stage step `step` (from 0) is of."""
+        return int(self.second is not None and step >= self.steps - self.second.steps)
 
     @property
     def stages(self) -> list[Losses]:

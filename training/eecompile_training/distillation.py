@@ -11,7 +11,7 @@ from eecompile.errors import UsageError
 from eecompile_training.backbone import Backbone
 from eecompile_training.curricula import dropout_rates, dropped_layers, enabled_exits, exit_weights, warmed
 from eecompile_training.data import Batch, TrainingData, rows_of_step
-from eecompile_training.distill_config import AttentionLoss, DistillConfig, ExitLoss, HiddenLoss, Tune
+from eecompile_training.distill_config import AttentionLoss, DistillConfig, ExitLoss, HiddenLoss
 from eecompile_training.distilled import Distilled, Point, StepPlan
 from eecompile_training.evaluate import evaluate_exits
 from eecompile_training.layer_maps import dynamic_map, fixed_map, mapped_layers
@@ -36,7 +36,7 @@ class Distillation:
     def groups(self) -> list[dict[str, Any]]:
         """Backbone, and what is new: exits and projections."""
         o, m = self.config.optimizer, self.module
-        old = {id(p): p for tune in self._tunes for p in tuned(m.backbone, tune)}
+        old = {id(p): p for tune in self.config.tunes for p in tuned(m.backbone, tune)}
         new = [*m.exits.parameters(), *m.projections.parameters()]
         scale = 1.0 if o.exits_lr is None else o.exits_lr / o.lr
         groups = [{"params": list(old.values()), "scale": 1.0}, {"params": new, "scale": scale}]
@@ -74,21 +74,15 @@ class Distillation:
         self._maps = dict(state["maps"])
 
     @property
-    def _tunes(self) -> list[Tune]:
-        second = self.config.second
-        return [self.config.tune] if second is None else [self.config.tune, second.tune]
-
-    @property
     def _device(self) -> torch.device:
         return next(self.module.parameters()).device
 
     def _switch(self, step: int) -> int:
         """Say which stage a step is of, and give a gradient to what that stage trains."""
-        second = self.config.second
-        stage = 0 if second is None or step < self.config.steps - second.steps else 1
+        stage = self.config.stage_of(step)
         if stage == self._stage:
             return stage
-        self._stage, tune, losses = stage, self._tunes[stage], self.config.stages[stage]
+        self._stage, tune, losses = stage, self.config.tunes[stage], self.config.stages[stage]
         self.module.requires_grad_(False)
         for parameter in tuned(self.module.backbone, tune):
             parameter.requires_grad_(True)

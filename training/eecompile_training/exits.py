@@ -4,7 +4,7 @@
 them back. What they compute is what the compiled bundle computes (eecompile/segments/exits.py, heads.py, modules.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,13 @@ from torch.nn import functional
 
 from eecompile import contract as c
 from eecompile.shapes import HeadShape, weight_shapes
+from eecompile.student.encoder import EncoderSpec
+from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.model import DecoderSpec, bias_name
 from eecompile.student.modules import MODULES, mlp_norm, module_shapes, module_spec
 from eecompile.student.student import Student
+from eecompile_training.backbone import ENCODER_ACTIVATIONS
 from eecompile_training.decoder_math import decoder_layer, mlp_block, norm
 
 GATES = ("gate", c.ROUTER, c.PREDICTOR)
@@ -26,7 +29,7 @@ GATES = ("gate", c.ROUTER, c.PREDICTOR)
 class TorchExits(nn.Module):
     """Exits and small heads as parameters, by the names of their tensors. Shapes: B rows of T tokens, D hidden size."""
 
-    def __init__(self, schema: EarlyExit, spec: DecoderSpec, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, schema: EarlyExit, spec: DecoderSpec | EncoderSpec, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.schema, self.spec = schema, spec
         self._names = sorted(tensors)
@@ -75,6 +78,16 @@ class TorchExits(nn.Module):
         bias = self.tensor(f"head.{head.name}.bias") if head.bias else None
         return functional.linear(functional.linear(ready, down), up, bias)
 
+    def class_logits(self, exit_: ExitSpec, rows: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        """An encoder's exit on states [N, D]: logits [N, C] of its classifier, or of the model's `own`."""
+        if exit_.adapter != "classifier":
+            return own(self.ready(exit_, rows, rows))
+        assert isinstance(self.spec, EncoderSpec)
+        if f"exit.{exit_.layer}.pooler.weight" in self._places:
+            act = ENCODER_ACTIVATIONS[self.spec.pooler or "tanh"]
+            rows = act(rows @ self.of(exit_, "pooler.weight") + self.of(exit_, "pooler.bias"))
+        return rows @ self.of(exit_, "classifier.weight") + self.of(exit_, "classifier.bias")
+
     def _mlp(self, exit_: ExitSpec, kind: str, x: Tensor, act: object) -> Tensor:
         assert callable(act)
         if f"exit.{exit_.layer}.{kind}.w1" in self._places:
@@ -82,6 +95,7 @@ class TorchExits(nn.Module):
         return x @ self.of(exit_, f"{kind}.w2") + self.of(exit_, f"{kind}.b2")
 
     def _module(self, exit_: ExitSpec, hidden: Tensor) -> Tensor:
+        assert isinstance(self.spec, DecoderSpec)
         spec, last, weights = module_spec(self.spec, exit_.layer), self.spec.layers - 1, self.tensors()
         block = mlp_block if exit_.adapter == "mlp" else decoder_layer
         return norm(spec, weights, block(spec, weights, hidden, last), spec.names.norm)
@@ -102,7 +116,7 @@ def predictor_features(
     return torch.cat([scores, local, local - before], -1), chosen, local
 
 
-def read_exits(student: Student) -> TorchExits:
+def read_exits(student: Student | EncoderStudent) -> TorchExits:
     """The exits that a student has, with their tensors; its heads' too."""
     store, schema = student.exits.store, student.exits.schema
     names = [] if store is None else [n for n in store.tensors if n.startswith(("exit.", "head."))]
@@ -131,6 +145,22 @@ def new_exits(schema: EarlyExit, student: Student, seed: int = 0) -> TorchExits:
     for head in schema.heads:
         tensors |= _low_rank(head, student) if head.kind == "low_rank" else {}
     return TorchExits(schema, student.spec, tensors)
+
+
+def new_classifier_exits(schema: EarlyExit, student: EncoderStudent) -> TorchExits:
+    """An encoder's exits before any training: classifiers, and poolers, are copies of the model's, affine adapters the
+    identity."""
+    spec, tensors = student.spec, dict[str, Tensor]()
+    copied = {"classifier": spec.names.classifier} | ({"pooler": spec.names.pooler} if spec.pooler else {})
+    for exit_ in schema.exits:
+        prefix = f"exit.{exit_.layer}."
+        if exit_.adapter == "affine":
+            tensors[f"{prefix}adapter.weight"] = torch.eye(spec.hidden)
+            tensors[f"{prefix}adapter.bias"] = torch.zeros(spec.hidden)
+        for part, name in copied.items() if exit_.adapter == "classifier" else ():
+            weight, bias = (torch.from_numpy(student.store.read(f"{name}.{kind}")) for kind in ("weight", "bias"))
+            tensors |= {f"{prefix}{part}.weight": weight.T.contiguous(), f"{prefix}{part}.bias": bias}
+    return TorchExits(schema, spec, tensors)
 
 
 def write_exits(folder: Path, exits: TorchExits, more: Mapping[str, Tensor] | None = None) -> EarlyExit:

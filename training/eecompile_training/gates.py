@@ -61,7 +61,7 @@ def best_tokens(backbone: Backbone, exits: TorchExits, exit_: ExitSpec | None, r
         logits, tokens = exit_logits(backbone, exits, head, ready[start : start + chunk])
         best = logits.argmax(-1)
         found.append(best if tokens is None else tokens[best])
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=ready.device)
 
 
 def _predictors(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from eecompile.errors import NumericError, UsageError
 from eecompile_training.curricula import learning_rate
-from eecompile_training.data import Batch
 from eecompile_training.runs import Run
 from eecompile_training.settings import RunConfig
 
@@ -32,8 +31,8 @@ class Task(Protocol):
     def groups(self) -> list[dict[str, Any]]:
         """Groups of parameters for the optimiser, each with "scale", what its learning rate is multiplied by."""
 
-    def begin(self, step: int) -> tuple[Batch, Any]:
-        """The whole batch of a step and its plan; may switch what has a gradient."""
+    def begin(self, step: int) -> tuple[Any, Any]:
+        """The whole batch of a step (as data.Batch) and its plan; may switch what has a gradient."""
 
     def part(self, plan: Any, start: int, stop: int) -> Any:
         """The plan of the batch's rows from `start` to before `stop`."""
@@ -89,7 +88,7 @@ class Loop:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
-    def _gradients(self, batch: Batch, plan: Any) -> dict[str, float]:
+    def _gradients(self, batch: Any, plan: Any) -> dict[str, float]:
         """Add up the gradients of the step's rows; returns the parts of the loss, of the whole batch."""
         found: dict[str, Tensor] = {}
         for start, stop in self._shares(len(batch.ids)):

@@ -71,7 +71,9 @@ class _Job:
     order: list[int]
 
     def __post_init__(self) -> None:
-        self.parts: dict[str, Tensor] = {}
+        zero = self.targets.new_zeros((), dtype=torch.float32)
+        kinds = [(term, kind) for term in self.terms for kind in ("ce", "kl") if getattr(term, kind)]
+        self.parts = {f"{term.name}.{kind}": zero for term, kind in kinds}
 
     def run(self, leaves: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
         """The loss and its gradient by each leaf that is `wanted`."""
@@ -137,7 +139,7 @@ class _Job:
         return value, slope
 
     def _note(self, name: str, value: Tensor) -> None:
-        self.parts[name] = self.parts.get(name, torch.zeros_like(value)) + value
+        self.parts[name] = self.parts[name] + value
 
 
 class _HeadLosses(torch.autograd.Function):

@@ -114,7 +114,7 @@ def open_run(
     if resume:
         _check_same(output, config, facts)
         return run
-    if known.exists():
+    if writes and known.exists():
         mend = "go on with it (--resume), or give another `output`"
         raise UsageError("there is a run here already", where=str(output), mend=mend)
     if writes:

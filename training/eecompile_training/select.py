@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from eecompile.errors import UsageError
@@ -71,7 +72,9 @@ def prune_width(config: PrunedStudent, model: Any, spec: DecoderSpec, rows: Rows
     A unit's weight is the norm of its rows and column, or the mean size of what it gives times the norm of its column;
     that of a group of heads is the sum over its columns. Raises UsageError for families with fused matrices.
     """
-    if spec.sources or spec.qk_norm == "whole":
+    n = spec.names
+    fused = {f"{name}.weight" for name in (n.q, n.k, n.v, n.o, n.gate, n.up, n.down)} & set(spec.sources)
+    if fused or spec.qk_norm == "whole":
         mend = "select layers instead (student.kind: layers)"
         raise UsageError(f"{spec.family} keeps its matrices fused and is not pruned", where="student", mend=mend)
     units, groups = config.intermediate or spec.intermediate, config.kv_heads or spec.kv_heads
@@ -92,6 +95,13 @@ def _narrower(config: Any, spec: DecoderSpec, units: int, groups: int) -> Any:
     config.num_attention_heads = groups * (spec.heads // spec.kv_heads)
     config.num_key_value_heads = groups
     config.intermediate_size = units
+    try:
+        config.validate()
+    except StrictDataclassError as e:
+        mend = "choose kv_heads so that the heads that are left divide the hidden size"
+        raise UsageError(
+            f"transformers takes no such model ({e.__cause__})", where="student.kv_heads", mend=mend
+        ) from e
     return config
 
 

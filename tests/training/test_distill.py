@@ -1,0 +1,223 @@
+"""`train distill` on tiny models: runs that a kill does not change, processes that add up, and students that build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+pytest.importorskip("torch")
+
+import distilling
+import torch
+from click.testing import CliRunner
+from eecompile_training.config import merge
+from eecompile_training.distill import distill, train_file
+from eecompile_training.distill_config import DistillConfig
+from eecompile_training.recipes import RECIPES
+from eecompile_training.runs import Run
+
+from eecompile.cli import main
+from eecompile.errors import NumericError, UsageError
+from eecompile.student.store import WeightStore, read_header
+from eecompile.student.student import open_student
+
+pytestmark = pytest.mark.torch
+EVERYTHING = {  # every kind of loss at once, and what draws at random
+    "layer_dropout": {"p_max": 0.3},
+    "curriculum": {"kind": "rotational", "every": 2},
+    "exits": {"gates": ["learned", "max_prob"], "units": 4},
+    "losses": {
+        "last_kl": 0.5,
+        "exits": {"kl": 1.0, "ce": 0.5, "of": "teacher", "temperature": 2.0, "warmup": 3, "vocabulary": 64},
+        "hidden": {"map": {"kind": "dynamic", "every": 4}},
+        "attention": {"weight": 0.1},
+        "to_final": {"weight": 0.5},
+        "gates": 1.0,
+    },
+}
+PROGRAM = "import sys; from pathlib import Path; from eecompile_training.distill import train_file;"
+PROGRAM += "import torch; torch.set_num_threads(1);"
+PROGRAM += "train_file(Path(sys.argv[1]), resume='--resume' in sys.argv)"
+
+
+def run(root: Path, **changes: Any) -> dict[str, Any]:
+    return distill(DistillConfig.model_validate(distilling.config(root, **changes)))
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of a student, exits included."""
+    stores = [WeightStore.open(folder), WeightStore(folder, read_header(folder / "early_exit.safetensors"))]
+    return {name: store.read(name) for store in stores for name in store.tensors}
+
+
+def killed_after(step: int, arguments: list[str], run: Run) -> bool:
+    """Start a run and kill it hard once it has logged `step` steps; whether it was still at work."""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments])
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if run.metrics.exists() and any(line["step"] >= step for line in run.read_metrics()):
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    changes = merge(EVERYTHING, {"steps": 40})
+    run(tmp_path, **changes, output=str(tmp_path / "whole"))
+    path = distilling.write_config(tmp_path, **changes, output=str(tmp_path / "broken"))
+    broken, whole = Run(tmp_path / "broken"), Run(tmp_path / "whole")
+    assert killed_after(8, [str(path)], broken)
+    assert not broken.student.exists()
+    kept = [p.name for p in sorted((broken.path / "checkpoints").glob("*.pt"))]
+    assert kept[0] >= "step-00000003.pt"
+    train_file(path, resume=True)
+    assert broken.metrics.read_bytes() == whole.metrics.read_bytes()
+    ours, theirs = tensors(broken.student), tensors(whole.student)
+    assert set(ours) == set(theirs)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert not list((broken.path / "checkpoints").iterdir())
+
+
+def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
+    changes = merge(EVERYTHING, {"steps": 6, "micro": 1})
+    run(tmp_path, **changes, output=str(tmp_path / "one"))
+    path = distilling.write_config(tmp_path, **changes, output=str(tmp_path / "two"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    (tmp_path / "p.py").write_text(PROGRAM.replace(";", "\n").replace("\n ", "\n"))
+    subprocess.run([*launch, str(tmp_path / "p.py"), str(path)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = (tensors(tmp_path / name / "student") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    metrics, others = (Run(tmp_path / name).read_metrics() for name in ("one", "two"))
+    for a, b in zip(metrics, others, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_rows_in_turn_add_up_to_rows_at_once(tmp_path: Path) -> None:
+    for micro in (1, 3):
+        run(tmp_path, **merge(EVERYTHING, {"steps": 4, "micro": micro}), output=str(tmp_path / str(micro)))
+    one, three = tensors(tmp_path / "1" / "student"), tensors(tmp_path / "3" / "student")
+    for name in one:
+        np.testing.assert_allclose(one[name], three[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_it_learns_and_the_student_runs_as_trained(tmp_path: Path) -> None:
+    summary = run(tmp_path, steps=60, evaluate_every=60, optimizer={"lr": 1e-2})
+    logged = Run(tmp_path / "run").read_metrics()
+    assert logged[58]["loss"] < 0.5 * logged[0]["loss"]
+    assert summary["exit_3.agreement"] > 0.5
+    bundle = tiny.open_bundle(tmp_path / "b", tmp_path / "run" / "student")
+    ids = [5, 9, 7, 3] * 4
+    oracle = tiny.hugging_face(tmp_path / "run" / "student")
+    assert tiny.tokens(bundle, ids, 8) == tiny.hugging_face_tokens(oracle, ids, 8)
+    assert tiny.tokens(bundle, ids, 8, mode="exact") == tiny.tokens(bundle, ids, 8)
+    assert {p.name for p in (tmp_path / "run" / "plots").iterdir()} == {"losses.png", "agreement.png", "ce.png"}
+
+
+RECIPE_CHANGES: dict[str, dict[str, Any]] = {
+    "ee-llm": {"exits": {"at": [2, 3]}},
+    "calm": {"second": {"steps": 2}},
+    "dssd": {"exits": {"rank": 8}},
+    "specee": {"exits": {"shortlist": 32, "predictor_units": 8}},
+    "free": {"exits": {"at": [2]}},
+}
+FROZEN = ("ee-tuning", "dssd", "balcony", "specee")
+DECODERS = sorted(set(RECIPES) - {"deebert", "pabee"})
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_recipe_trains_what_it_says_and_its_student_builds(tmp_path: Path, name: str) -> None:
+    changes = merge({"recipe": name, "steps": 4, "evaluate_every": 4}, RECIPE_CHANGES.get(name, {}))
+    path = distilling.write_config(tmp_path, **changes)
+    done = CliRunner().invoke(main, ["train", "distill", str(path), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    student = tmp_path / "run" / "student"
+    before, after = tiny.weights(tiny.config(tie_word_embeddings=True), gain=distilling.GAIN), tensors(student)
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert changed == (set() if name in FROZEN else set(before))
+    assert json.loads((student / "early_exit.json").read_text())["provenance"]["recipe"] == name
+    bundle = tiny.open_bundle(tmp_path / "b", student)
+    assert len(bundle.manifest.exits) == len(open_student(student).exits.schema.exits) > 0
+
+
+def test_a_second_stage_trains_only_what_it_names(tmp_path: Path) -> None:
+    second = {"steps": 3, "tune": {"backbone": False}, "losses": {"task": 0, "exits": None, "gates": 1.0}}
+    gated = {"exits": {"gates": ["learned"], "units": 4}}
+    run(tmp_path, **gated, steps=5, output=str(tmp_path / "one"))
+    run(tmp_path, **gated, steps=8, second=second, optimizer={"schedule": "constant"}, output=str(tmp_path / "two"))
+    run(tmp_path, **gated, steps=5, optimizer={"schedule": "constant"}, output=str(tmp_path / "three"))
+    first, both = tensors(tmp_path / "three" / "student"), tensors(tmp_path / "two" / "student")
+    changed = {name for name in first if not np.array_equal(first[name], both[name])}
+    assert changed
+    assert all(".gate." in name for name in changed), sorted(changed)
+
+
+def test_lora_changes_only_its_targets_and_is_merged(tmp_path: Path) -> None:
+    run(tmp_path, tune={"lora": {"rank": 2, "targets": ["q_proj", "down_proj"]}}, steps=4)
+    after = tensors(tmp_path / "run" / "student")
+    before = tiny.weights(tiny.config(tie_word_embeddings=True), gain=distilling.GAIN)
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert changed == {n for n in before if "q_proj" in n or "down_proj" in n}
+    with pytest.raises(UsageError, match="no LoRA"):
+        run(tmp_path, tune={"lora": {"targets": ["nothing"]}}, output=str(tmp_path / "other"))
+
+
+def test_only_the_first_layers_are_tuned(tmp_path: Path) -> None:
+    run(tmp_path, tune={"layers": 2, "embeddings": False}, steps=3)
+    after = tensors(tmp_path / "run" / "student")
+    before = tiny.weights(tiny.config(tie_word_embeddings=True), gain=distilling.GAIN)
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert changed == {n for n in before if ".layers.0." in n or ".layers.1." in n}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"exits": {"at": [4]}}, "before the last of 4 layers"),
+        ({"exits": {"gates": ["learned", "fixed", "delta"]}}, "no such exits|cannot"),
+        ({"losses": {"hidden": {"of": "self"}}}, "onto themselves"),
+        ({"student": {"kind": "layers", "count": 9}}, "9 layers of 4"),
+        ({"batch": 3, "micro": 2}, None),
+        ({"optimizer": {"lr": 1e6, "clip": None}}, "not a number"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        run(tmp_path, **changes, steps=2)
+        return
+    with pytest.raises((UsageError, NumericError), match=said):
+        run(tmp_path, **changes)
+
+
+def test_a_narrower_student_learns_from_a_wider_teacher(tmp_path: Path) -> None:
+    wide = tiny.config(hidden_size=48, head_dim=8, num_attention_heads=6, num_key_value_heads=2)
+    tiny.checkpoint(tmp_path / "wide", wide, gain=distilling.GAIN)
+    losses = {"hidden": {"kind": "mse", "map": {"kind": "dynamic"}}, "last_kl": 1.0}
+    student = {"kind": "prune", "intermediate": 40, "kv_heads": 1}
+    run(tmp_path, teacher=str(tmp_path / "wide"), losses=losses, student=student, steps=4)
+    spec = open_student(tmp_path / "run" / "student").spec
+    assert (spec.intermediate, spec.kv_heads, spec.hidden) == (40, 1, 32)
+    other = tiny.checkpoint(tmp_path / "other", tiny.config(vocab_size=96), gain=distilling.GAIN)
+    with pytest.raises(UsageError, match="same tokenizer"):
+        run(tmp_path, teacher=str(other), losses=losses, output=str(tmp_path / "r2"))
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"gradient_checkpointing": True}])
+def test_ways_to_save_memory_train_the_same_model_roughly(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run(tmp_path, steps=3, output=str(tmp_path / "plain"))
+    run(tmp_path, steps=3, **changes)
+    plain, saved = (Run(tmp_path / name).read_metrics() for name in ("plain", "run"))
+    tolerance = 2e-2 if "precision" in changes else 1e-5
+    assert [line["loss"] for line in saved if "loss" in line] == pytest.approx(
+        [line["loss"] for line in plain if "loss" in line], rel=tolerance
+    )
