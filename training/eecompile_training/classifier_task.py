@@ -12,6 +12,7 @@ from torch.nn import functional
 from eecompile.calibrate.classifier_exits import RidgeSums
 from eecompile.student.encoder import EncoderSpec
 from eecompile.student.encoder_student import EncoderStudent
+from eecompile_training.backbone import ENCODER_ACTIVATIONS
 from eecompile_training.cache import HiddenCache
 from eecompile_training.rows import Ints
 
@@ -32,18 +33,12 @@ class Classifier(nn.Module):
         """The logits."""
         if "pooler_weight" in self.parts:
             assert self.activation is not None
-            rows = ACTIVATIONS[self.activation](rows @ self.parts["pooler_weight"] + self.parts["pooler_bias"])
+            rows = ENCODER_ACTIVATIONS[self.activation](rows @ self.parts["pooler_weight"] + self.parts["pooler_bias"])
         return rows @ self.parts["classifier_weight"] + self.parts["classifier_bias"]
 
     def tensors(self) -> dict[str, Float]:
         """Its tensors by part, as early_exit.safetensors has them."""
         return {n.replace("_", "."): p.detach().numpy().copy() for n, p in self.parts.items()}
-
-
-ACTIVATIONS: Final = {
-    "gelu": functional.gelu, "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"), "relu": torch.relu,
-    "silu": functional.silu, "tanh": torch.tanh,
-}  # fmt: skip
 
 
 class ClassifierTask:
