@@ -42,9 +42,10 @@ def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def bundle_of(inputs: Path, out: Path, limit: int, precision: str) -> Bundle:
-    """Rampart with fitted exits, made unless it is there."""
-    student, bundle = out / f"student-{limit}", out / f"bundle-{limit}-{precision}"
+def bundle_of(inputs: Path, out: Path, limit: int, precision: str, given: Path | None = None) -> Bundle:
+    """Rampart with fitted exits, or the student `given`, made unless it is there."""
+    student = given or out / f"student-{limit}"
+    bundle = out / f"bundle-{limit if given is None else given.parent.name}-{precision}"
     if not (student / "early_exit.json").exists():
         log(f"fitting exits on {limit} mails")
         data = inputs / "mails" / "calibrate.jsonl"
@@ -74,6 +75,10 @@ def contender(
 def curves(bundle: Bundle, texts: Sequence[str], rounds: int) -> list[ClassifierResult]:
     """Every threshold of both kinds, with and without compaction, in turn with full depth."""
     found = {"full": contender(bundle, [None] * len(EXITS), per_token=False)}
+    if calibrated := [c for c in bundle.files.calibrations if c.kv == "none" and c.chosen is not None]:
+        chosen = calibrated[0].path[calibrated[0].chosen or 0].thresholds
+        thresholds = [None if t is None else t["max_prob"] for t in chosen]
+        found[f"sentence, calibrated at {calibrated[0].risk:g}"] = contender(bundle, thresholds, per_token=False)
     for kind, per_token in KINDS:
         for t in TOKEN_THRESHOLDS if per_token else SENTENCE_THRESHOLDS:
             for name, compaction in (("", True), (" uncompacted", False)):
@@ -127,6 +132,7 @@ def main() -> int:
     """Print the curves and the halfway case; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=Path, default=Path("build/inputs"))
+    parser.add_argument("--student", type=Path, help="a run's student/ (`eecompile train exits`), with exits at 2 to 5")
     parser.add_argument("--out", type=Path, default=Path("build/rampart"))
     parser.add_argument("--fit", type=int, default=600, help="mails to fit and calibrate on")
     parser.add_argument("--mails", type=int, default=80, help="held-out mails to run")
@@ -134,7 +140,7 @@ def main() -> int:
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()
     try:
-        bundle = bundle_of(options.inputs, options.out, options.fit, options.precision)
+        bundle = bundle_of(options.inputs, options.out, options.fit, options.precision, options.student)
         texts = heldout(options.inputs, options.mails)
         if not texts:
             raise UsageError("there are no held-out mails", mend="make them: python tools/inputs.py rampart mails")

@@ -88,7 +88,7 @@ def fit_classifier_exits(
         plain = Bundle.open(work / "plain", integrity="size")
         copy_checkpoint(student.path, work / "student")
         specs = [e.model_copy(update={"adapter": "classifier"}) for e in student.exits.schema.exits]
-        tensors = _tensors(student, fit_classifiers(plain, documents, _start(student), progress))
+        tensors = _tensors(student, fit_classifiers(plain, documents, plain_start(student), progress))
         save_exits(work / "student", EarlyExit(exits=specs), tensors)
         build_bundle(open_encoder(work / "student"), work / "fitted")
         fitted = Bundle.open(work / "fitted", integrity="size")
@@ -131,7 +131,7 @@ def fit_classifiers(bundle: Bundle, documents: TextDocuments, start: Double, pro
     return [total.solve(start) for total in sums]
 
 
-def _start(student: EncoderStudent) -> Double:
+def plain_start(student: EncoderStudent) -> Double:
     """The model's own classifier where it reads the hidden state, its columns less their mean; else nothing."""
     spec = student.spec
     start = np.zeros((spec.hidden + 1, len(spec.labels)))

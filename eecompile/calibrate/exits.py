@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from eecompile.calibrate.tables import Float, Progress, TokenTable, trace_tables
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.text import TextCodec
-from eecompile.schema import CalibrationResult, Thresholds
+from eecompile.schema import CalibrationResult
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.student import Student, open_student
 
@@ -50,12 +51,41 @@ def fit_exits(
     data = load_documents(documents, max_tokens=max_tokens, limit=limit)
     check_output(checkpoint, out)
     guarantee = Guarantee.of("ltt", risk, error)
-    splits = _check_documents(student, data, guarantee)
+    splits = check_documents(student, data, guarantee)
     with replacing_student(checkpoint, out) as work:
         return _fit_into(
             work, student, plan, specs, data, build_bundle, guarantee=guarantee, splits=splits, seed=seed,
             progress=progress,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CalibratedExits:
+    """The exits with their draft thresholds, what they say of the path documents, and the calibration."""
+
+    exits: list[ExitSpec]
+    path: TokenTable
+    result: CalibrationResult
+
+
+def calibrate_student(
+    student: Path, bundle: Path, data: Documents, build_bundle: BuildBundle, *, guarantee: Guarantee,
+    splits: Mapping[Split, int], progress: Progress,
+) -> CalibratedExits:  # fmt: skip
+    """Build the student at `student` as the float32 bundle `bundle`, and calibrate it on the path and test documents.
+
+    A draft threshold lets a wrong draft through in one of five: it costs time, never correctness.
+    """
+    opened = open_student(student)
+    build_bundle(opened, bundle)
+    built = Bundle.open(bundle, integrity="size")
+    tables = trace_tables(built, data, ("path", "test"), progress)
+    path, along = tables["path"], [1 - DRAFT_PRECISION]
+    costs = zip(path.exits, prices(built.manifest), strict=True)
+    drafts = [thresholds_along(exit_, along, price)[0] for exit_, price in costs]
+    result = calibrate_tables(built, data.sha256, path, tables["test"], drafts, guarantee=guarantee, splits=splits)
+    specs = zip(opened.exits.schema.exits, drafts, strict=True)
+    return CalibratedExits([spec.model_copy(update={"draft": draft}) for spec, draft in specs], path, result)
 
 
 def _fit_into(
@@ -72,21 +102,16 @@ def _fit_into(
     shutil.rmtree(work / "plain")
 
     copy_checkpoint(student.path, work / "student")
-    tensors, heads = {**_schedule_tensors(student), **_tensors(fitted)}, [head.shape for head in fitted.heads]
+    tensors, heads = {**schedule_tensors(student), **_tensors(fitted)}, [head.shape for head in fitted.heads]
     plain = EarlyExit(exits=specs, heads=heads, **student.exits.schedules)
     save_exits(work / "student", plain, tensors)
     progress("build the fitted exits")
-    build_bundle(open_student(work / "student"), work / "fitted")
-    bundle = Bundle.open(work / "fitted", integrity="size")
-    tables = trace_tables(bundle, data, ("path", "test"), progress)
-    path, along = tables["path"], [1 - DRAFT_PRECISION]
-    costs = zip(path.exits, prices(bundle.manifest), strict=True)
-    drafts = [thresholds_along(exit_, along, price)[0] for exit_, price in costs]
-    result = calibrate_tables(bundle, data.sha256, path, tables["test"], drafts, guarantee=guarantee, splits=splits)
-    specs = [spec.model_copy(update={"draft": draft}) for spec, draft in zip(specs, drafts, strict=True)]
-    summary = _summary(fitted.exits, path, drafts, result)
-    provenance = _provenance(summary, data, len(path.documents), seed)
-    update = {"exits": specs, "calibrations": [result], "provenance": provenance}
+    found = calibrate_student(
+        work / "student", work / "fitted", data, build_bundle, guarantee=guarantee, splits=splits, progress=progress
+    )
+    summary = _summary(fitted.exits, found)
+    provenance = _provenance(summary, data, len(found.path.documents), seed)
+    update = {"exits": found.exits, "calibrations": [found.result], "provenance": provenance}
     save_exits(work / "student", plain.model_copy(update=update), tensors)
     return summary
 
@@ -99,7 +124,7 @@ def _tensors(fitted: Fitted) -> dict[str, Float]:
     return tensors
 
 
-def _schedule_tensors(student: Student) -> dict[str, Float]:
+def schedule_tensors(student: Student) -> dict[str, Float]:
     """What the checkpoint's early_exit.safetensors holds for how layers run, which fitting leaves as it is."""
     loops, store = student.loops, student.exits.store
     names = [] if loops is None else list(loops.factor_shapes(student.own_spec))
@@ -107,8 +132,8 @@ def _schedule_tensors(student: Student) -> dict[str, Float]:
     return {} if store is None else {name: store.read(name) for name in names}
 
 
-def _check_documents(student: Student, data: Documents, guarantee: Guarantee) -> dict[Split, int]:
-    """How many documents each split has; raises UsageError where they are too few."""
+def check_documents(student: Student, data: Documents, guarantee: Guarantee) -> dict[Split, int]:
+    """How many documents each split has; raises UsageError where they are too few to fit on, or to show the risk."""
     codec = TextCodec(student.path) if student.tokenizer_files else None
     found = data.counts(codec, vocab=student.spec.vocab, context=student.spec.max_positions)
     check_enough(data, found, guarantee)
@@ -116,17 +141,21 @@ def _check_documents(student: Student, data: Documents, guarantee: Guarantee) ->
     return found
 
 
-def _summary(
-    fitted: Sequence[FittedExit], path: TokenTable, drafts: Sequence[Thresholds | None], result: CalibrationResult
-) -> dict[str, Any]:
+def _summary(fitted: Sequence[FittedExit], found: CalibratedExits) -> dict[str, Any]:
+    return calibration_summary(found, [{"plain_agreement": round(fit.plain_agreement, 4)} for fit in fitted])
+
+
+def calibration_summary(found: CalibratedExits, more: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How good the exits are on the path documents, and the point that was chosen. more: what else to say of each."""
+    result = found.result
     chosen = None if result.chosen is None else result.path[result.chosen]
     exits = []
-    for g, (fit, table) in enumerate(zip(fitted, path.exits, strict=True)):
+    for g, (spec, table) in enumerate(zip(found.exits, found.path.exits, strict=True)):
         gate = auc(table.values["learned"], table.agrees) if "learned" in table.values else None
         exits.append({
-            "layer": fit.layer, "plain_agreement": round(fit.plain_agreement, 4),
+            "layer": spec.layer, **more[g],
             "agreement": round(float(table.agrees.mean()), 4), "gate_auc": None if gate is None else round(gate, 4),
-            "confident": None if chosen is None else chosen.thresholds[g], "draft": drafts[g],
+            "confident": None if chosen is None else chosen.thresholds[g], "draft": spec.draft,
         })  # fmt: skip
     point = None if chosen is None else chosen.model_dump(exclude={"thresholds"})
     counts = {"test_documents": result.documents, "test_tokens": result.tokens}

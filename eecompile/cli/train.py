@@ -39,14 +39,44 @@ def policy(config: Path, resume: bool, as_json: bool) -> None:
     run_training("policy", config, resume, as_json)
 
 
-def run_training(verb: str, config: Path, resume: bool, as_json: bool) -> None:
-    """Call `train_file` of the module eecompile_training.<verb> and print what it returns.
+@train.command()
+@CONFIG
+@RESUME
+@JSON
+@user_faults
+def exits(config: Path, resume: bool, as_json: bool) -> None:
+    """Train exits and gates on a frozen backbone, from cached hidden states, and calibrate them."""
+    run_training("exits", config, resume, as_json, module="train_exits")
+
+
+@train.command()
+@CONFIG
+@RESUME
+@JSON
+@user_faults
+def recurse(config: Path, resume: bool, as_json: bool) -> None:
+    """Tie layers into a block that loops, and train what that lost back; routers choose how often."""
+    run_training("recurse", config, resume, as_json)
+
+
+@train.command()
+@CONFIG
+@RESUME
+@JSON
+@user_faults
+def lm(config: Path, resume: bool, as_json: bool) -> None:
+    """Tune the model itself by GRPO on verifiable rewards, its exits kept in the loss."""
+    run_training("lm", config, resume, as_json)
+
+
+def run_training(verb: str, config: Path, resume: bool, as_json: bool, *, module: str | None = None) -> None:
+    """Call `train_file` of eecompile_training's module `module` (None: called as the verb) and print what it returns.
 
     Of several processes only the first returns something to print.
     """
-    module = training_module(verb)
+    trainer = training_module(module or verb)
     with stages(f"train {verb}") as begin:
-        summary: dict[str, Any] = module.train_file(config, resume=resume, progress=begin)
+        summary: dict[str, Any] = trainer.train_file(config, resume=resume, progress=begin)
     if as_json and summary:
         print_json(summary)
     elif summary:

@@ -32,6 +32,12 @@ def load_config(path: Path, schema: type[Config], recipes: Mapping[str, Mapping[
         raise _fault(path, node, schema, e) from e
 
 
+def has_key(path: Path, key: str) -> bool:
+    """Whether a YAML file has this key at its top. Raises UsageError for what is not readable."""
+    node = _compose(path)
+    return isinstance(node, yaml.MappingNode) and any(k.value == key for k, _ in node.value)
+
+
 def merge(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` on top of `defaults`: mappings key by key, everything else as a whole."""
     merged = dict(defaults)
