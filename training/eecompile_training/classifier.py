@@ -200,8 +200,8 @@ def open_classifier(config: DistillConfig, device: torch.device) -> tuple[Classi
     """What is trained, and the texts. Raises UsageError for what an encoder cannot have, and missing labels."""
     _check(config)
     student, backbone = open_encoder(config.model), open_encoder_backbone(config.model)
-    schema = config.exits.schema_with(lambda n: [], drafts=False)
     spec = student.spec
+    schema = config.exits.schema_with(lambda n: [], spec.task)
     if outside := [e.layer for e in schema.exits if e.layer >= spec.layers]:
         what = f"exit {outside[0]} is not before the last of {spec.layers} layers"
         raise UsageError(what, where="exits.at", mend=f"exits are after 1 to {spec.layers - 1} layers")

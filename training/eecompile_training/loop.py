@@ -118,14 +118,16 @@ class Loop:
             yield start, min(start + size, first + own)
 
     def _add_up(self) -> None:
-        """Sum the gradients of all processes; where one has none, it counts as zero."""
+        """Sum the gradients of all processes. What has none in any has none, as in a single process: the optimiser
+        leaves it alone, while a zero would still let weights decay and momentum move them."""
         if self.accelerator.num_processes == 1:
             return
-        for group in self.task.groups():
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                    parameter.grad = self._summed(grad)
+        parameters = [p for group in self.task.groups() for p in group["params"]]
+        has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+        for parameter, anywhere in zip(parameters, self._summed(has.to(self.accelerator.device)).tolist(), strict=True):
+            if anywhere:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self._summed(grad)
 
     def _summed(self, value: Tensor) -> Tensor:
         summed: Tensor = self.accelerator.reduce(value, "sum")
