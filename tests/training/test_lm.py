@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("trl")
 import torch
+from eecompile_training import lm
 from eecompile_training.backbone import open_backbone
 from eecompile_training.distilled import Distilled
 from eecompile_training.exits import read_exits
@@ -129,6 +130,28 @@ def test_steps_tune_the_model_and_its_exits(source: Path, tmp_path: Path) -> Non
     assert after.spec.eos == before.spec.eos, "special tokens are the checkpoint's own"
     assert not (tmp_path / "run" / "trl").exists()
     tiny.bundle_at(tmp_path / "bundle", tmp_path / "run" / "student", precision="fp32")
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+def test_a_killed_run_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, report = config(source, tmp_path / "run", steps=4, checkpoint_every=2), lm._Reporter.on_log
+
+    def dying(self: Any, args: Any, state: Any, *rest: Any, **others: Any) -> None:
+        if state.global_step == 3:
+            raise Killed
+        report(self, args, state, *rest, **others)
+
+    monkeypatch.setattr(lm._Reporter, "on_log", dying)
+    with pytest.raises(Killed):
+        train_file(path)
+    monkeypatch.undo()
+    train_file(path, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert len(load_exits(tmp_path / "run" / "student").schema.exits) == 2
 
 
 def test_what_cannot_be_tuned(source: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import tiny_encoder as te
 import yaml
+from click.testing import CliRunner
 
 pytest.importorskip("transformers")
 import torch
@@ -22,6 +23,7 @@ from eecompile_training.settings import OptimConfig
 from eecompile_training.train_exits import train_file
 
 from eecompile.calibrate.exits import fit_exits
+from eecompile.cli import main
 from eecompile.errors import UsageError
 from eecompile.pipeline import build_plain
 from eecompile.runtime import Bundle
@@ -211,6 +213,14 @@ def test_what_cannot_be_trained(source: Path, tmp_path: Path, changes: dict[str,
     with pytest.raises(UsageError, match=message):
         train_file(config(source, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["exits", "recurse", "lm"])
+def test_the_commands_refuse_what_they_do_not_know(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "run.yaml").write_text("model: a\noutput: b\ndata: {filez: []}\n")
+    said = CliRunner().invoke(main, ["train", verb, str(tmp_path / "run.yaml")])
+    assert said.exit_code == 2
+    assert "run.yaml, line 3" in said.stderr
 
 
 def test_kl_by_hand() -> None:
