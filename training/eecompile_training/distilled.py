@@ -148,6 +148,8 @@ class Distilled(nn.Module):
         chosen = head if few is None else tuple(part[few] for part in head)
         for point, rows in ready.items():
             weight = plan.weights[point]
+            if not weight:
+                continue
             settings: dict[str, Any] = {
                 "ce": weight * exits.ce, "kl": weight * exits.kl, "temperature": exits.temperature, "of": exits.of,
             }  # fmt: skip

@@ -19,7 +19,7 @@ DRAFTS: dict[Criterion, float] = {  # where drafts begin before anything is cali
 
 
 class ExitsConfig(Strict):
-    """Exits after the layers `at`. gates: None is max_prob (of a regression delta). units: of a learned gate. rank: of a
+    """Exits after the layers `at`. gates: None is max_prob, of a regression delta. units: of a learned gate. rank: of a
     low-rank head; shortlist: tokens of a shortlist head, the most frequent of the rows to train on."""
 
     at: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_EXITS)]

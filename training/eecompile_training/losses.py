@@ -124,19 +124,20 @@ class _Job:
         """The weighted loss of a chunk, and its gradient by the logits [n, W]: for cross-entropy softmax(z) minus the
         target, for T^2 KL T times (softmax(z / T) - p_T)."""
         z, value = logits.float(), logits.new_zeros((), dtype=torch.float32)
-        slope = torch.zeros_like(z)
+        slope: Tensor | None = None
         if term.ce:
-            ce, gradient = _cross_entropy(z, self.targets[part], term.columns)
+            ce, slope = _cross_entropy(z, self.targets[part], term.columns)
             value = value + term.ce * ce / self.count
-            slope += gradient.mul_(term.ce / self.count)
+            slope.mul_(term.ce / self.count)
             self._note(f"{term.name}.ce", ce / self.count)
         if term.kl and given is not None:
             chosen = given if term.columns is None else given[:, term.columns]
             kl, gradient = _divergence(z, chosen.float(), term.temperature)
             value = value + term.kl * kl / self.count
-            slope += gradient.mul_(term.kl / self.count)
+            gradient.mul_(term.kl / self.count)
+            slope = gradient if slope is None else slope.add_(gradient)
             self._note(f"{term.name}.kl", kl / self.count)
-        return value, slope
+        return value, torch.zeros_like(z) if slope is None else slope
 
     def _note(self, name: str, value: Tensor) -> None:
         self.parts[name] = self.parts[name] + value
