@@ -58,12 +58,12 @@ class RecurseConfig(DistillConfig):
             raise ValueError(
                 "the student is the model with tied layers, its teacher the model; tune.lora is not for it"
             )
+        gates = self.exits.gates or []
         ends = [self.schedule.prelude + n * self.schedule.block for n in range(1, self.schedule.loops)]
-        gates = self.exits.gates or ["max_prob"]
         if self.router is None:
             if "router" in gates:
                 raise ValueError("the gate router needs a section `router`")
-        elif self.exits.at != ends or gates[0] != "router" or self.exits.head != "full":
+        elif self.exits.at != ends or gates[:1] != ["router"] or self.exits.head != "full":
             raise ValueError(f"with a router exits are at {ends}, have the full head, and the gate router first")
         return self
 
