@@ -1,7 +1,6 @@
 """Cyclic gates: Sinkhorn's distance and the gate's loss by hand, and a tiny model trained to a student that cycles."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,6 @@ def test_the_gates_loss_by_hand() -> None:
     assert found.item() == pytest.approx(sum(rows), rel=1e-6)
     found.backward()
     np.testing.assert_allclose(distance.grad, [0.5, 0.5])  # the target has no gradient
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_trained_gates_and_vectors_are_the_students(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`train lm` on a tiny model: rewards, the exits' term by hand, a few steps through trl, and what they leave."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from eecompile.student.student import open_student
 
 pytestmark = pytest.mark.torch
 EXITS = [ExitSpec(layer=n, adapter="affine", gates=["max_prob"]) for n in (1, 3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
