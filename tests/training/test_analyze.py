@@ -205,8 +205,10 @@ def test_prices_of_a_profile_are_the_measured_ones(student: Path, tmp_path: Path
 def test_a_report_of_several_checkpoints(student: Path, data: Path, tmp_path: Path) -> None:
     """The command, end to end: numbers that hang together, JSON, a picture, and words about what cannot be built."""
     random_model("mamba").save_pretrained(tmp_path / "mamba")
-    arguments = ["analyze", str(student), str(tmp_path / "mamba"), "--data", str(data), "--fit", "--continue", "6"]
-    done = CliRunner().invoke(main, [*arguments, "--layers", "1,3", "-o", str(tmp_path / "out"), "--json"])
+    arguments = ["analyze", str(student), str(tmp_path / "mamba"), "--data", str(data), "--fit", "--continue", "4"]
+    done = CliRunner().invoke(
+        main, [*arguments, "--limit", "12", "--layers", "1,3", "-o", str(tmp_path / "out"), "--json"]
+    )
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "out" / "analyze.json").read_text())
@@ -223,7 +225,7 @@ def test_a_report_of_several_checkpoints(student: Path, data: Path, tmp_path: Pa
         assert sum(row["information"] for row in lens) == pytest.approx(lens[0]["kl"])
         assert [p["level"] for p in found["predicted"]] == [0.9, 0.95, 0.99, 1.0]
         assert found["verdict"]
-    shown = CliRunner().invoke(main, ["analyze", str(student), "--data", str(data), "--layers", "2"])
+    shown = CliRunner().invoke(main, ["analyze", str(student), "--data", str(data), "--limit", "12", "--layers", "2"])
     assert shown.exit_code == 0, shown.output
     assert "agreement" in shown.output
     assert one["verdict"].split(":")[0].split(";")[0][:10] in shown.output
