@@ -111,13 +111,13 @@ def policy(bundle: Path, action: str, **options: Any) -> None:
     from eecompile.bundle.read import read_bundle
     from eecompile.bundle.tuned import adopt_gates, read_tuned
 
-    if action == "set" and options["gates"] is not None:
+    changes = [name for name in ("threshold", "minimum_depth", "budget", "gates") if options[name] not in (None, ())]
+    if bool(changes) != (action == "set"):
+        mend = "policy set --threshold, --minimum-depth, --budget or --gates; policy show takes none of them"
+        raise UsageError(f"there is nothing to {action}" if not changes else f"{action} changes nothing", mend=mend)
+    if options["gates"] is not None:
         adopt_gates(bundle, read_tuned(options["gates"]), key=options["key"])
     files = read_bundle(bundle, integrity="size")
-    changes = [name for name in ("threshold", "minimum_depth", "budget") if options[name] not in (None, ())]
-    if bool(changes) != (action == "set"):
-        mend = "policy set --threshold, --minimum-depth or --budget; policy show takes none of them"
-        raise UsageError(f"there is nothing to {action}" if not changes else f"{action} changes nothing", mend=mend)
     if action == "set":
         gates = {info.layer: info.gates for info in files.manifest.exits}
         change_policy(

@@ -341,9 +341,9 @@ def test_drafts_are_verified_in_parts_whatever_rides_along(
     rng, seen = np.random.default_rng(5), Counter[str]()
     ask, flush, riding = ExitGates.ask, Decoder.flush, Decoder._riding
 
-    def irregular(self: Any, exit_: int, rows: Any, states: Any) -> Any:
+    def irregular(self: Any, exit_: int, *asked: Any) -> Any:
         fires = 0.5 if exit_ == 0 else 0.35
-        return [token if rng.random() < fires else None for token in ask(self, exit_, rows, states)]
+        return [token if rng.random() < fires else None for token in ask(self, exit_, *asked)]
 
     def counted(self: Any, those: Any) -> None:
         seen["in parts"] += sum(bool(one.certain and one.drafts) for one in those)

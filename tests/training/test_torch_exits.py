@@ -75,11 +75,15 @@ def test_the_twin_computes_what_the_bundle_computes(shelf: Any, family: str) -> 
             close(ready[0], said.hidden)
             close(torch.sigmoid(exits.learned(exit_, normed))[0], said.confidence)
             head = next((h for h in HEADS if h.name == exit_.head), None)
-            logits = backbone.logits(ready) if head is None else exits.small_logits(head, ready, backbone.head.weight)
+            logits = (
+                backbone.logits(ready)
+                if head is None
+                else exits.small_logits(head, ready, backbone.head.weight, backbone.head.bias)
+            )
             bundle_logits = heads[exit_.head](said.hidden, logits=True).logits
             close(logits[0], bundle_logits)
             if exit_.predictor is not None:
-                few = exits.small_logits(HEADS[1], ready, backbone.head.weight)
+                few = exits.small_logits(HEADS[1], ready, backbone.head.weight, backbone.head.bias)
                 features, candidates, local = predictor_features(few, candidates, local)
                 close(torch.sigmoid(exits.predictor(exit_, features))[0], said.values["predictor"])
             if exit_.router is not None:
@@ -123,4 +127,4 @@ def test_a_low_rank_head_of_full_rank_is_the_head(shelf: Any) -> None:
     )
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        close(exits.small_logits(head, rows, backbone.head.weight), backbone.logits(rows))
+        close(exits.small_logits(head, rows, backbone.head.weight, backbone.head.bias), backbone.logits(rows))

@@ -174,7 +174,7 @@ def test_a_difference_within_the_rounding_noise_is_a_tie(pristine: Path, monkeyp
 
 
 def test_forced_drafts_that_are_never_made_fail(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExitGates, "ask", lambda self, exit_, rows, states: [None] * len(states))
+    monkeypatch.setattr(ExitGates, "ask", lambda self, exit_, rows, states, slots: [None] * len(states))
     checks = _exact(Bundle.open(pristine), 0.0)
     assert checks["exact greedy, policy drafts"].passed
     forced = checks["exact greedy, forced drafts, cap 1"]

@@ -21,7 +21,7 @@ from eecompile.student.encoder import EncoderSpec
 from eecompile.student.families import encoder_from_config, spec_from_config
 from eecompile.student.model import DecoderSpec
 from eecompile.student.student import read_config, tokenizer_files
-from eecompile_training.decoder_math import ACTIVATIONS
+from eecompile_training.decoder_math import ACTIVATIONS, finish_logits
 
 ENCODER_ACTIVATIONS = {**ACTIVATIONS, "tanh": torch.tanh}
 
@@ -111,11 +111,7 @@ class Backbone(Watched):
 
 def head_logits(spec: DecoderSpec, ready: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Logits [.., V] of states [.., D] that are ready for the head, with the head's weight [V, D] and bias [V]."""
-    product = nn.functional.linear(ready, weight)
-    product = product if spec.logit_scale == 1 else product * spec.logit_scale
-    product = product if bias is None else product + bias
-    cap = spec.logit_softcap
-    return product if cap is None else cap * torch.tanh(product / cap)
+    return finish_logits(spec, nn.functional.linear(ready, weight), bias)
 
 
 def open_backbone(path: Path, *, eager: bool = False, detach_after: int | None = None) -> Backbone:

@@ -108,3 +108,11 @@ def _linear(weights: Weights, x: Tensor, name: str, bias: bool) -> Tensor:
 def _rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     assert weight is not None
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def finish_logits(spec: DecoderSpec, product: Tensor, bias: Tensor | None) -> Tensor:
+    """The logits that a head's product [.., W] becomes (student/finish.py): the model's scale, bias [W] and bound."""
+    product = product if spec.logit_scale == 1 else product * spec.logit_scale
+    product = product if bias is None else product + bias
+    cap = spec.logit_softcap
+    return product if cap is None else cap * torch.tanh(product / cap)

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from eecompile import contract as c
 from eecompile.student.exits import ExitSpec
+from eecompile.student.model import DecoderSpec
 from eecompile_training.backbone import Backbone, States, head_logits
 from eecompile_training.data import IGNORED, Batch
+from eecompile_training.decoder_math import finish_logits
 from eecompile_training.distill_config import Losses
 from eecompile_training.exits import TorchExits
 from eecompile_training.gates import gates_loss
@@ -166,11 +168,18 @@ class Distilled(nn.Module):
         shape = next(h for h in self.exits.schema.heads if h.name == point.exit_.head)
         if shape.kind == "shortlist":
             columns = torch.tensor(shape.tokens, device=rows.device)
-            return HeadTerm(point.name, rows, _linear, (full[columns],), columns=columns, **settings)
+            logits = partial(_linear, self.backbone.spec, self._bias(columns))
+            return HeadTerm(point.name, rows, logits, (full[columns],), columns=columns, **settings)
         parts = ["down", "up", *(["bias"] if shape.bias else [])]
         tensors = {part: self.exits.tensor(f"head.{shape.name}.{part}") for part in parts}
         chosen = tuple(t if few is None or name == "down" else t[few] for name, t in tensors.items())
-        return HeadTerm(point.name, rows, _low_rank, chosen, columns=few, **settings)
+        logits = partial(_low_rank, self.backbone.spec, self._bias(few))
+        return HeadTerm(point.name, rows, logits, chosen, columns=few, **settings)
+
+    def _bias(self, columns: Tensor | None) -> Tensor | None:
+        """The model's own bias of these logits (None: of all), where it has one."""
+        bias = self.backbone.head.bias
+        return None if bias is None else bias.detach() if columns is None else bias.detach()[columns]
 
     def _layers(
         self, batch: Batch, plan: StepPlan, states: States, taught: States | None
@@ -197,9 +206,10 @@ def _full_logits(backbone: Backbone, rows: Tensor, parameters: Sequence[Tensor])
     return head_logits(backbone.spec, rows, parameters[0], parameters[1] if len(parameters) > 1 else None)
 
 
-def _linear(rows: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    return functional.linear(rows, parameters[0])
+def _linear(spec: DecoderSpec, bias: Tensor | None, rows: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    return finish_logits(spec, functional.linear(rows, parameters[0]), bias)
 
 
-def _low_rank(rows: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    return functional.linear(functional.linear(rows, parameters[0]), parameters[1], *parameters[2:])
+def _low_rank(spec: DecoderSpec, bias: Tensor | None, rows: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    down, up = parameters[:2]
+    return finish_logits(spec, functional.linear(functional.linear(rows, down), up, *parameters[2:]), bias)

@@ -80,7 +80,7 @@ class ExitReader:
         """Of the head of this name: [n, V], or [n, its tokens]."""
         if name == c.FULL_HEAD:
             return self.backbone.logits(ready)
-        return self.exits.small_logits(self._heads[name], ready, self.backbone.head.weight)
+        return self.exits.small_logits(self._heads[name], ready, self.backbone.head.weight, self.backbone.head.bias)
 
     def tokens(self, name: str, logits: Tensor) -> Tensor:
         """The head's answers [n]."""

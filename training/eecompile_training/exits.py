@@ -21,7 +21,7 @@ from eecompile.student.model import DecoderSpec, bias_name
 from eecompile.student.modules import MODULES, mlp_norm, module_shapes, module_spec
 from eecompile.student.student import Student
 from eecompile_training.backbone import ENCODER_ACTIVATIONS
-from eecompile_training.decoder_math import decoder_layer, mlp_block, norm
+from eecompile_training.decoder_math import decoder_layer, finish_logits, mlp_block, norm
 
 GATES = ("gate", c.ROUTER, c.PREDICTOR)
 
@@ -70,13 +70,16 @@ class TorchExits(nn.Module):
         """The predictor's logit [B, T] of features [B, T, 3 K] (`predictor_features`)."""
         return self._mlp(exit_, c.PREDICTOR, features, functional.relu)[..., 0]
 
-    def small_logits(self, head: HeadShape, ready: Tensor, full: Tensor) -> Tensor:
-        """Logits [.., V], or [.., its tokens] of a shortlist. full: the model's head matrix [V, D]."""
+    def small_logits(self, head: HeadShape, ready: Tensor, full: Tensor, bias: Tensor | None) -> Tensor:
+        """Logits [.., V], or [.., its tokens] of a shortlist. full, bias: the model head's [V, D] and [V]."""
+        assert isinstance(self.spec, DecoderSpec)
         if head.kind == "shortlist":
-            return functional.linear(ready, full[torch.tensor(head.tokens, device=full.device)])
+            tokens = torch.tensor(head.tokens, device=full.device)
+            own = None if bias is None else bias[tokens]
+            return finish_logits(self.spec, functional.linear(ready, full[tokens]), own)
         down, up = (self.tensor(f"head.{head.name}.{part}") for part in ("down", "up"))
-        bias = self.tensor(f"head.{head.name}.bias") if head.bias else None
-        return functional.linear(functional.linear(ready, down), up, bias)
+        added = self.tensor(f"head.{head.name}.bias") if head.bias else None
+        return finish_logits(self.spec, functional.linear(functional.linear(ready, down), up, added), bias)
 
     def class_logits(self, exit_: ExitSpec, rows: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
         """An encoder's exit on states [N, D]: logits [N, C] of its classifier, or of the model's `own`."""
@@ -193,13 +196,11 @@ def _copied_module(exit_: ExitSpec, student: Student) -> dict[str, Tensor]:
 
 
 def _low_rank(head: HeadShape, student: Student) -> dict[str, Tensor]:
-    """The head matrix's best approximation of the rank (Eckart and Young), with the model's scale of logits."""
-    matrix = torch.from_numpy(student.store.read(student.spec.head_weight)) * student.spec.logit_scale
+    """The head matrix's best approximation of the rank (Eckart and Young)."""
+    matrix = torch.from_numpy(student.store.read(student.spec.head_weight))
     _, vectors = torch.linalg.eigh((matrix.T @ matrix).double())
     down = vectors[:, -head.rank :].T.float()
     found = {"down": down.contiguous(), "up": (matrix @ down.T).contiguous()}
     if head.bias:
-        name = student.spec.names.head_bias
-        vocab = student.spec.vocab
-        found["bias"] = torch.zeros(vocab) if name is None else torch.from_numpy(student.store.read(name))
+        found["bias"] = torch.zeros(student.spec.vocab)
     return {f"head.{head.name}.{part}": tensor for part, tensor in found.items()}

@@ -50,7 +50,7 @@ def exit_logits(backbone: Backbone, exits: TorchExits, head: str, ready: Tensor)
         return backbone.logits(ready), None
     shape = next(h for h in exits.schema.heads if h.name == head)
     tokens = torch.tensor(shape.tokens, device=ready.device) if shape.tokens else None
-    return exits.small_logits(shape, ready, backbone.head.weight), tokens
+    return exits.small_logits(shape, ready, backbone.head.weight, backbone.head.bias), tokens
 
 
 def best_tokens(backbone: Backbone, exits: TorchExits, exit_: ExitSpec | None, ready: Tensor, chunk: int) -> Tensor:

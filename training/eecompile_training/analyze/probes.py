@@ -111,5 +111,6 @@ def _exit_rows(subject: Subject, exits: TorchExits, layer: int) -> Callable[[Ten
 
 def _small_logits(subject: Subject, exits: TorchExits, name: str) -> Callable[[Tensor], Tensor]:
     head = next(h for h in exits.schema.heads if h.name == name)
-    full = subject.model.get_output_embeddings().weight.detach()
-    return lambda ready: exits.small_logits(head, ready, full)
+    own = subject.model.get_output_embeddings()
+    full, bias = own.weight.detach(), None if getattr(own, "bias", None) is None else own.bias.detach()
+    return lambda ready: exits.small_logits(head, ready, full, bias)
