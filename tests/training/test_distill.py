@@ -26,6 +26,7 @@ from eecompile_training.runs import Run
 
 from eecompile.cli import main
 from eecompile.errors import NumericError, UsageError
+from eecompile.student.lora import merge_lora
 from eecompile.student.store import WeightStore
 from eecompile.student.student import open_student
 
@@ -169,6 +170,11 @@ def test_lora_changes_only_its_targets_and_is_merged(tmp_path: Path) -> None:
     before = tiny.weights(tiny.config(tie_word_embeddings=True), gain=distilling.GAIN)
     changed = {n for n in before if not np.array_equal(before[n], after[n])}
     assert changed == {n for n in before if "q_proj" in n or "down_proj" in n}
+    merge_lora(tmp_path / "model", tmp_path / "run" / "adapter", tmp_path / "merged")
+    again = tensors(tmp_path / "merged")
+    assert all(np.allclose(again[n], after[n], rtol=0, atol=1e-6) for n in after)
+    names = ("early_exit.json", "early_exit.safetensors")
+    assert all((tmp_path / "merged" / n).read_bytes() == (tmp_path / "run/student" / n).read_bytes() for n in names)
     with pytest.raises(UsageError, match="no LoRA"):
         run(tmp_path, tune={"lora": {"targets": ["nothing"]}}, output=str(tmp_path / "other"))
 

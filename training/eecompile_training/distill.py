@@ -56,14 +56,17 @@ def open_task(config: DistillConfig, device: torch.device) -> tuple[Distillation
 
 
 def finish(task: Distillation | Classification, run: Run, lora: Any) -> dict[str, Any]:
-    """Write the student and the plots, and say what came of the run."""
+    """Write the student, its adapter where it was tuned by LoRA, and the plots; say what came of the run."""
     config, data, module = task.config, task.data, task.module
     temporary = run.path / "student.unfinished"
     shutil.rmtree(temporary, ignore_errors=True)
+    if lora is not None:
+        lora.save_pretrained(run.path / "adapter", save_embedding_layers=False)
     save_backbone(module.backbone.model if lora is None else merge_lora(lora), config.model, temporary)
     facts = provenance(config, data)
     module.exits.schema = module.exits.schema.model_copy(update={"provenance": facts})
-    write_exits(temporary, module.exits)
+    for folder in (temporary, *([] if lora is None else [run.path / "adapter"])):
+        write_exits(folder, module.exits)
     run.finish(temporary)
     metrics = run.read_metrics()
     plot_run(metrics, run.path / "plots")
