@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = NDArray[np.float32]
 Place: TypeAlias = tuple[int, int]  # of a slot's first row in a pass: cache index, position
+KEPT_ROWS = 512  # of a cache that the next sequence takes over
 _NOWHERE: tuple[int, list[Place]] = (0, [])
 
 
@@ -228,9 +229,13 @@ class Pool:
         return None if found is None else found()
 
     def reset(self) -> None:
-        """Forget everything and free the caches."""
-        self.caches.resize(0)
-        self._bound, self._placed, self._encoded = {}, _NOWHERE, {}
+        """Forget everything. Short caches are kept, and with them their bindings, which take a token's time to make."""
+        if self._encoded or self.caches.rows > KEPT_ROWS:
+            self.caches.resize(0)
+            self._bound, self._encoded = {}, {}
+        for slot in range(len(self.slots)):
+            self.caches.clear(slot, self.caches.rows)
+        self._placed = _NOWHERE
 
     def _pass(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
         """The pass that fills boundary k (kv: only the caches before it) for a range of slots, from `_in`

@@ -88,7 +88,7 @@ class Staircase:
         self.watchers = {exit_: asker for exit_, asker in own.items() if isinstance(asker, LayerAsker)}
 
     def reset(self) -> None:
-        """Forget the sequence and free its caches; for a staircase that has its pool to itself."""
+        """Forget the sequence; for a staircase that has its pool to itself."""
         self.pool.reset()
         self.rewind(0)
         for watcher in self.watchers.values():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eecompile import contract as c
-from eecompile.runtime import Bundle
+from eecompile.runtime import Bundle, pool
 from eecompile.runtime.heads import Head
 from eecompile.runtime.staircase import Staircase
 
@@ -207,7 +207,7 @@ def test_a_rewind_that_would_lose_pending_rows_is_a_bug(shelf: Any, length: int)
     assert (stairs.filled, stairs.pending) == ([3, 3, 3, 3], 0)
 
 
-def test_caches_grow_with_the_sequence_and_are_freed(shelf: Any) -> None:
+def test_caches_grow_with_the_sequence_and_long_ones_are_freed(shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stairs = staircase(shelf.bundle(at=EXITS, context=200))
     assert stairs.caches.rows == 0
     sizes = []
@@ -218,6 +218,11 @@ def test_caches_grow_with_the_sequence_and_are_freed(shelf: Any) -> None:
     assert all(rows >= n + 1 for n, rows in enumerate(sizes))
     assert all(rows <= 64 * (1 + n // 64) * 9 / 8 + 64 for n, rows in enumerate(sizes))
     assert all(rows % c.CACHE_BUCKET == 0 for rows in sizes)
+    monkeypatch.setattr(pool, "KEPT_ROWS", sizes[-1])
+    stairs.reset()
+    assert stairs.caches.rows == sizes[-1]
+    assert not any(tensor.any() for tensors in stairs.caches.tensors for tensor in tensors.values())
+    monkeypatch.setattr(pool, "KEPT_ROWS", sizes[-1] - 1)
     stairs.reset()
     assert stairs.caches.rows == 0
     for length in (1, 70, 129):
