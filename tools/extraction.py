@@ -1,4 +1,5 @@
 """Mails as structured extraction: a prompt that shows a shortened mail, a completion that is JSON of what stands in it.
+from eecompile.calibrate.documents import share_of
 
 Every completion is computed from its prompt by Python's mail parser and by regular expressions, so each value stands
 literally in the prompt. Which of the fixed schemas a mail is asked for, and which split it belongs to, follows from the
@@ -20,6 +21,8 @@ from typing import Final, TypeAlias
 
 from encoder_inputs import messages_of, plain_text
 from tokenizers import Tokenizer
+
+from eecompile.calibrate.documents import share_of
 
 SPLITS: Final = {"fit": 0.5, "calibrate": 0.3, "heldout": 0.2}
 PROMPT_TOKENS: Final = 200  # most of a prompt, in the tokenizer's tokens
@@ -96,7 +99,7 @@ def write_extraction(archive: Path, tokenizer: Path, out: Path) -> None:
         if prompt not in seen and is_literal(prompt, completion) and counts(completion) <= COMPLETION_TOKENS:
             seen.add(prompt)
             line = json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False)
-            lines[split_of(digest)].append(line + "\n")
+            lines[share_of(digest, SPLITS)].append(line + "\n")
     for split, found in lines.items():
         (out / f"{split}.jsonl").write_text("".join(found), encoding="utf-8")
 
@@ -154,16 +157,6 @@ def body_digest(message: Message) -> bytes:
 def schema_of(digest: bytes) -> Sequence[str]:
     """The fields that a mail of this digest is asked for."""
     return SCHEMAS[int.from_bytes(digest[8:16], "big") % len(SCHEMAS)]
-
-
-def split_of(digest: bytes) -> str:
-    """fit for half of the digests, calibrate for three tenths, heldout for the rest."""
-    share, below = int.from_bytes(digest[:8], "big") / 2**64, 0.0
-    for split, part in SPLITS.items():
-        below += part
-        if share < below:
-            return split
-    return "heldout"
 
 
 def _header(message: Message, name: str) -> str:

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, scratch: Path) -> None:
     """Replace `path` by a file of `data`, through a temporary file in `scratch` (same disk). Raises EECompileError."""
-    temporary = scratch / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = scratch / temporary_name(f".{path.name}.")
     try:
         with disk_faults(path):
             with open(temporary, "xb") as file:
@@ -78,6 +79,20 @@ def write_atomically(path: Path, data: bytes, scratch: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(prefix: str) -> str:
+    """A name for what this process writes meanwhile, which `remove_abandoned` knows by its prefix."""
+    return f"{prefix}tmp-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove the folders of such names that processes which no longer run have left in `folder`."""
+    pattern = re.compile(rf"{re.escape(prefix)}tmp-([0-9]{{1,10}})-[0-9a-f]{{8}}")
+    for entry in list(os.scandir(folder)):
+        found = pattern.fullmatch(entry.name)
+        if found and entry.is_dir(follow_symlinks=False) and not is_alive(int(found[1])):
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -94,7 +109,7 @@ def replacing_file(path: Path) -> Iterator[TextIO]:
         with disk_faults(path), open(path, "w", encoding="utf-8") as stream:
             yield stream
         return
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    beside = path.with_name(temporary_name(f".{path.name}."))
     try:
         with disk_faults(path):
             with open(beside, "x", encoding="utf-8") as file:

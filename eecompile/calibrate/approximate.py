@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from eecompile.bundle.digest import gates_digest
-from eecompile.calibrate.calibrate import TRACED_DOCUMENTS, Choice, check_enough
+from eecompile.calibrate.calibrate import TRACED_DOCUMENTS, Choice
 from eecompile.calibrate.documents import Documents, Split
-from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
+from eecompile.calibrate.guarantee import Guarantee, Losses, Tested, check_enough
 from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, check_finite, trace_tables
 from eecompile.errors import UsageError
@@ -46,7 +46,7 @@ def calibrate_approximate(
     model = manifest.model
     found = documents.counts(bundle.text, vocab=model.vocab, context=model.context)
     guarantee = Guarantee.of(method, risk, error)
-    check_enough(documents, found, guarantee)
+    check_enough(found, guarantee, documents.path, limited=documents.cutoff is not None)
     table = trace_tables(bundle, documents, ("path",), progress)["path"]
     path = threshold_path(table, prices(manifest))
     stride = -(-len(path) // POINTS)
@@ -120,14 +120,7 @@ def _losses(runs: list[Forced], wanted: list[list[int]]) -> Losses:
 
 def _point(level: float, thresholds: Choice, runs: list[Forced], tested: Tested, layers: int) -> RiskPoint:
     depths = np.concatenate([run.depths for run in runs])
-    return RiskPoint(
-        level=level,
-        thresholds=list(thresholds),
-        risk=tested.risk,
-        p_value=tested.p_value,
-        exit_rate=float((depths < layers).mean()),
-        mean_depth=float(depths.mean()),
-    )
+    return tested.point(level, thresholds, depths < layers, depths)
 
 
 def _letters(run: Forced, wanted: list[int]) -> str:

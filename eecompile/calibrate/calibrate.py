@@ -17,8 +17,8 @@ from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.policy import adopt_calibration
 from eecompile.bundle.read import BundleFiles, read_bundle
-from eecompile.calibrate.documents import SHARES, Documents, Split, load_documents
-from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
+from eecompile.calibrate.documents import Documents, Split, load_documents
+from eecompile.calibrate.guarantee import Guarantee, Losses, Tested, check_enough
 from eecompile.calibrate.ltt import union_losses
 from eecompile.calibrate.points import prices, threshold_path
 from eecompile.calibrate.tables import Progress, TokenTable, trace_tables
@@ -57,7 +57,7 @@ def calibrate(
         )
     found = documents.counts(bundle.text, vocab=manifest.model.vocab, context=manifest.model.context)
     guarantee = Guarantee.of(method, risk, error)
-    check_enough(documents, found, guarantee)
+    check_enough(found, guarantee, documents.path, limited=documents.cutoff is not None)
     tables = trace_tables(bundle, documents, ("path", "test"), progress)
     drafts = [e.draft for e in policy.exits]
     return calibrate_tables(
@@ -87,18 +87,6 @@ def calibrate_file(
                 bundle, documents, kv=rule, risk=risk, error=error, method=method, progress=progress
             )
     return calibrate(bundle, documents, risk=risk, error=error, method=method, progress=progress)
-
-
-def check_enough(documents: Documents, found: Mapping[Split, int], guarantee: Guarantee) -> None:
-    """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong."""
-    needed = guarantee.needed
-    if found["test"] < needed or not found["path"]:
-        used, more = sum(found.values()), "give" if documents.cutoff is None else "raise --limit to"
-        how = "in expectation" if guarantee.error is None else f"at an error of {guarantee.error:g}"
-        what = f"{found['test']} of {used} documents are for testing, and a risk of {guarantee.risk:g} {how}"
-        total = int(np.ceil(1.3 * max(needed, 10) / SHARES["test"]))  # splits go by hash: a third more than on average
-        mend = f"{more} about {total} documents or more, all different and not short, or allow more risk"
-        raise UsageError(f"{what} needs at least {needed}", where=str(documents.path), mend=mend)
 
 
 def calibrate_tables(
@@ -183,14 +171,7 @@ def table_losses(table: TokenTable, thresholds: Choice) -> Losses:
 
 def _point(table: TokenTable, level: float, thresholds: Choice, tested: Tested) -> RiskPoint:
     fires = fired(table, thresholds)
-    return RiskPoint(
-        level=level,
-        thresholds=list(thresholds),
-        risk=tested.risk,
-        p_value=tested.p_value,
-        exit_rate=float(fires.any(axis=1).mean()),
-        mean_depth=float(_depths(table, fires).mean()),
-    )
+    return tested.point(level, thresholds, np.any(fires, axis=1), _depths(table, fires))
 
 
 def _depths(table: TokenTable, fires: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -19,12 +19,11 @@ import numpy as np
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.calibrate.calibrate import ERROR, RISK, fired, table_losses
-from eecompile.calibrate.documents import SHARES
-from eecompile.calibrate.guarantee import Guarantee, Losses, Tested
+from eecompile.calibrate.guarantee import Guarantee, Losses, check_enough
 from eecompile.calibrate.ltt import union_losses
 from eecompile.calibrate.points import LEVELS, Price, threshold_path
 from eecompile.calibrate.tables import Progress, TokenTable
-from eecompile.calibrate.text_documents import TextDocuments, load_text_documents
+from eecompile.calibrate.text_documents import load_text_documents
 from eecompile.calibrate.text_tables import TEXTS, TracedDocuments, agreement, answer_table, trace_documents
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
@@ -60,7 +59,7 @@ def calibrate_classifier(
     guarantee = Guarantee.of(method, risk, error)
     kind = granularity_of(bundle.files, granularity)
     documents = load_text_documents(data, limit=limit)
-    check_enough(documents, guarantee)
+    check_enough(documents.counts(), guarantee, documents.path, limited=documents.cutoff is not None)
     path, test = (trace_documents(bundle, documents, split, progress) for split in ("path", "test"))
     if not path.count or test.count < guarantee.needed:
         raise UsageError("too few documents have an answer", where=str(data), mend="give more")
@@ -88,16 +87,6 @@ def calibrate_classifier(
         chosen=at,
         splits={**documents.counts(), "test": test.count},
     )
-
-
-def check_enough(documents: TextDocuments, guarantee: Guarantee) -> None:
-    """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong."""
-    needed, found = guarantee.needed, documents.counts()
-    if found["test"] < needed or not found["path"]:
-        how = "in expectation" if guarantee.error is None else f"at an error of {guarantee.error:g}"
-        what = f"{found['test']} of {documents.count} documents are for testing, and a risk of {guarantee.risk:g} {how}"
-        mend = f"give about {int(np.ceil(max(needed, 10) / SHARES['test']))} documents or more, or allow more risk"
-        raise UsageError(f"{what} needs at least {needed}", where=str(documents.path), mend=mend)
 
 
 def run_at(bundle: Bundle, test: TracedDocuments, chosen: Choice, *, per_token: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +121,7 @@ def _union_points(
     for (level, thresholds), found in zip(candidates, tested, strict=True):
         fires = fired(table, thresholds)
         depth = np.where(fires.any(axis=1), layers[fires.argmax(axis=1)], table.layers)
-        points.append(_risk_point(level, thresholds, found, depth, table.layers))
+        points.append(found.point(level, thresholds, depth < table.layers, depth))
     return points, chosen
 
 
@@ -153,7 +142,7 @@ def _run_points(
         return [], None
     tested, at = guarantee.test(np.stack(losses, axis=1))
     layers, ran = bundle.manifest.model.layers, zip(candidates, tested, depths, strict=False)
-    return [_risk_point(*candidate, found, depth, layers) for candidate, found, depth in ran], at
+    return [found.point(*candidate, depth < layers, depth) for candidate, found, depth in ran], at
 
 
 def _token_path(
@@ -185,17 +174,6 @@ def _run_losses(bundle: Bundle, documents: TracedDocuments, chosen: Choice) -> t
     logits, depth = run_at(bundle, documents, chosen, per_token=True)
     wrong = ~agreement(bundle, logits, documents.final)
     return union_losses(wrong[:, None], documents.documents, documents.count), depth
-
-
-def _risk_point(level: float, thresholds: Choice, tested: Tested, depth: np.ndarray, layers: int) -> RiskPoint:
-    return RiskPoint(
-        level=level,
-        thresholds=list(thresholds),
-        risk=tested.risk,
-        p_value=tested.p_value,
-        exit_rate=float((depth < layers).mean()),
-        mean_depth=float(depth.mean()),
-    )
 
 
 def _tolerance(bundle: Bundle, path: TracedDocuments, given: float | None) -> float:

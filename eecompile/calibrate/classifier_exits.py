@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.calibrate.calibrate import ERROR, RISK
-from eecompile.calibrate.classifier import calibrate_classifier, check_enough
-from eecompile.calibrate.guarantee import Guarantee
+from eecompile.calibrate.classifier import calibrate_classifier
+from eecompile.calibrate.guarantee import Guarantee, check_enough
 from eecompile.calibrate.student_output import SOURCE, check_output, copy_checkpoint, replacing_student
 from eecompile.calibrate.tables import REPORT_EVERY, Float, Progress
 from eecompile.calibrate.text_documents import TextDocuments, load_text_documents
@@ -79,8 +79,9 @@ def fit_classifier_exits(
         raise UsageError("no exits are asked for", mend="name the layers after which to exit: --at 3,4,5")
     student, documents = open_encoder(checkpoint, layers), load_text_documents(data, limit=limit)
     check_output(checkpoint, out)
-    check_enough(documents, Guarantee.of("ltt", risk, error))
-    if documents.counts()["fit"] < MIN_DOCUMENTS:
+    counts, limited = documents.counts(), documents.cutoff is not None
+    check_enough(counts, Guarantee.of("ltt", risk, error), documents.path, limited=limited)
+    if counts["fit"] < MIN_DOCUMENTS:
         raise UsageError(f"fewer than {MIN_DOCUMENTS} documents are for fitting", where=str(data), mend="give more")
     with replacing_student(checkpoint, out) as work:
         progress("build the plain exits")

@@ -8,10 +8,10 @@ tested on.
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from eecompile.errors import UsageError
 from eecompile.runtime.text import TextCodec
 
 Split = Literal["fit", "path", "test"]
+Name = TypeVar("Name", bound=str)
 SHARES: Final[dict[Split, float]] = {"fit": 0.35, "path": 0.15, "test": 0.5}
 MAX_TOKENS: Final = 128
 MIN_TOKENS: Final = 8
@@ -115,12 +116,17 @@ def load_documents(path: Path, *, max_tokens: int = MAX_TOKENS, limit: int | Non
 
 def split_of(digest: bytes) -> Split:
     """The split of a document with this SHA-256: fit 35%, path 15%, test 50%."""
-    share, below = int.from_bytes(digest[:8], "big") / 2**64, 0.0
-    for split, part in SHARES.items():
+    return share_of(digest, SHARES)
+
+
+def share_of(digest: bytes, shares: Mapping[Name, float]) -> Name:
+    """Which of the shares, which add up to one, a digest falls into; the last where rounding leaves none."""
+    place, below = int.from_bytes(digest[:8], "big") / 2**64, 0.0
+    for name, part in shares.items():
         below += part
-        if share < below:
-            return split
-    return "test"
+        if place < below:
+            return name
+    return list(shares)[-1]
 
 
 def _order(digest: bytes) -> int:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables, check_enough
+from eecompile.calibrate.calibrate import ERROR, RISK, calibrate_tables
 from eecompile.calibrate.documents import MAX_TOKENS, Documents, Split, load_documents
 from eecompile.calibrate.fit import Fitted, FittedExit, check_enough_to_fit, fit_adapters
 from eecompile.calibrate.gate import auc
-from eecompile.calibrate.guarantee import Guarantee
+from eecompile.calibrate.guarantee import Guarantee, check_enough
 from eecompile.calibrate.plan import ExitPlan
 from eecompile.calibrate.points import prices, thresholds_along
 from eecompile.calibrate.rows import RIDGE
@@ -136,7 +136,7 @@ def check_documents(student: Student, data: Documents, guarantee: Guarantee) -> 
     """How many documents each split has; raises UsageError where they are too few to fit on, or to show the risk."""
     codec = TextCodec(student.path) if student.tokenizer_files else None
     found = data.counts(codec, vocab=student.spec.vocab, context=student.spec.max_positions)
-    check_enough(data, found, guarantee)
+    check_enough(found, guarantee, data.path, limited=data.cutoff is not None)
     check_enough_to_fit(data, found["fit"])
     return found
 

@@ -10,18 +10,22 @@ safer; so what is controlled is its highest loss up to each point, which is neve
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.bundle.ranges import conformal_bound
+from eecompile.calibrate.documents import SHARES, Split
 from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus
 from eecompile.errors import UsageError
+from eecompile.schema import RiskPoint, Thresholds
 
 Losses = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 Method = Literal["ltt", "crc"]
 METHODS: Final[tuple[Method, ...]] = ("ltt", "crc")
 NAMES: Final[dict[Method, Literal["learn-then-test", "conformal-risk-control"]]] = {
@@ -36,6 +40,15 @@ class Tested:
 
     risk: float
     p_value: float | None
+
+    def point(
+        self, level: float, thresholds: Sequence[Thresholds | None], early: Bool, depth: NDArray[Any]
+    ) -> RiskPoint:
+        """As a calibration has it. early [N], depth [N]: which tokens leave early, and after how many layers each."""
+        return RiskPoint(
+            level=level, thresholds=list(thresholds), risk=self.risk, p_value=self.p_value,
+            exit_rate=float(early.mean()), mean_depth=float(depth.mean()),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,3 +96,18 @@ class Guarantee:
     def all_pass(self, losses: Sequence[Losses]) -> bool:
         """Whether the last of these points, each the losses of the documents [n], passes as all before it."""
         return self.test(np.stack(losses, axis=1))[1] == len(losses) - 1
+
+
+def check_enough(found: Mapping[Split, int], guarantee: Guarantee, where: Path, *, limited: bool) -> None:
+    """Raise UsageError where so few documents could not show the risk even if no exit were ever wrong.
+
+    found: how many of those at `where` each split has. limited: whether there were more, and a limit left them out.
+    """
+    needed = guarantee.needed
+    if found["test"] < needed or not found["path"]:
+        used, more = sum(found.values()), "raise --limit to" if limited else "give"
+        how = "in expectation" if guarantee.error is None else f"at an error of {guarantee.error:g}"
+        what = f"{found['test']} of {used} documents are for testing, and a risk of {guarantee.risk:g} {how}"
+        total = int(np.ceil(1.3 * max(needed, 10) / SHARES["test"]))  # splits go by hash: a third more than on average
+        mend = f"{more} about {total} documents or more, all different and not short, or allow more risk"
+        raise UsageError(f"{what} needs at least {needed}", where=str(where), mend=mend)

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +26,8 @@ def replacing_student(checkpoint: Path, out: Path) -> Iterator[Path]:
     final = Path(os.path.realpath(out))
     with disk.disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final)
-        work = final.with_name(f".{final.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        disk.remove_abandoned(final.parent, f".{final.name}.")
+        work = final.with_name(disk.temporary_name(f".{final.name}."))
         try:
             work.mkdir()
             yield work
@@ -70,12 +68,3 @@ def check_output(checkpoint: Path, out: Path) -> None:
         source = None
     if source != SOURCE:
         raise UsageError("the output holds something other than fitted exits", where=str(out), mend=mend)
-
-
-def _remove_abandoned(final: Path) -> None:
-    """Remove what killed runs for the same output left; they can be as large as two bundles."""
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.tmp-([0-9]{{1,10}})-[0-9a-f]{{8}}")
-    for entry in list(os.scandir(final.parent)):
-        found = pattern.fullmatch(entry.name)
-        if found and entry.is_dir(follow_symlinks=False) and not disk.is_alive(int(found[1])):
-            shutil.rmtree(entry.path, ignore_errors=True)

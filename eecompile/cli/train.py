@@ -10,6 +10,19 @@ from eecompile.cli.console import print_json, print_table, stages, user_faults
 from eecompile.cli.options import JSON
 from eecompile.errors import MissingBackend
 
+TRAININGS = {  # by verb: the module, and what it does
+    "distill": ("distill", "Train a model and its exits together: distillation, LayerSkip and the other recipes."),
+    "exits": (
+        "train_exits", "Train exits and gates on a frozen backbone, from cached hidden states, and calibrate them.",
+    ),
+    "recurse": (
+        "recurse", "Tie layers into a block that loops, and train what that lost back; routers choose how often.",
+    ),
+    "policy": (
+        "policy", "Tune a bundle's exit gates by GRPO on what its passes cost; `policy BUNDLE set --gates` loads them.",
+    ),
+    "lm": ("lm", "Tune the model itself by GRPO on verifiable rewards, its exits kept in the loss."),
+}  # fmt: skip
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 RESUME = click.option("--resume", is_flag=True, help="Go on with the run in the config's `output` after a kill.")
 
@@ -19,68 +32,27 @@ def train() -> None:
     """Train students whose early layers are worth stopping at. Needs the extra `train`."""
 
 
-@train.command()
-@CONFIG
-@RESUME
-@JSON
-@user_faults
-def distill(config: Path, resume: bool, as_json: bool) -> None:
-    """Train a model and its exits together: distillation, LayerSkip and the other recipes."""
-    run_training("distill", config, resume, as_json)
-
-
-@train.command()
-@CONFIG
-@RESUME
-@JSON
-@user_faults
-def policy(config: Path, resume: bool, as_json: bool) -> None:
-    """Tune a bundle's exit gates by GRPO on what its passes cost; `policy BUNDLE set --gates` loads them."""
-    run_training("policy", config, resume, as_json)
-
-
-@train.command()
-@CONFIG
-@RESUME
-@JSON
-@user_faults
-def exits(config: Path, resume: bool, as_json: bool) -> None:
-    """Train exits and gates on a frozen backbone, from cached hidden states, and calibrate them."""
-    run_training("exits", config, resume, as_json, module="train_exits")
-
-
-@train.command()
-@CONFIG
-@RESUME
-@JSON
-@user_faults
-def recurse(config: Path, resume: bool, as_json: bool) -> None:
-    """Tie layers into a block that loops, and train what that lost back; routers choose how often."""
-    run_training("recurse", config, resume, as_json)
-
-
-@train.command()
-@CONFIG
-@RESUME
-@JSON
-@user_faults
-def lm(config: Path, resume: bool, as_json: bool) -> None:
-    """Tune the model itself by GRPO on verifiable rewards, its exits kept in the loss."""
-    run_training("lm", config, resume, as_json)
-
-
-def run_training(verb: str, config: Path, resume: bool, as_json: bool, *, module: str | None = None) -> None:
-    """Call `train_file` of eecompile_training's module `module` (None: called as the verb) and print what it returns.
+def _training(verb: str, module: str, help_: str) -> click.Command:
+    """The command that calls `train_file` of eecompile_training's module and prints what it returns.
 
     Of several processes only the first returns something to print.
     """
-    trainer = training_module(module or verb)
-    with stages(f"train {verb}") as begin:
-        summary: dict[str, Any] = trainer.train_file(config, resume=resume, progress=begin)
-    if as_json and summary:
-        print_json(summary)
-    elif summary:
-        print_table("", ["", ""], [[name, value] for name, value in summary.items()])
+
+    @click.command(verb, help=help_)
+    @CONFIG
+    @RESUME
+    @JSON
+    @user_faults
+    def command(config: Path, resume: bool, as_json: bool) -> None:
+        trainer = training_module(module)
+        with stages(f"train {verb}") as begin:
+            summary: dict[str, Any] = trainer.train_file(config, resume=resume, progress=begin)
+        if as_json and summary:
+            print_json(summary)
+        elif summary:
+            print_table("", ["", ""], [[name, value] for name, value in summary.items()])
+
+    return command
 
 
 def training_module(name: str) -> Any:
@@ -92,4 +64,6 @@ def training_module(name: str) -> Any:
         raise MissingBackend(f"training needs {missing}", mend="pip install eecompile[train]") from e
 
 
+for _verb, (_module, _help) in TRAININGS.items():
+    train.add_command(_training(_verb, _module, _help))
 COMMANDS = (train,)

@@ -9,8 +9,6 @@ and no crash; reading maps them.
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -212,8 +210,8 @@ def writing_caches(
     """
     with disk.disk_faults(root):
         root.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(root)
-        made = [root / f".tmp-{os.getpid()}-{secrets.token_hex(4)}" for _ in facts]
+        disk.remove_abandoned(root, ".")
+        made = [root / disk.temporary_name(".") for _ in facts]
         try:
             for path in made:
                 path.mkdir()
@@ -225,14 +223,6 @@ def writing_caches(
         finally:
             for path in made:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_abandoned(root: Path) -> None:
-    """Remove what writers that no longer run have left under `root`."""
-    for entry in list(os.scandir(root)):
-        found = re.fullmatch(r"\.tmp-([0-9]{1,10})-[0-9a-f]{8}", entry.name)
-        if found and entry.is_dir(follow_symlinks=False) and not disk.is_alive(int(found[1])):
-            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _save(path: Path, array: NDArray[Any]) -> int:

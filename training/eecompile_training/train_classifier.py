@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.calibrate.classifier import calibrate_classifier, check_enough
+from eecompile.calibrate.classifier import calibrate_classifier
 from eecompile.calibrate.classifier_exits import MIN_DOCUMENTS, plain_start
-from eecompile.calibrate.guarantee import Guarantee
+from eecompile.calibrate.guarantee import Guarantee, check_enough
 from eecompile.calibrate.student_output import copy_checkpoint
 from eecompile.calibrate.text_documents import TextDocuments, load_text_documents
 from eecompile.errors import UsageError
@@ -76,8 +76,10 @@ def _check_config(config: ExitsConfig) -> None:
 
 
 def _check(config: ExitsConfig, student: EncoderStudent, documents: TextDocuments) -> None:
-    check_enough(documents, Guarantee.of("ltt", config.calibration.risk, config.calibration.error))
-    if documents.counts()["fit"] < MIN_DOCUMENTS:
+    counts, limited = documents.counts(), documents.cutoff is not None
+    guarantee = Guarantee.of("ltt", config.calibration.risk, config.calibration.error)
+    check_enough(counts, guarantee, documents.path, limited=limited)
+    if counts["fit"] < MIN_DOCUMENTS:
         what = f"fewer than {MIN_DOCUMENTS} documents are for fitting"
         raise UsageError(what, where=str(config.data.file), mend="give more")
     specs = [_spec(e, config) for e in student.exits.schema.exits]
