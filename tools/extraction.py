@@ -1,5 +1,4 @@
 """Mails as structured extraction: a prompt that shows a shortened mail, a completion that is JSON of what stands in it.
-from eecompile.calibrate.documents import share_of
 
 Every completion is computed from its prompt by Python's mail parser and by regular expressions, so each value stands
 literally in the prompt. Which of the fixed schemas a mail is asked for, and which split it belongs to, follows from the

@@ -19,10 +19,16 @@ import distilling
 import torch
 from click.testing import CliRunner
 from eecompile_training.config import merge
-from eecompile_training.distill import distill, train_file
+from eecompile_training.data import IGNORED
+from eecompile_training.distill import distill, open_task, train_file
 from eecompile_training.distill_config import DistillConfig
+from eecompile_training.distillation import Distillation
+from eecompile_training.distilled import StepPlan
 from eecompile_training.recipes import RECIPES
 from eecompile_training.runs import Run
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+from torch.nn import functional
 
 from eecompile.cli import main
 from eecompile.errors import NumericError, UsageError
@@ -41,6 +47,7 @@ EVERYTHING = {  # every kind of loss at once, and what draws at random
         "hidden": {"map": {"kind": "dynamic", "every": 4}},
         "attention": {"weight": 0.1},
         "to_final": {"weight": 0.5},
+        "anchor": {"ce": 0.1, "every": 1},
         "gates": 1.0,
     },
 }
@@ -228,3 +235,50 @@ def test_ways_to_save_memory_train_the_same_model_roughly(tmp_path: Path, change
     assert [line["loss"] for line in saved if "loss" in line] == pytest.approx(
         [line["loss"] for line in plain if "loss" in line], rel=tolerance
     )
+
+
+def test_lora_in_the_first_layers_leaves_the_others_alone(tmp_path: Path) -> None:
+    run(tmp_path, tune={"layers": 2, "lora": {"rank": 2}}, steps=3)
+    after = tensors(tmp_path / "run" / "student")
+    before = tiny.weights(tiny.config(tie_word_embeddings=True), gain=distilling.GAIN)
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert changed == {n for n in before if (".layers.0." in n or ".layers.1." in n) and "norm" not in n}
+
+
+def test_exits_of_the_checkpoint_go_on(tmp_path: Path) -> None:
+    run(tmp_path, steps=4)
+    own = tmp_path / "run" / "student"
+    rest = {"model": str(own), "output": str(tmp_path / "on"), "optimizer": {"lr": 1e-9}, "steps": 1}
+    run(tmp_path, **rest, exits={"start": "checkpoint", "gates": ["learned"]})
+    first, second = (load_file(path / "early_exit.safetensors") for path in (own, tmp_path / "on" / "student"))
+    assert all(np.allclose(first[name], second[name], rtol=0, atol=1e-7) for name in first)
+    assert not np.allclose(first["exit.1.adapter.weight"], np.eye(len(first["exit.1.adapter.weight"])), atol=1e-4)
+    with pytest.raises(UsageError, match="the checkpoint has no exit"):
+        run(tmp_path, **(rest | {"output": str(tmp_path / "no")}), exits={"start": "checkpoint", "at": [1, 2]})
+    with pytest.raises(ValidationError, match="the same student"):
+        run(tmp_path, exits={"start": "checkpoint"}, student={"kind": "layers", "count": 2})
+
+
+def test_an_anchor_asks_about_prompts_alone(tmp_path: Path) -> None:
+    losses = {"task": 0.0, "exits": None, "anchor": {"kl": 1.0, "ce": 0.5, "every": 2}}
+    task, _ = open_task(DistillConfig.model_validate(distilling.config(tmp_path, losses=losses)), torch.device("cpu"))
+    assert isinstance(task, Distillation)
+    module, batch = task.module, task.data.train.batch([0, 1, 2])
+    assert module.teacher is not None
+    with torch.no_grad():
+        module.backbone.model.model.layers[0].mlp.up_proj.weight.add_(0.05)
+    batch.targets[:, :7] = IGNORED  # a prompt of eight tokens: places 0, 2, 4 and 6 are asked
+    assert batch.anchored(2).nonzero()[:, 1].tolist() == [0, 2, 4, 6] * 3
+    plan = StepPlan(task.config.losses, anchored=12)
+    value, parts = module(batch, plan)
+    ours, theirs = (m.logits(m(batch.ids, []).finished)[:, 0:7:2] for m in (module.backbone, module.teacher))
+    kl = functional.kl_div(ours.log_softmax(-1), theirs.softmax(-1), reduction="sum") / 12
+    ce = functional.cross_entropy(ours.flatten(0, 1), batch.ids[:, 1:8:2].flatten())
+    assert float(kl) > 1e-4
+    assert parts["anchor.kl"].item() == pytest.approx(kl.item(), rel=1e-4)
+    assert parts["anchor.ce"].item() == pytest.approx(ce.item(), rel=1e-4)
+    assert value.item() == pytest.approx(kl.item() + 0.5 * ce.item(), rel=1e-4)
+    value.backward()
+    assert module.backbone.model.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
+    with pytest.raises(ValidationError, match="needs a weight"):
+        DistillConfig.model_validate(distilling.config(tmp_path, losses={"anchor": {"kl": 0.0}}))

@@ -9,12 +9,12 @@ import torch
 
 from eecompile.errors import UsageError
 from eecompile.student.exits import EarlyExit
-from eecompile.student.student import open_student
+from eecompile.student.student import Student, open_student
 from eecompile_training.backbone import Backbone, codec_of, open_backbone, save_backbone
 from eecompile_training.data import TrainingData
 from eecompile_training.distill_config import DistillConfig, SameStudent
 from eecompile_training.distilled import Distilled
-from eecompile_training.exits import TorchExits, new_exits
+from eecompile_training.exits import GATES, TorchExits, new_exits, read_exits
 from eecompile_training.layer_maps import mapped_layers
 from eecompile_training.lora import add_lora
 from eecompile_training.select import new_student
@@ -27,7 +27,7 @@ def open_module(config: DistillConfig, data: TrainingData, device: torch.device)
     backbone, exits = open_begun(config, data, eager)
     teacher = open_teacher(config, backbone, eager)
     projected = [] if teacher is None else projected_layers(config, backbone, teacher, exits.schema)
-    lora = None if config.tune.lora is None else add_lora(backbone.model, config.tune.lora, config.seed)
+    lora = None if config.tune.lora is None else add_lora(backbone.model, config.tune, config.seed)
     if config.gradient_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     frequent = data.train.frequent
@@ -41,7 +41,9 @@ def open_begun(config: DistillConfig, data: TrainingData, eager: bool) -> tuple[
     """The student that the config asks for, and its exits, before training."""
     schema = config.exits.schema_with(data.train.frequent)
     if isinstance(config.student, SameStudent):
-        return open_backbone(config.model, eager=eager), begun_exits(schema, config.model, config.seed)
+        return open_backbone(config.model, eager=eager), begun_exits(
+            schema, config.model, config.seed, own=config.exits.start == "checkpoint"
+        )
     with tempfile.TemporaryDirectory(prefix="eecompile-student-") as folder:
         first = Path(folder) / "student"
         whole = open_backbone(config.model)
@@ -49,15 +51,29 @@ def open_begun(config: DistillConfig, data: TrainingData, eager: bool) -> tuple[
         return open_backbone(first, eager=eager), begun_exits(schema, first, config.seed)
 
 
-def begun_exits(schema: EarlyExit, path: Path, seed: int) -> TorchExits:
-    """New exits for the checkpoint at `path`; raises UsageError for one that is not before the last layer."""
+def begun_exits(schema: EarlyExit, path: Path, seed: int, *, own: bool = False) -> TorchExits:
+    """Exits for the checkpoint at `path`, new ones or with the tensors of its `own`; raises UsageError for one that is
+    not before the last layer, or whose adapter the checkpoint lacks."""
     student = open_student(path)
     layers = student.spec.layers
     outside = [e.depth for e in schema.exits if e.depth >= layers]
     if outside:
         mend = f"exits are after 1 to {layers - 1} layers"
         raise UsageError(f"exit {outside[0]} is not before the last of {layers} layers", where="exits.at", mend=mend)
-    return new_exits(schema, student, seed)
+    exits = new_exits(schema, student, seed)
+    return exits_of_checkpoint(exits, student) if own else exits
+
+
+def exits_of_checkpoint(exits: TorchExits, student: Student) -> TorchExits:
+    """The same with every tensor that the checkpoint's own exits have; gates and heads that it lacks begin anew."""
+    new, own = exits.tensors(), read_exits(student).tensors()
+    parts = {name: name.split(".")[2] for name in new if name.startswith("exit.")}
+    needed = [name for name, part in parts.items() if part not in GATES]
+    taken = {name: own[name] for name in new if name in own and own[name].shape == new[name].shape}
+    if lacking := [name for name in needed if name not in taken]:
+        mend = "fit the same exits with `eecompile exits` first, or leave exits.start out"
+        raise UsageError(f"the checkpoint has no {lacking[0]}", where=str(student.path), mend=mend)
+    return TorchExits(exits.schema, student.spec, {**new, **taken})
 
 
 def open_teacher(config: DistillConfig, backbone: Backbone, eager: bool) -> Backbone | None:

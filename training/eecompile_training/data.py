@@ -44,6 +44,12 @@ class Batch:
         """Predictions that count."""
         return int((self.targets != IGNORED).sum())
 
+    def anchored(self, every: int) -> torch.Tensor:
+        """bool [B, T]: of the places that a token follows but whose prediction does not count, every `every`-th."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        followed = torch.nn.functional.pad(self.mask[:, 1:], (0, 1))
+        return followed & (self.targets == IGNORED) & (places % every == 0)
+
     def part(self, start: int, stop: int) -> "Batch":
         """Rows from `start` to before `stop`."""
         return Batch(self.ids[start:stop], self.mask[start:stop], self.targets[start:stop])

@@ -121,6 +121,22 @@ class ToFinal(Strict):
     kind: Literal["cosine", "mse"] = "cosine"
 
 
+class Anchor(Strict):
+    """Holds the last layer where it was on tokens that nothing else asks about, the prompts of `loss_on: completion`:
+    kl times forward KL against the teacher plus ce times cross-entropy of the token that follows, at every `every`-th
+    place of a row. What was learnt before is forgotten the slower for it."""
+
+    kl: Weight = 1.0
+    ce: Weight = 0.0
+    every: Count = 4
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if not (self.kl or self.ce):
+            raise ValueError("an anchor needs a weight: kl, ce or both")
+        return self
+
+
 class Losses(Strict):
     """task: cross-entropy of the last layer; last_kl: its KL against the teacher; gates: learned gates and predictors
     learn whether their exit agrees with the last layer, on detached states."""
@@ -132,13 +148,15 @@ class Losses(Strict):
     hidden: HiddenLoss | None = None
     attention: AttentionLoss | None = None
     to_final: ToFinal | None = None
+    anchor: Anchor | None = None
     gates: Weight = 0.0
 
     @property
     def needs_teacher(self) -> bool:
         """Whether anything is held against a teacher."""
         of = [part.of for part in (self.exits, self.hidden) if part is not None]
-        return bool(self.last_kl) or self.attention is not None or "teacher" in of
+        anchored = self.anchor is not None and bool(self.anchor.kl)
+        return anchored or bool(self.last_kl) or self.attention is not None or "teacher" in of
 
 
 class Curriculum(Strict):
@@ -166,7 +184,7 @@ class Lora(Strict):
 
 class Tune(Strict):
     """What is trained. layers: of the backbone only the first so many (None: all). embeddings: those, and a tied head.
-    lora: in place of the backbone's own weights."""
+    lora: in place of the weights of those layers."""
 
     backbone: bool = True
     exits: bool = True
@@ -205,6 +223,8 @@ class DistillConfig(RunConfig):
             raise ValueError("the second stage is a part of `steps`")
         if self.second is not None and (self.second.tune.lora is None) != (self.tune.lora is None):
             raise ValueError("both stages have LoRA, or neither")
+        if self.exits.start == "checkpoint" and self.student.kind != "same":
+            raise ValueError("exits of the checkpoint go on only in the same student")
         explicit = [s.exits.weights for s in self.stages if s.exits is not None and s.exits.weights is not None]
         if any(len(weights) != len(self.exits.at) for weights in explicit):
             raise ValueError("there is one weight for each exit")

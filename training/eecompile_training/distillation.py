@@ -50,7 +50,8 @@ class Distillation:
         batch = self.data.train.batch(rows)
         weights, last = self._weights(stage, step)
         hidden, attention = (self._map(loss, step, batch) for loss in (losses.hidden, losses.attention))
-        counts = max(1, batch.counted), int(batch.mask.sum())
+        anchored = 0 if losses.anchor is None else int(batch.anchored(losses.anchor.every).sum())
+        counts = max(1, batch.counted), int(batch.mask.sum()), max(1, anchored)
         return batch, StepPlan(losses, weights, last, hidden, attention, *counts, self._dropped(step, len(rows)))
 
     def part(self, plan: StepPlan, start: int, stop: int) -> StepPlan:

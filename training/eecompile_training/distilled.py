@@ -15,12 +15,12 @@ from eecompile.student.model import DecoderSpec
 from eecompile_training.backbone import Backbone, States, head_logits
 from eecompile_training.data import IGNORED, Batch
 from eecompile_training.decoder_math import finish_logits
-from eecompile_training.distill_config import Losses
+from eecompile_training.distill_config import Anchor, Losses
 from eecompile_training.exits import TorchExits
 from eecompile_training.gates import gates_loss
 from eecompile_training.losses import HeadTerm, attention_loss, head_losses, hidden_loss
 
-LAST = "last"
+LAST, ANCHOR = "last", "anchor"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Point:
 @dataclass(frozen=True)
 class StepPlan:
     """What a step does. weights: of the exits that are on, and the last layer's. hidden, attention: layer maps.
-    predictions, tokens: of the step's whole batch. dropped: bool [L, B] of these rows."""
+    predictions, tokens, anchored: of the step's whole batch. dropped: bool [L, B] of these rows."""
 
     losses: Losses
     weights: Mapping[Point, float] = field(default_factory=dict)
@@ -48,6 +48,7 @@ class StepPlan:
     attention: Mapping[int, int] = field(default_factory=dict)
     predictions: int = 1
     tokens: int = 1
+    anchored: int = 1
     dropped: Tensor | None = None
 
 
@@ -79,6 +80,8 @@ class Distilled(nn.Module):
         states = self.backbone(batch.ids, sorted(depths), dropped=plan.dropped, attentions=eager)
         taught = self._taught(batch, plan)
         found = [self._heads(batch, plan, states, taught), self._layers(batch, plan, states, taught)]
+        if losses.anchor is not None:
+            found.append(self._anchor(losses.anchor, batch, plan, states, taught))
         if losses.gates:
             value = gates_loss(self.backbone, self.exits, states, batch, plan.predictions, self.chunk)
             found.append((losses.gates * value, {"gates": value}))
@@ -134,9 +137,29 @@ class Distilled(nn.Module):
                 total, parts[f"{point.name}.to_final"] = total + final.weight * value, value
         return total, parts
 
+    def _anchor(
+        self, anchor: Anchor, batch: Batch, plan: StepPlan, states: States, taught: States | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last layer on tokens that no other loss asks about."""
+        rows = batch.anchored(anchor.every)
+        backbone, teacher = self.backbone, self.teacher
+        theirs = None if taught is None else taught.finished[rows]
+        full, head = partial(_full_logits, backbone), self._head()
+        term = HeadTerm(ANCHOR, states.finished[rows], full, head, anchor.ce, anchor.kl, of="teacher", is_own=True)
+        found = head_losses(
+            [term], batch.ids.roll(-1, 1)[rows], plan.anchored, own=backbone.logits,
+            teacher=None if teacher is None or theirs is None else lambda part: teacher.logits(theirs[part]),
+            chunk=self.chunk,
+        )  # fmt: skip
+        return found.total, found.parts
+
+    def _head(self) -> tuple[Tensor, ...]:
+        head = self.backbone.head
+        return (head.weight, *([] if head.bias is None else [head.bias]))
+
     def _terms(self, plan: StepPlan, finished: Tensor, ready: Mapping[Point, Tensor]) -> list[HeadTerm]:
         losses, exits = plan.losses, plan.losses.exits
-        head = (self.backbone.head.weight, *([] if self.backbone.head.bias is None else [self.backbone.head.bias]))
+        head = self._head()
         full = partial(_full_logits, self.backbone)
         terms = []
         task = losses.task * plan.last

@@ -20,10 +20,12 @@ DRAFTS: dict[Criterion, float] = {  # where drafts begin before anything is cali
 
 class ExitsConfig(Strict):
     """Exits after the layers `at`. gates: None is max_prob, of a regression delta. units: of a learned gate. rank: of a
-    low-rank head; shortlist: tokens of a shortlist head, the most frequent of the rows to train on."""
+    low-rank head; shortlist: tokens of a shortlist head, the most frequent of the rows to train on. start: new,
+    adapters change nothing, or with the checkpoint's own exits, as `eecompile exits` has fitted them."""
 
     at: Annotated[list[Layer], Field(min_length=1, max_length=c.MAX_EXITS)]
     adapter: Literal["norm", "affine", "mlp", "layer", "classifier"] = "affine"
+    start: Literal["new", "checkpoint"] = "new"
     placement: Literal["pre", "post"] = "post"
     gates: Annotated[list[Criterion], Field(min_length=1, max_length=4)] | None = None
     units: Annotated[int, Field(ge=1, le=4096)] = 32
