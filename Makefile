@@ -47,7 +47,7 @@ build/inputs/.mails: $(VENV)/base.stamp tools/inputs.py tools/encoder_inputs.py 
 	touch $@
 
 build/inputs/.extraction: $(VENV)/base.stamp build/inputs/.done tools/inputs.py tools/extraction.py ## needs npm
-	$(BIN)/python tools/inputs.py --out build/inputs extraction
+	$(BIN)/python tools/inputs.py --out build/inputs extraction general brown
 	touch $@
 
 $(BIN)/python:

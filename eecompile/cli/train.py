@@ -64,6 +64,39 @@ def training_module(name: str) -> Any:
         raise MissingBackend(f"training needs {missing}", mend="pip install eecompile[train]") from e
 
 
+@train.command("judge")
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CKPT...")
+@click.option("--data", multiple=True, required=True, metavar="[NAME=]FILE", help="Documents that it has not seen.")
+@click.option("--documents", type=click.IntRange(1), default=64, show_default=True, help="Of each file at most.")
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Of a continuation at most.")
+@JSON
+@user_faults
+def judge(checkpoints: tuple[Path, ...], data: tuple[str, ...], documents: int, tokens: int, as_json: bool) -> None:
+    """Say what the exits of each CKPT are worth on documents: agreement, calibration error, perplexity."""
+    module = training_module("judge")
+    files = dict(_named(word) for word in data)
+    found = {}
+    with stages("train judge") as begin:
+        for path in checkpoints:
+            found[str(path)] = module.judge(path, files, documents=documents, tokens=tokens, progress=begin)
+    if as_json:
+        print_json(found)
+        return
+    columns = ("agreement", "ece", "perplexity")
+    rows = [
+        [path, name, place, *(f"{figures[c]:.4f}" if c in figures else "" for c in columns)]
+        for path, slices in found.items()
+        for name, slice_ in slices.items()
+        for place, figures in slice_["exits"].items()
+    ]
+    print_table("", ["checkpoint", "documents", "exit", *columns], rows)
+
+
+def _named(word: str) -> tuple[str, Path]:
+    name, _, file = word.rpartition("=")
+    return name or Path(file).stem, Path(file)
+
+
 for _verb, (_module, _help) in TRAININGS.items():
     train.add_command(_training(_verb, _module, _help))
 COMMANDS = (train,)
