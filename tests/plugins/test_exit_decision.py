@@ -1,4 +1,4 @@
-"""The exit decision's C++: its arithmetic against float64, the ONNX function and the host rule; its kernels compiled."""
+"""The exit decision's C++: its arithmetic against float64, the ONNX function and the host rule; its kernels compile."""
 
 import re
 import shutil
