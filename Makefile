@@ -3,8 +3,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+NVCC ?= nvcc
+PLUGIN_SMS := 80 86 87 89 90 100 110 120
 
-.PHONY: demo classifier test check inputs bench bench-encoders memory clean
+.PHONY: demo classifier test check inputs bench bench-encoders memory plugin clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
@@ -33,6 +35,14 @@ bench-encoders: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ##
 
 memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
 	$(BIN)/python -m pytest -m slow
+
+plugin: build/plugin/exit_decision.o ## the exit decision's kernels for every GPU that targets name; needs nvcc
+
+build/plugin/exit_decision.o: $(wildcard eecompile/plugins/exit_decision/*)
+	@command -v $(NVCC) >/dev/null || { echo "$(NVCC) not found: install the CUDA toolkit (>= 13.0), or name it: make plugin NVCC=/path/to/nvcc" >&2; exit 3; }
+	mkdir -p $(@D)
+	$(NVCC) -O3 -std=c++17 -Xcompiler -fPIC $(foreach sm,$(PLUGIN_SMS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
+		-c eecompile/plugins/exit_decision/kernel.cu -o $@
 
 build/inputs/.done: $(VENV)/base.stamp tools/inputs.py
 	$(BIN)/python tools/inputs.py --out build/inputs
