@@ -18,7 +18,7 @@ from eecompile.bench.peers import PEERS, PeerSetup
 from eecompile.bench.peers.process import PeerProcess
 from eecompile.bench.profile import device_name
 from eecompile.bench.prompts import prompt_ids
-from eecompile.bench.results import BenchResult, Machine, PeerResult, UncutResult
+from eecompile.bench.results import BenchResult, BesideResult, Machine, PeerResult, UncutResult
 from eecompile.bench.runs import Contender, Ids, ModeContender, PeerFailed, Rounds, UncutContender, alternate
 from eecompile.bench.summary import Runs, decoded, equal_tokens, graph_times, mode_result, speed
 from eecompile.bench.tables import bench_tables
@@ -30,7 +30,7 @@ from eecompile.runtime.prompts import Prompt
 __all__ = ["bench_tables", "peak_memory_mb", "run_bench"]
 
 Progress = Callable[[str], None]
-UNCUT = "uncut"
+UNCUT, BESIDE = "uncut", "beside "
 PEER_FOLDER = Path("build/peers")
 MEMORY_INCLUDES = (
     "Python, the bundle's graphs and a session of every mode with its own cache; not the uncut graph, not the peers"
@@ -40,14 +40,16 @@ MEMORY_INCLUDES = (
 def run_bench(
     bundle: Bundle, prompts: Path | Sequence[Prompt] | None = None, *, max_new_tokens: int = 64, rounds: int = 3,
     peers: Sequence[str] = (), checkpoint: Path | None = None, gguf: Path | None = None, batch: int | None = None,
-    kv: bool = False, workdir: Path = PEER_FOLDER, progress: Progress = lambda stage: None,
+    kv: bool = False, beside: Bundle | None = None, workdir: Path = PEER_FOLDER,
+    progress: Progress = lambda stage: None,
 ) -> BenchResult:  # fmt: skip
     """Measure the bundle in this process and each peer in one of its own, greedily, end-of-sequence ignored.
 
     prompts: texts or token ids, a file of them, or None for a few built-in ones. max_new_tokens: of each prompt, at
     least 2. peers: names in PEERS; those that are not installed are reported as skipped. checkpoint: the peers' model
     in Hugging Face form; gguf: llama.cpp's. batch: also run so many sequences
-    side by side. kv: also compare the rules for skipped layers. workdir: where peers keep what they convert.
+    side by side. kv: also compare the rules for skipped layers. beside: another bundle of the same tokens, its modes in
+    the same rounds. workdir: where peers keep what they convert.
     A mode that the bundle refuses (confident without a calibration) is reported as refused.
     Raises UsageError for unknown peers and prompts that cannot be used or do not fit, NumericError.
     """
@@ -59,6 +61,8 @@ def run_bench(
     if bundle.manifest.graphs.reference is not None:
         contenders[UNCUT] = UncutContender(bundle)
         _warm_up({UNCUT: contenders[UNCUT]}, ids[0], max_new_tokens, progress)
+    others = {} if beside is None else _beside(bundle, beside)
+    _warm_up(others, ids[0], max_new_tokens, progress)
     setup = PeerSetup(
         checkpoint, gguf, bundle.manifest.precision, bundle.threads, bundle.manifest.model.context, workdir
     )
@@ -67,14 +71,14 @@ def run_bench(
             started, skipped = _start_peers(peers, setup, stack, ids[0], max_new_tokens, progress)
         else:
             started, skipped = {}, dict.fromkeys(peers, "runs decoder-only models here, not encoder-decoders")
-        found = alternate({**contenders, **started}, ids, max_new_tokens, rounds, progress)
+        found = alternate({**contenders, **others, **started}, ids, max_new_tokens, rounds, progress)
     if not decoded(found.runs["full"][0]):
         raise UsageError("the policy's budget ends every request at its first token", mend="raise the budget")
     progress("agreement")
     agreed = agreements(bundle, ids, [run.ids for run in found.runs["full"][0]])
     result = _result(bundle, found, agreed, ids, memory, refused, {**skipped, **found.failed}, started, max_new_tokens)
     run: dict[str, Any] = {"max_new_tokens": max_new_tokens, "rounds": rounds, "progress": progress}
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {} if beside is None else {"beside": _beside_results(beside, found, ids)}
     if batch is not None:
         more["batch"] = bench_batch(bundle, ids, list(result.modes), slots=batch, **run)
     if kv:
@@ -114,6 +118,34 @@ def _modes(bundle: Bundle) -> tuple[dict[str, Contender], dict[str, str]]:
         except Uncalibrated as e:
             refused[mode] = e.what
     return contenders, refused
+
+
+def _beside(bundle: Bundle, other: Bundle) -> dict[str, Contender]:
+    """Another bundle's modes, by their names here."""
+    if other.manifest.task != c.CAUSAL_LM or other.manifest.model.vocab != bundle.manifest.model.vocab:
+        what, where = "the other bundle has other tokens", str(other.files.path)
+        raise UsageError(what, where=where, mend="compare bundles of the same model")
+    return {f"{BESIDE}{mode}": contender for mode, contender in _modes(other)[0].items()}
+
+
+def _beside_results(other: Bundle, found: Rounds, prompts: Sequence[Ids]) -> dict[str, BesideResult]:
+    full = found.runs["full"]
+    agreed = agreements(other, prompts, [run.ids for run in full[0]])
+    results = {}
+    for mode in c.MODES:
+        own, its = found.runs.get(mode), found.runs.get(f"{BESIDE}{mode}")
+        if own is None or its is None:
+            continue
+        measured = speed(its)
+        equal, total = agreed[mode] if mode in agreed else equal_tokens(its[0], full[0])
+        results[mode] = BesideResult(
+            tokens_per_second=measured.tokens_per_second,
+            round_seconds=measured.seconds,
+            speed_ratio=measured.tokens_per_second / speed(own).tokens_per_second,
+            speedup=measured.tokens_per_second / speed(full).tokens_per_second,
+            agreement=equal / total,
+        )
+    return results
 
 
 def _warm_up(contenders: dict[str, Contender], prompt: Ids, tokens: int, progress: Progress) -> None:

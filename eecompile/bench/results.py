@@ -66,6 +66,18 @@ class PeerResult(Strict):
     note: Text = ""
 
 
+class BesideResult(Strict):
+    """A mode of another bundle over the same prompts in the same rounds. speed_ratio: its tokens per second over those
+    of the measured bundle in that mode; speedup: over the measured bundle's full depth. agreement: of its policy with
+    the measured bundle's full depth."""
+
+    tokens_per_second: Positive
+    round_seconds: Rounds
+    speed_ratio: Positive
+    speedup: Positive
+    agreement: Share
+
+
 class GraphTime(Strict):
     """Median seconds of one decoding pass of a graph over `rows` rows, in the engine alone."""
 
@@ -143,7 +155,8 @@ class BenchResult(Strict):
     """The result of `run_bench`. `modes` lacks the modes in `refused`, `peers` those in `skipped`; both say why.
 
     core, policy: digests of what was measured. chain_over_uncut: time of the segments at full depth over that of the
-    uncut graph. peak_memory_mb: most resident memory (10^6 bytes) of this process when all modes had run once.
+    uncut graph. peak_memory_mb: most resident memory (10^6 bytes) of this process when all modes had run once. beside:
+    the modes that another bundle has as well.
     """
 
     kind: Literal["bench"] = "bench"
@@ -169,3 +182,4 @@ class BenchResult(Strict):
     skipped: dict[Name, Text]
     batch: BatchResult | None = None
     kv: KVResult | None = None
+    beside: dict[Name, BesideResult] = Field(default_factory=dict)

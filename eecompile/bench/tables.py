@@ -9,7 +9,7 @@ Table: TypeAlias = tuple[str, list[str], list[list[Any]]]  # title, columns, row
 
 def bench_tables(result: BenchResult) -> list[Table]:
     """The modes; sequences side by side, K/V rules, the uncut graph and peers, where measured; each graph's time."""
-    tables = (_modes(result), _batch(result), _rules(result), _others(result), _graphs(result))
+    tables = (_modes(result), _batch(result), _rules(result), _beside(result), _others(result), _graphs(result))
     return [table for table in tables if table[2]]
 
 
@@ -59,6 +59,14 @@ def _rules(result: BenchResult) -> Table:
     ]  # fmt: skip
     title = f"rules for skipped layers, tokens leaving after {found.layer if found else 0} layers"
     return title, ["rule", "pending", "tokens/s", "agreement", "perplexity", "tokens"], rows
+
+
+def _beside(result: BenchResult) -> Table:
+    rows: list[list[Any]] = [
+        [mode, f"{b.tokens_per_second:.1f}", f"{b.speed_ratio:.2f}x", f"{b.speedup:.2f}x", f"{b.agreement:.2%}"]
+        for mode, b in result.beside.items()
+    ]
+    return "the other bundle", ["mode", "tokens/s", "over this one's", "speed-up", "agreement"], rows
 
 
 def _others(result: BenchResult) -> Table:

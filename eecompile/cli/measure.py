@@ -43,12 +43,13 @@ def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: 
 @click.option("--gguf", type=click.Path(path_type=Path), help="llama.cpp's model.")
 @click.option("--kv", is_flag=True, help="Also compare the rules for skipped layers.")
 @click.option("--batch", type=int, help="Also run so many sequences side by side.")
+@click.option("--beside", type=click.Path(path_type=Path), help="Another bundle of the model, in the same rounds.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the processors at hand.")
 @JSON
 @user_faults
 def bench(
     bundle: Path, prompts: Path | None, max_new_tokens: int, rounds: int, against: str, checkpoint: Path | None,
-    gguf: Path | None, batch: int | None, kv: bool, threads: int | None,
+    gguf: Path | None, batch: int | None, kv: bool, beside: Path | None, threads: int | None,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Measure BUNDLE: speed, quality against full depth, and the work saved, for each mode and for peers."""
@@ -58,7 +59,7 @@ def bench(
 
     opened = Bundle.open(bundle, threads=threads)
     if opened.manifest.task != c.CAUSAL_LM:
-        refuse_given("max_new_tokens", "against", "checkpoint", "gguf", "batch")
+        refuse_given("max_new_tokens", "against", "checkpoint", "gguf", "batch", "beside")
         with stages("bench") as begin:
             found = run_classifier_bench(opened, prompts, rounds=rounds, progress=begin)
         if as_json:
@@ -71,7 +72,8 @@ def bench(
     with stages("bench") as begin:
         result = run_bench(
             opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, peers=peers, checkpoint=checkpoint,
-            gguf=gguf, batch=batch, kv=kv, progress=begin,
+            gguf=gguf, batch=batch, kv=kv, beside=None if beside is None else Bundle.open(beside, threads=threads),
+            progress=begin,
         )  # fmt: skip
     if as_json:
         print_json(result.model_dump(mode="json"))

@@ -1,6 +1,7 @@
-"""The main job on a real model, as a user would type it: fit exits, build, generate in every mode, measure, report.
+"""The main job on a real model, as a user would type it: a student that leaves early, built, run in every mode, measured.
 
-Run by `make demo`, from the repository's root; needs `make inputs`.
+The student is SmolLM2 with the few MB that samples/05_train trained: it extracts fields from mails as JSON. Run by
+`make demo`, from the repository's root; needs `make inputs`.
 """
 
 import json
@@ -8,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODEL, TEXT = Path("build/inputs/smollm2"), Path("build/inputs/texts/gsm8k.jsonl")
+MODEL, PARTS = Path("build/inputs/smollm2"), Path("samples/05_train/student")
+MAILS = Path("samples/05_train/mails.jsonl")
 STUDENT, BUNDLE = Path("build/demo/student"), Path("build/demo/bundle")
-EXITS = "22,26"
-QUESTION = "What is the capital of France, and what is it known for?"
-TOKENS = "48"
+TOKENS = "96"
 
 
 def eecompile(*arguments: object, quiet: bool = False) -> str:
@@ -36,21 +36,17 @@ def histogram(exit_layers: dict[str, int]) -> None:
 
 
 def main() -> None:
-    """The whole job; a student that was fitted before is used again."""
+    """The whole job; a student that was merged before is used again."""
     if not (STUDENT / "early_exit.json").exists():
-        eecompile("exits", MODEL, "--at", EXITS, "--fit", TEXT, "--risk", 0.1, "--limit", 240, "-o", STUDENT)
+        eecompile("merge", MODEL, PARTS, "-o", STUDENT)
     eecompile("build", STUDENT, "--target", "cpu", "-o", BUNDLE)
+    mail = json.loads(MAILS.read_text(encoding="utf-8").splitlines()[0])["prompt"]
     for mode in ("full", "confident", "exact"):
-        eecompile("run", BUNDLE, QUESTION, "--mode", mode, "--max-new-tokens", TOKENS)
-
-    print("\nExact mode with exits that draft too boldly: slower, and still the same text.")
-    bold = [f"{layer}:{gate}=0.2" for layer in EXITS.split(",") for gate in ("learned", "max_prob")]
-    thresholds = [word for value in bold for word in ("--threshold", value)]
-    eecompile("run", BUNDLE, QUESTION, "--mode", "exact", "--max-new-tokens", TOKENS, *thresholds)
+        eecompile("run", BUNDLE, mail, "--mode", mode, "--max-new-tokens", TOKENS)
 
     print("\nSpeed, quality and saved work, measured in alternating rounds:")
-    result = json.loads(eecompile("bench", BUNDLE, "--rounds", 3, "--max-new-tokens", TOKENS, "--json", quiet=True))
-    for name, mode in result["modes"].items():
+    bench = ("bench", BUNDLE, "--prompts", MAILS, "--rounds", 3, "--max-new-tokens", TOKENS, "--json")
+    for name, mode in json.loads(eecompile(*bench, quiet=True))["modes"].items():
         print(
             f"\n{name}: {mode['tokens_per_second']:.1f} tokens/s, {mode['speedup']:.2f}x full depth "
             f"(ideal {mode['ideal_speedup']:.2f}x), agreement {mode['agreement']:.1%}"

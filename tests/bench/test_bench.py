@@ -87,6 +87,21 @@ def test_confident_mode_without_a_calibration_is_refused_and_the_rest_runs(sourc
     assert any("refused: no calibration" in str(row) for row in bench_tables(found)[0][2])
 
 
+def test_another_bundle_takes_turns(exiting: Bundle, source: Path, tmp_path: Path) -> None:
+    other = open_exits(tmp_path / "other", source, 0.2)
+    found = run_bench(exiting, PROMPTS, max_new_tokens=12, rounds=2, beside=other)
+    assert set(found.beside) == {"full", "confident", "exact"}
+    assert found.beside["full"].agreement == found.beside["exact"].agreement == 1
+    alone = run_bench(other, PROMPTS, max_new_tokens=12, rounds=1)
+    assert found.beside["confident"].agreement == alone.modes["confident"].agreement
+    for mode_, its in found.beside.items():
+        assert its.speed_ratio == pytest.approx(its.tokens_per_second / found.modes[mode_].tokens_per_second)
+    assert any(title == "the other bundle" for title, _, _ in bench_tables(found))
+    wide = tiny.checkpoint(tmp_path / "wide", tiny.config(vocab_size=tiny.VOCAB + 8))
+    with pytest.raises(UsageError, match="other tokens"):
+        run_bench(exiting, PROMPTS, beside=open_exits(tmp_path / "wide-bundle", wide, 0.2))
+
+
 def test_a_closed_policy_is_full_depth_and_says_so(source: Path, tmp_path: Path) -> None:
     tiny.bundle_at(tmp_path / "b", source, EXITS)
     closed = with_drafts(tmp_path / "b", [None] * 3)

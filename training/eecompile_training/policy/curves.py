@@ -23,7 +23,7 @@ from eecompile_training.policy.rollouts import World
 Confidences = Sequence[Mapping[int, Float]]  # by text and exit
 THRESHOLDS: Final = 12  # of the learned gates, at quantiles of what they say
 BOUNDS: Final[tuple[tuple[Criterion, Sequence[float]], ...]] = (
-    ("max_prob", (0.2, 0.4, 0.6, 0.8)), ("margin", (0.1, 0.3, 0.6)),
+    ("max_prob", (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)), ("margin", (0.1, 0.3, 0.6)),
 )  # fmt: skip
 LEVELS: Final = (0.90, 0.95, 0.98, 0.99)
 _EVERY_SUBSET: Final = 4  # exits up to which every subset is tried
