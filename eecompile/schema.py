@@ -62,7 +62,7 @@ class GraphInfo(Strict):
 
 class RiskPoint(Strict):
     """One candidate on the path from safe to bold. `thresholds[i]` are exit i's (None: never). `risk` is the mean
-    document loss of the union of exits, `p_value` its Hoeffding-Bentkus p-value, `exit_rate` the share of tokens
+    document loss of the union of exits, `p_value` its p-value in Learn-then-Test, `exit_rate` the share of tokens
     that leave early. Of conformal risk control a document's loss is its highest up to this point, without p-value."""
 
     level: Finite

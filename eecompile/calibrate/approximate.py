@@ -61,9 +61,9 @@ def calibrate_approximate(
         ran.append((level, thresholds, runs))
         losses.append(_losses(runs, wanted))
         traces.append([_letters(run, right) for run, right in zip(runs, wanted, strict=True)][:TRACED_DOCUMENTS])
-        if not guarantee.all_pass(losses):
+        if not guarantee.all_pass(losses, shares=True):
             break
-    tested, chosen = guarantee.test(np.stack(losses, axis=1)) if losses else ([], None)
+    tested, chosen = guarantee.test(np.stack(losses, axis=1), shares=True) if losses else ([], None)
     points = [_point(*point, found, model.layers) for point, found in zip(ran, tested, strict=True)]
     return CalibrationResult(
         precision=manifest.precision,

@@ -98,7 +98,7 @@ def calibrate_tables(
     manifest = bundle.manifest
     candidates = threshold_path(path, prices(manifest))
     losses = [table_losses(test, thresholds) for _, thresholds in candidates]
-    tested, chosen = guarantee.test(np.stack(losses, axis=1)) if losses else ([], None)
+    tested, chosen = guarantee.test(np.stack(losses, axis=1), shares=True) if losses else ([], None)
     points = [_point(test, *candidate, found) for candidate, found in zip(candidates, tested, strict=True)]
     return CalibrationResult(
         precision=manifest.precision,

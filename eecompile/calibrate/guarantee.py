@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eecompile.bundle.ranges import conformal_bound
 from eecompile.calibrate.documents import SHARES, Split
-from eecompile.calibrate.ltt import check_levels, documents_needed, fixed_sequence, hoeffding_bentkus
+from eecompile.calibrate.ltt import betting, check_levels, documents_needed, fixed_sequence, hoeffding_bentkus
 from eecompile.errors import UsageError
 from eecompile.schema import RiskPoint, Thresholds
 
@@ -78,24 +78,27 @@ class Guarantee:
             return max(1, math.ceil(1 / self.risk - 1 - 1e-9))
         return documents_needed(self.risk, self.error)
 
-    def test(self, losses: Losses) -> tuple[list[Tested], int | None]:
+    def test(self, losses: Losses, *, shares: bool = False) -> tuple[list[Tested], int | None]:
         """Every point, from safe to bold, and the index of the boldest that passes (None: none does).
 
         losses: of each test document at each point [n, points], in [0, 1]. The points may not depend on the documents.
+        shares: a loss is a share of a document's many tokens, for which betting is the stronger test, and not all or
+        nothing.
         """
         n = len(losses)
         if self.error is not None:
             means = [float(mean) for mean in losses.mean(axis=0)]
-            p_values = [hoeffding_bentkus(mean, n, self.risk) for mean in means]
+            by_mean = [] if shares else [hoeffding_bentkus(mean, n, self.risk) for mean in means]
+            p_values = [float(p) for p in betting(losses, self.risk)] if shares else by_mean
             tested = [Tested(mean, p) for mean, p in zip(means, p_values, strict=True)]
             return tested, fixed_sequence(p_values, self.error)
         means = [float(mean) for mean in np.maximum.accumulate(losses, axis=1).mean(axis=0)]
         passed = sum(mean <= conformal_bound(n, self.risk) for mean in means)  # they rise
         return [Tested(mean, None) for mean in means], passed - 1 if passed else None
 
-    def all_pass(self, losses: Sequence[Losses]) -> bool:
+    def all_pass(self, losses: Sequence[Losses], *, shares: bool = False) -> bool:
         """Whether the last of these points, each the losses of the documents [n], passes as all before it."""
-        return self.test(np.stack(losses, axis=1))[1] == len(losses) - 1
+        return self.test(np.stack(losses, axis=1), shares=shares)[1] == len(losses) - 1
 
 
 def check_enough(found: Mapping[Split, int], guarantee: Guarantee, where: Path, *, limited: bool) -> None:

@@ -1,4 +1,4 @@
-"""The main job on a real model, as a user would type it: a student that leaves early, built, run in every mode, measured.
+"""The main job on a real model, as a user would type it: a student that leaves early, built, run, measured, reported.
 
 The student is SmolLM2 with the few MB that samples/05_train trained: it extracts fields from mails as JSON. Run by
 `make demo`, from the repository's root; needs `make inputs`.

@@ -15,7 +15,7 @@ from eecompile.bench.agreement import agreements
 from eecompile.bundle.policy import change_policy, permitted_thresholds
 from eecompile.bundle.read import read_bundle
 from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
-from eecompile.calibrate.ltt import hoeffding_bentkus
+from eecompile.calibrate.ltt import betting
 from eecompile.cli import main
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime import Bundle
@@ -68,7 +68,7 @@ def test_each_point_is_what_a_session_would_lose(bundle: Path, result: Calibrati
         losses.append(np.mean(np.asarray(run.tokens) != tracer.trace(ids).final.token[1:]))
     assert len(losses) == result.documents
     assert np.mean(losses) == pytest.approx(point.risk)
-    assert point.p_value == pytest.approx(hoeffding_bentkus(point.risk, len(losses), RISK))
+    assert point.p_value == pytest.approx(betting(np.array(losses)[:, None], RISK)[0])
     assert point.p_value <= ERROR
     depths = np.concatenate([run.depths for run in found])
     assert point.mean_depth == pytest.approx(depths.mean())

@@ -308,9 +308,9 @@ def never_built(student: Any, out: Path) -> None:
 
 def test_too_few_documents_are_refused_with_the_number_needed(checkpoint: Path, tmp_path: Path) -> None:
     few = write_documents(tmp_path / "few.jsonl", count=40)
-    with pytest.raises(UsageError, match=r"of 40 documents are for testing.* needs at least 149") as caught:
+    with pytest.raises(UsageError, match=r"of 40 documents are for testing.* needs at least 150") as caught:
         fit_exits(checkpoint, AT, few, tmp_path / "s", risk=0.02, build_bundle=never_built)
-    assert "about 388 documents" in str(caught.value)
+    assert "about 390 documents" in str(caught.value)
     with pytest.raises(UsageError, match="are needed"):
         fit_exits(checkpoint, AT, write_documents(tmp_path / "15.jsonl", 15), tmp_path / "s", risk=0.6,
                   build_bundle=never_built)  # fmt: skip

@@ -46,7 +46,9 @@ class Population:
         return np.stack([np.searchsorted(row, self.boldness) for row in least]) / TOKENS
 
 
-def chosen_points(guarantee: Guarantee, population: Population, repetitions: int, by_tokens: bool = False) -> list[int]:
+def chosen_points(
+    guarantee: Guarantee, population: Population, repetitions: int, by_tokens: bool = False, shares: bool = False
+) -> list[int]:
     """The point that each repetition chooses, -1 for none. by_tokens: as if every token were a document."""
     rng, found = np.random.default_rng(0), list[int]()
     pool = population.losses(rng, 20_000)
@@ -54,7 +56,7 @@ def chosen_points(guarantee: Guarantee, population: Population, repetitions: int
         losses = pool[rng.integers(0, len(pool), DOCUMENTS)]
         if by_tokens:
             losses = np.repeat(losses, TOKENS, axis=0)  # the same means, TOKENS times as many units
-        chosen = guarantee.test(losses)[1]
+        chosen = guarantee.test(losses, shares=shares)[1]
         found.append(-1 if chosen is None else chosen)
     return found
 
@@ -73,9 +75,10 @@ def test_the_population_has_the_risks_that_it_says() -> None:
     assert between > 5, "the clusters are too weak to tell documents from tokens"
 
 
-def test_learn_then_test_breaks_its_risk_no_more_often_than_stated() -> None:
+@pytest.mark.parametrize("shares", [False, True])
+def test_learn_then_test_breaks_its_risk_no_more_often_than_stated(shares: bool) -> None:
     population = Population()
-    chosen = chosen_points(Guarantee.of("ltt", RISK, ERROR), population, REPETITIONS)
+    chosen = chosen_points(Guarantee.of("ltt", RISK, ERROR), population, REPETITIONS, shares=shares)
     broken = float((risks(chosen, population) > RISK).mean())
     assert broken <= ERROR + 3 * math.sqrt(ERROR * (1 - ERROR) / REPETITIONS)
     assert np.mean(np.array(chosen) >= 0) > 0.9, "a test that chooses nothing proves nothing"

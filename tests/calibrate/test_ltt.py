@@ -1,5 +1,6 @@
 """Learn-then-Test: p-values against exact numbers, the guarantee in simulation, the union loss under safer policies."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eecompile.calibrate.ltt import (
+    betting,
     binomial_cdf,
     documents_needed,
     fixed_sequence,
@@ -70,10 +72,32 @@ def test_p_values_are_valid_where_the_risk_is_exactly_at_the_bound(n: int, risk:
         assert float(passed) <= error
 
 
-@pytest.mark.parametrize(("risk", "documents"), [(0.02, 149), (0.05, 59), (0.1, 29)])
+@pytest.mark.parametrize(("risk", "documents"), [(0.02, 150), (0.05, 59), (0.1, 29)])
 def test_documents_needed_is_the_least_number_that_passes_without_a_loss(risk: float, documents: int) -> None:
     assert documents_needed(risk, ERROR) == documents
-    assert hoeffding_bentkus(0.0, documents, risk) <= ERROR < hoeffding_bentkus(0.0, documents - 1, risk)
+    most = [betting(np.zeros((n, 1)), risk)[0] for n in (documents, documents - 1)]
+    assert most[0] <= ERROR < most[1]
+    assert hoeffding_bentkus(0.0, documents, risk) <= ERROR
+
+
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (0.0, 0.5, 1.0), (0.1, 0.3)])
+@pytest.mark.parametrize("documents", [1, 4, 7])
+def test_betting_is_valid_where_the_risk_is_exactly_at_the_bound(levels: tuple[float, ...], documents: int) -> None:
+    """P(p <= e) <= e over every sequence of losses of these levels, all equally likely."""
+    risk = float(np.mean(levels))
+    rows = np.array(list(itertools.product(levels, repeat=documents))).T
+    p_values = betting(rows, risk)
+    for error in (0.05, 0.3, 0.7):
+        assert np.mean(p_values <= error) <= error
+    assert (betting(np.sort(rows, axis=0), risk) <= 1).all()
+
+
+def test_betting_shows_what_all_or_nothing_could_not() -> None:
+    """500 documents of 60 tokens that lose one in a hundred, unevenly: enough for a risk of two by betting alone."""
+    rng = np.random.default_rng(0)
+    losses = rng.binomial(60, rng.beta(0.3, 0.3 / 0.01 - 0.3, size=(500, 1))) / 60
+    assert 0.008 < losses.mean() < 0.012
+    assert betting(losses, 0.02)[0] <= ERROR < hoeffding_bentkus(float(losses.mean()), 500, 0.02)
 
 
 def test_a_risk_of_two_percent_takes_about_900_documents_that_lose_one() -> None:
