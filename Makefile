@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 NVCC ?= nvcc
 PLUGIN_SMS := 80 86 87 89 90 100 110 120
 
-.PHONY: demo classifier test check inputs bench bench-encoders memory plugin clean
+.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory plugin clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
 
 classifier: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ## an encoder from end to end, on a real model
 	$(BIN)/python samples/02_classifier/demo.py
+
+train-demo: $(VENV)/train.stamp build/inputs/.extraction ## train the student of the demo again, and measure it: up to 90 minutes
+	$(BIN)/python samples/05_train/demo.py
 
 test: $(VENV)/dev.stamp inputs build/inputs/.encoders ## every test
 	$(BIN)/python -m pytest
@@ -24,11 +27,14 @@ check: $(VENV)/dev.stamp ## style and types
 
 inputs: build/inputs/.done ## the real model and texts, fetched and converted once
 
-bench: $(VENV)/peers.stamp demo ## the figures of BENCHMARKS.md, on a quiet machine
-	$(BIN)/eecompile build build/demo/student --precision fp32 --no-profile -o build/bench/fp32
-	$(BIN)/eecompile build build/demo/student --precision int4 --no-profile -o build/bench/int4
+bench: $(VENV)/peers.stamp build/bench/student ## the figures of BENCHMARKS.md, on a quiet machine
+	$(BIN)/eecompile build build/bench/student --precision fp32 --no-profile -o build/bench/fp32
+	$(BIN)/eecompile build build/bench/student --precision int4 --no-profile -o build/bench/int4
 	$(BIN)/eecompile bench build/bench/fp32 --against genai,transformers --checkpoint build/inputs/smollm2
 	$(BIN)/eecompile bench build/bench/int4 --against genai,llama.cpp --checkpoint build/inputs/smollm2
+
+build/bench/student: | $(VENV)/base.stamp build/inputs/.done ## exits that are fitted, not trained
+	$(BIN)/eecompile exits build/inputs/smollm2 --at 22,26 --fit build/inputs/texts/gsm8k.jsonl --risk 0.1 --limit 240 -o $@
 
 bench-encoders: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ## its figures on encoders
 	$(BIN)/python tools/rampart.py
@@ -65,6 +71,11 @@ $(BIN)/python:
 
 $(VENV)/base.stamp: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/train.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[train]"
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/base.stamp

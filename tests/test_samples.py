@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tiny_encoder as te
 
+from eecompile.student.lora import merge_lora
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -47,3 +49,36 @@ def test_the_curves_of_the_benchmarks(place: Path) -> None:
     said = run("tools/rampart.py", place, *options)
     assert "| token 0.8 uncompacted | 32 |" in said
     assert "time without compaction / with it, batch 32" in said
+
+
+def test_the_configs_of_the_training_sample_are_valid() -> None:
+    pytest.importorskip("torch")
+    from eecompile_training.config import load_config
+    from eecompile_training.distill_config import DistillConfig
+    from eecompile_training.exit_settings import ExitsConfig
+    from eecompile_training.policy.settings import PolicyConfig
+    from eecompile_training.recipes import RECIPES
+
+    folder = ROOT / "samples/05_train"
+    distilled = load_config(folder / "distill.yaml", DistillConfig, RECIPES)
+    gated = load_config(folder / "exits.yaml", ExitsConfig)
+    assert distilled.exits.at == gated.at
+    assert (distilled.exits.head, distilled.exits.shortlist) == (gated.head, gated.shortlist)
+    assert load_config(folder / "policy.yaml", PolicyConfig).steps > 0
+
+
+@pytest.mark.real
+def test_the_trained_parts_make_a_student_that_leaves_early(tmp_path: Path) -> None:
+    """Merged into the real model they extract from mails, and the exit after 8 of 30 layers says so for most tokens."""
+    pytest.importorskip("torch")
+    model = ROOT / "build/inputs/smollm2"
+    if not (model / "model.safetensors").exists():
+        pytest.skip("the SmolLM2 input is not there: make inputs")
+    from eecompile_training.judge import judge
+
+    parts = ROOT / "samples/05_train/student"
+    merge_lora(model, parts, tmp_path / "student")
+    found = judge(tmp_path / "student", {"mails": ROOT / "samples/05_train/mails.jsonl"}, tokens=40)["mails"]["exits"]
+    assert found["last"]["perplexity"] < 1.3
+    assert found["after 8"]["agreement"] >= 0.7
+    assert sum(file.stat().st_size for file in parts.iterdir()) < 6e6

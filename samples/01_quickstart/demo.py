@@ -12,7 +12,7 @@ from pathlib import Path
 MODEL, PARTS = Path("build/inputs/smollm2"), Path("samples/05_train/student")
 MAILS = Path("samples/05_train/mails.jsonl")
 STUDENT, BUNDLE = Path("build/demo/student"), Path("build/demo/bundle")
-TOKENS = "96"
+LONGEST, TOKENS = "120", "44"  # of an answer; of what is measured, which does not stop where an answer ends
 
 
 def eecompile(*arguments: object, quiet: bool = False) -> str:
@@ -42,7 +42,7 @@ def main() -> None:
     eecompile("build", STUDENT, "--target", "cpu", "-o", BUNDLE)
     mail = json.loads(MAILS.read_text(encoding="utf-8").splitlines()[0])["prompt"]
     for mode in ("full", "confident", "exact"):
-        eecompile("run", BUNDLE, mail, "--mode", mode, "--max-new-tokens", TOKENS)
+        eecompile("run", BUNDLE, mail, "--mode", mode, "--max-new-tokens", LONGEST)
 
     print("\nSpeed, quality and saved work, measured in alternating rounds:")
     bench = ("bench", BUNDLE, "--prompts", MAILS, "--rounds", 3, "--max-new-tokens", TOKENS, "--json")
@@ -52,7 +52,7 @@ def main() -> None:
             f"(ideal {mode['ideal_speedup']:.2f}x), agreement {mode['agreement']:.1%}"
         )
         histogram(mode["exit_layers"])
-    eecompile("report", BUNDLE, "--rounds", 2)
+    eecompile("report", BUNDLE, "--rounds", 2, "--prompts", MAILS, "--max-new-tokens", TOKENS)
 
 
 if __name__ == "__main__":
