@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
@@ -48,8 +49,8 @@ class Watched(nn.Module):
         self._wanted: Collection[int] = ()
         self._kept: dict[int, Tensor] = {}
         self._dropped: Tensor | None = None
-        for number, layer in enumerate(self.layers, 1):
-            layer.register_forward_hook(partial(self._after, number), with_kwargs=True)
+        self._hooks: list[RemovableHandle] = []
+        self.watch()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -57,6 +58,15 @@ class Watched(nn.Module):
         found = self.model.get_submodule(self._path)
         assert isinstance(found, nn.ModuleList)
         return found
+
+    def watch(self) -> None:
+        """Listen to the layers behind every hook that they have by now; FSDP's has to see a state before it is detached."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            layer.register_forward_hook(partial(self._after, number), with_kwargs=True)
+            for number, layer in enumerate(self.layers, 1)
+        ]
 
     def run(self, at: Collection[int], dropped: Tensor | None, attentions: bool, **inputs: Any) -> States:
         """The states of `inputs` after `at` layers. dropped: bool [L, B], the layers that a row skips (its state goes
