@@ -1,6 +1,6 @@
-"""The program that test_sharding.py starts by torchrun: runs of `train distill`, and what of them a process holds.
+"""The program that test_sharding.py starts by torchrun: runs of `train distill`, and notes of what a process holds.
 
-sharded_runs.py FOLDER: every FOLDER/*.json is a config; "broken" stops after its checkpoint at step 3 and goes on.
+sharded_runs.py CONFIG.json ...; those named in STOPPED stop after a checkpoint, and "broken" then goes on.
 """
 
 import json
@@ -9,85 +9,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eecompile_training.distill import distill
+from eecompile_training import distill
 from eecompile_training.distill_config import DistillConfig
 from eecompile_training.distilled import Distilled
 from eecompile_training.loop import Loop
-from eecompile_training.runs import Run
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-STOP = 3
+STOP, STOPPED = 3, ("broken", "moved")
 
 
 class Stopped(Exception):
-    """In every process, as a kill would be."""
+    """In every process at once, as a kill would be."""
 
 
-class Watch:
-    """What a process holds of a run: local and whole sizes of parameters, teacher and moments, by name."""
+class WatchedLoop(Loop):
+    """A loop that notes what this process holds, beside the run's folder."""
 
-    def __init__(self) -> None:
-        self.sizes: dict[str, tuple[int, int]] = {}
-        self.whole_after_forward: set[str] = set()
+    def train(self) -> None:
+        """As Loop's, with a look between the passes forward and back."""
+        self.task.module.register_forward_hook(lambda *_: self._note("forward", self._parameters()))
+        super().train()
 
-    def train(self, loop: Loop) -> None:
-        module = loop.task.module
+    def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        moments = {f"{n}.{kind}": optimizer.state[p][kind] for n, p in _held(optimizer) for kind in optimizer.state[p]}
+        self._note("between", self._parameters() | {n: t for n, t in moments.items() if t.ndim})
+        super()._save(step, optimizer)
+        if step == STOP and self.run.path.name in STOPPED:
+            raise Stopped
+
+    def _parameters(self) -> dict[str, Any]:
+        module = self.task.module
         assert isinstance(module, Distilled)
-        module.register_forward_hook(lambda *_: self.look(module))
-        TRAIN(loop)
+        owned: dict[str, nn.Module | None] = {"student": module, "teacher": module.teacher}
+        named = {owner: part.named_parameters() for owner, part in owned.items() if part is not None}
+        return {f"{owner}.{name}": p for owner, found in named.items() for name, p in found}
 
-    def look(self, module: Distilled) -> None:
-        """Between the pass forward and the one back."""
-        named = [*_named(module.backbone, "student")]
-        named += [] if module.teacher is None else _named(module.teacher, "teacher")
-        self.whole_after_forward |= {name for name, p in named if not isinstance(p, DTensor)}
-
-    def save(self, loop: Loop, step: int, optimizer: torch.optim.Optimizer) -> None:
-        module = loop.task.module
-        assert isinstance(module, Distilled)
-        named = _named(module, "student") + ([] if module.teacher is None else _named(module.teacher, "teacher"))
-        named += [
-            (f"{kind}.{i}.{j}", optimizer.state[p][kind])
-            for i, group in enumerate(optimizer.param_groups)
-            for j, p in enumerate(group["params"])
-            for kind in ("exp_avg", "exp_avg_sq")
-            if kind in optimizer.state[p]
-        ]
-        self.sizes |= {name: (_local(t), t.numel()) for name, t in named}
-        SAVE(loop, step, optimizer)
+    def _note(self, when: str, tensors: dict[str, Any]) -> None:
+        """{name: [numbers here, numbers in all]}."""
+        sizes = {n: [(t.to_local() if isinstance(t, DTensor) else t).numel(), t.numel()] for n, t in tensors.items()}
+        path = self.run.path.with_suffix(f".{when}-{self.accelerator.process_index}")
+        path.write_text(json.dumps(sizes))
 
 
-def _named(module: nn.Module, owner: str) -> list[tuple[str, Any]]:
-    return [(f"{owner}.{name}", p) for name, p in module.named_parameters()]
+def _held(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    groups = enumerate(optimizer.param_groups)
+    return [
+        (f"moment.{i}.{j}", p) for i, group in groups for j, p in enumerate(group["params"]) if p in optimizer.state
+    ]
 
 
-def _local(tensor: torch.Tensor) -> int:
-    return tensor.to_local().numel() if isinstance(tensor, DTensor) else tensor.numel()
-
-
-def stop_after(run: Run, step: int, state: Any) -> None:
-    WRITE(run, step, state)
-    if step == STOP and run.path.name == "broken":
-        raise Stopped
-
-
-TRAIN, SAVE, WRITE = Loop.train, Loop._save, Run.save
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    for path in sorted(folder.glob("*.json")):
-        config, watch = DistillConfig.model_validate_json(path.read_text()), Watch()
-        Loop.train, Loop._save = (lambda loop, w=watch: w.train(loop)), (lambda *a, w=watch: w.save(*a))  # type: ignore[method-assign]
-        Run.save = stop_after  # type: ignore[method-assign]
+    for path in map(Path, sys.argv[1:]):
+        config = DistillConfig.model_validate_json(path.read_text())
+        distill.Loop = WatchedLoop  # type: ignore[misc]
         try:
-            distill(config)
+            distill.distill(config)
         except Stopped:
-            Run.save = WRITE  # type: ignore[method-assign]
+            torch.distributed.barrier()
+            distill.Loop = Loop  # type: ignore[misc]
             if path.stem == "broken":
-                torch.distributed.barrier()
-                distill(config, resume=True)
-        seen = {"sizes": watch.sizes, "whole": sorted(watch.whole_after_forward)}
-        rank = torch.distributed.get_rank()
-        (folder / f"{path.stem}.seen-{rank}").write_text(json.dumps(seen))
+                distill.distill(config, resume=True)
     torch.distributed.destroy_process_group()

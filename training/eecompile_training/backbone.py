@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
@@ -60,7 +61,7 @@ class Watched(nn.Module):
         return found
 
     def watch(self) -> None:
-        """Listen to the layers behind every hook that they have by now; FSDP's has to see a state before it is detached."""
+        """Listen to the layers behind every hook that they have by now: FSDP's sees a state before it is detached."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
@@ -74,7 +75,11 @@ class Watched(nn.Module):
         self._wanted, self._kept, self._dropped = at, {}, dropped
         out = self.model.base_model(**inputs, output_attentions=attentions)
         kept, self._wanted, self._kept = self._kept, (), {}
-        return States(kept, out.last_hidden_state, tuple(out.attentions or ()) if attentions else ())
+        maps = tuple(out.attentions or ()) if attentions else ()
+        for layer, found in zip(self.layers, maps, strict=False):
+            if isinstance(layer, FSDPModule) and found.requires_grad:  # FSDP knows of gradients by states alone
+                found.register_hook(partial(_unshard, layer))
+        return States(kept, out.last_hidden_state, maps)
 
     def _after(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Hook on the `number`-th layer. Runs again where a checkpoint recomputes, when nothing is wanted."""
@@ -87,6 +92,10 @@ class Watched(nn.Module):
         if number == self.detach_after:
             hidden = hidden.detach()
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _unshard(layer: FSDPModule, gradient: Tensor) -> None:
+    layer.unshard()
 
 
 class Backbone(Watched):

@@ -90,7 +90,7 @@ class Distilled(nn.Module):
         return total, {name: part.detach() for _, parts in found for name, part in parts.items()}
 
     def call(self, function: Callable[[], T]) -> T:
-        """`function()`, which uses parts of this module; with sharding.py these are whole meanwhile, as in `forward`."""
+        """`function()`, which uses parts of this module; sharded ones are whole meanwhile (`sharding.apart`)."""
         return function()
 
     def ready(self, point: Point, states: States) -> Tensor:

@@ -76,7 +76,9 @@ def placed_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer)
     """What `gathered` made of an optimiser's state, in shards like its parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        index: {name: placed(v, parameters[index]) if v.shape == parameters[index].shape else v for name, v in of.items()}
+        index: {
+            name: placed(v, parameters[index]) if v.shape == parameters[index].shape else v for name, v in of.items()
+        }
         for index, of in state["state"].items()
     }
     return {**state, "state": moments}
