@@ -1,6 +1,9 @@
 """A tiny run of `train distill`: checkpoint, documents, config."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,24 @@ import tiny
 import yaml
 from eecompile_training.config import merge
 
+from eecompile.student.store import WeightStore
+from eecompile.student.student import open_student
+
 GAIN = 0.35
+EVERYTHING: dict[str, Any] = {  # every kind of loss at once, and what draws at random
+    "layer_dropout": {"p_max": 0.3},
+    "curriculum": {"kind": "rotational", "every": 2},
+    "exits": {"gates": ["learned", "max_prob"], "units": 4},
+    "losses": {
+        "last_kl": 0.5,
+        "exits": {"kl": 1.0, "ce": 0.5, "of": "teacher", "temperature": 2.0, "warmup": 3, "vocabulary": 64},
+        "hidden": {"map": {"kind": "dynamic", "every": 4}},
+        "attention": {"weight": 0.1},
+        "to_final": {"weight": 0.5},
+        "anchor": {"ce": 0.1, "every": 1},
+        "gates": 1.0,
+    },
+}
 
 
 def documents(path: Path, count: int = 40, length: int = 40, vocab: int = tiny.VOCAB) -> Path:
@@ -38,3 +58,16 @@ def write_config(root: Path, **changes: Any) -> Path:
     path = root / "c.yaml"
     path.write_text(yaml.safe_dump(config(root, **changes)))
     return path
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of a student, exits included."""
+    exits = open_student(folder).exits.store
+    stores = [WeightStore.open(folder), *([] if exits is None else [exits])]
+    return {name: store.read(name) for store in stores for name in store.tensors}
+
+
+def torchrun(program: Path, *arguments: str) -> None:
+    """Run a Python file in two processes with a thread each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(program)]
+    subprocess.run([*launch, *arguments], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

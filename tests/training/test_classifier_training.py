@@ -123,6 +123,7 @@ def test_texts_become_rows_with_the_split_that_calibrate_has(tmp_path: Path) -> 
     ("changes", "said"),
     [
         ({"exits": {"adapter": "mlp"}}, "exits.adapter mlp is not for an encoder"),
+        ({"fsdp": True}, "fsdp is not for an encoder"),
         ({"losses": {"to_final": {}}}, "losses.to_final"),
         ({"exits": {"at": [4]}}, "before the last of 4"),
     ],

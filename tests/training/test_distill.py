@@ -1,7 +1,6 @@
 """`train distill` on tiny models: runs that a kill does not change, processes that add up, and students that build."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ pytest.importorskip("torch")
 import distilling
 import torch
 from click.testing import CliRunner
+from distilling import EVERYTHING, tensors
 from eecompile_training.config import merge
 from eecompile_training.data import IGNORED
 from eecompile_training.distill import distill, open_task, train_file
@@ -33,24 +33,9 @@ from torch.nn import functional
 from eecompile.cli import main
 from eecompile.errors import NumericError, UsageError
 from eecompile.student.lora import merge_lora
-from eecompile.student.store import WeightStore
 from eecompile.student.student import open_student
 
 pytestmark = pytest.mark.torch
-EVERYTHING = {  # every kind of loss at once, and what draws at random
-    "layer_dropout": {"p_max": 0.3},
-    "curriculum": {"kind": "rotational", "every": 2},
-    "exits": {"gates": ["learned", "max_prob"], "units": 4},
-    "losses": {
-        "last_kl": 0.5,
-        "exits": {"kl": 1.0, "ce": 0.5, "of": "teacher", "temperature": 2.0, "warmup": 3, "vocabulary": 64},
-        "hidden": {"map": {"kind": "dynamic", "every": 4}},
-        "attention": {"weight": 0.1},
-        "to_final": {"weight": 0.5},
-        "anchor": {"ce": 0.1, "every": 1},
-        "gates": 1.0,
-    },
-}
 PROGRAM = "import sys; from pathlib import Path; from eecompile_training.distill import train_file;"
 PROGRAM += "import torch; torch.set_num_threads(1);"
 PROGRAM += "train_file(Path(sys.argv[1]), resume='--resume' in sys.argv)"
@@ -58,13 +43,6 @@ PROGRAM += "train_file(Path(sys.argv[1]), resume='--resume' in sys.argv)"
 
 def run(root: Path, **changes: Any) -> dict[str, Any]:
     return distill(DistillConfig.model_validate(distilling.config(root, **changes)))
-
-
-def tensors(folder: Path) -> dict[str, Any]:
-    """Every tensor of a student, exits included."""
-    exits = open_student(folder).exits.store
-    stores = [WeightStore.open(folder), *([] if exits is None else [exits])]
-    return {name: store.read(name) for store in stores for name in store.tensors}
 
 
 def killed_after(step: int, arguments: list[str], run: Run) -> bool:
@@ -101,9 +79,8 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
     changes = merge(EVERYTHING, {"steps": 6, "micro": 1})
     run(tmp_path, **changes, output=str(tmp_path / "one"))
     path = distilling.write_config(tmp_path, **changes, output=str(tmp_path / "two"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     (tmp_path / "p.py").write_text(PROGRAM.replace(";", "\n").replace("\n ", "\n"))
-    subprocess.run([*launch, str(tmp_path / "p.py"), str(path)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    distilling.torchrun(tmp_path / "p.py", str(path))
     one, two = (tensors(tmp_path / name / "student") for name in ("one", "two"))
     for name in one:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-5, err_msg=name)

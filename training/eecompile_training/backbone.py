@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
 
@@ -48,8 +50,8 @@ class Watched(nn.Module):
         self._wanted: Collection[int] = ()
         self._kept: dict[int, Tensor] = {}
         self._dropped: Tensor | None = None
-        for number, layer in enumerate(self.layers, 1):
-            layer.register_forward_hook(partial(self._after, number), with_kwargs=True)
+        self._hooks: list[RemovableHandle] = []
+        self.watch()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -58,13 +60,26 @@ class Watched(nn.Module):
         assert isinstance(found, nn.ModuleList)
         return found
 
+    def watch(self) -> None:
+        """Listen to the layers behind every hook that they have by now: FSDP's sees a state before it is detached."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            layer.register_forward_hook(partial(self._after, number), with_kwargs=True)
+            for number, layer in enumerate(self.layers, 1)
+        ]
+
     def run(self, at: Collection[int], dropped: Tensor | None, attentions: bool, **inputs: Any) -> States:
         """The states of `inputs` after `at` layers. dropped: bool [L, B], the layers that a row skips (its state goes
         through as it is). attentions: only of a model that was opened for eager attention."""
         self._wanted, self._kept, self._dropped = at, {}, dropped
         out = self.model.base_model(**inputs, output_attentions=attentions)
         kept, self._wanted, self._kept = self._kept, (), {}
-        return States(kept, out.last_hidden_state, tuple(out.attentions or ()) if attentions else ())
+        maps = tuple(out.attentions or ()) if attentions else ()
+        for layer, found in zip(self.layers, maps, strict=False):
+            if isinstance(layer, FSDPModule) and found.requires_grad:  # FSDP knows of gradients by states alone
+                found.register_hook(partial(_unshard, layer))
+        return States(kept, out.last_hidden_state, maps)
 
     def _after(self, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Hook on the `number`-th layer. Runs again where a checkpoint recomputes, when nothing is wanted."""
@@ -77,6 +92,10 @@ class Watched(nn.Module):
         if number == self.detach_after:
             hidden = hidden.detach()
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _unshard(layer: FSDPModule, gradient: Tensor) -> None:
+    layer.unshard()
 
 
 class Backbone(Watched):

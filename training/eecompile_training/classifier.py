@@ -226,6 +226,7 @@ def _check(config: DistillConfig) -> None:
     wrong = [] if config.exits.adapter in able else [f"exits.adapter {config.exits.adapter}"]
     wrong += [] if isinstance(config.student, SameStudent) else ["student"]
     wrong += [] if config.tune.lora is None else ["tune.lora"]
+    wrong += ["fsdp"] if config.fsdp else []
     for s in config.stages:
         parts = {"hidden": s.hidden, "attention": s.attention, "to_final": s.to_final, "gates": s.gates}
         wrong += [f"losses.{name}" for name, part in parts.items() if part]

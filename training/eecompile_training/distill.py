@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
 
 from eecompile.student.encoder_student import is_encoder
 from eecompile.student.student import open_student
@@ -17,12 +18,14 @@ from eecompile_training.config import load_config
 from eecompile_training.data import TrainingData, load_data
 from eecompile_training.distill_config import DistillConfig
 from eecompile_training.distillation import Distillation
+from eecompile_training.distilled import Distilled
 from eecompile_training.exits import write_exits
 from eecompile_training.loop import Loop, Progress
 from eecompile_training.lora import merge_lora
 from eecompile_training.plots import plot_run
 from eecompile_training.recipes import RECIPES
 from eecompile_training.runs import Run, open_run, versions
+from eecompile_training.sharding import gather, shard
 
 
 def train_file(path: Path, *, resume: bool = False, progress: Progress = lambda stage: None) -> dict[str, Any]:
@@ -36,10 +39,16 @@ def distill(config: DistillConfig, *, resume: bool = False, progress: Progress =
     main = accelerator.is_main_process
     told: Progress = progress if main else lambda stage: None
     told("read the data and open the models")
-    task, lora = open_task(config, accelerator.device)
+    sharded = config.fsdp and accelerator.num_processes > 1
+    task, lora = open_task(config, torch.device("cpu") if sharded else accelerator.device)
     seeds, digests = {"seed": config.seed}, task.data.sha256
     run = open_run(config.output, config, digests, seeds=seeds, resume=resume, writes=main)
+    if sharded:
+        assert isinstance(task.module, Distilled)
+        shard(task.module, init_device_mesh(accelerator.device.type, (accelerator.num_processes,)))
     Loop(config, run, task, accelerator, told).train()
+    if sharded:
+        gather(task.module, keep=main)
     return finish(task, run, lora) if main else {}
 
 

@@ -204,7 +204,8 @@ class SecondStage(Strict):
 class DistillConfig(RunConfig):
     """The config of `train distill`. teacher: None is the model as it was.
 
-    chunk: rows of logits that are in memory at a time.
+    chunk: rows of logits that are in memory at a time. fsdp: several processes hold shards of model, teacher, gradients
+    and moments in place of copies (one process: no effect).
     """
 
     teacher: Path | None = None
@@ -216,6 +217,7 @@ class DistillConfig(RunConfig):
     tune: Tune = Tune()
     second: SecondStage | None = None
     chunk: Annotated[int, Field(ge=1, le=1 << 20)] = 512
+    fsdp: bool = False
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:

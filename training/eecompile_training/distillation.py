@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from eecompile_training.distill_config import AttentionLoss, DistillConfig, Exit
 from eecompile_training.distilled import Distilled, Point, StepPlan
 from eecompile_training.evaluate import evaluate_exits
 from eecompile_training.layer_maps import dynamic_map, fixed_map, mapped_layers
+from eecompile_training.sharding import apart
 from eecompile_training.tuning import tuned
 
 MAP_ROWS = 4  # rows that a dynamic layer map is found on
@@ -63,8 +65,8 @@ class Distillation:
     def evaluate(self) -> dict[str, float]:
         """Agreement and cross-entropy of exits and last layer on held-out rows."""
         size = self.config.micro or self.config.batch
-        measured: dict[str, float] = evaluate_exits(self.module, self.data.held_out, self.config.evaluate_rows, size)
-        return measured
+        most = self.config.evaluate_rows
+        return apart(self.module, lambda: evaluate_exits(self.module, self.data.held_out, most, size))
 
     def state(self) -> dict[str, Any]:
         """Dynamic layer maps."""
@@ -127,7 +129,8 @@ class Distillation:
             if name not in self._maps or step % loss.map.every == 0:
                 first = max(layers) + 1 if own else 1
                 others = range(first, other.spec.layers + 1)
-                self._maps[name] = nearest_layers(self.module, other, layers, others, batch.part(0, MAP_ROWS))
+                found = partial(nearest_layers, self.module, other, layers, others, batch.part(0, MAP_ROWS))
+                self._maps[name] = apart(self.module, found)
             return self._maps[name]
         if own and loss.map.kind != "explicit":
             mend = "map it explicitly or dynamically"

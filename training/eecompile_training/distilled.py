@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from eecompile_training.gates import gates_loss
 from eecompile_training.losses import HeadTerm, attention_loss, head_losses, hidden_loss
 
 LAST, ANCHOR = "last", "anchor"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,10 @@ class Distilled(nn.Module):
             found.append((losses.gates * value, {"gates": value}))
         total = torch.stack([value for value, _ in found]).sum()
         return total, {name: part.detach() for _, parts in found for name, part in parts.items()}
+
+    def call(self, function: Callable[[], T]) -> T:
+        """`function()`, which uses parts of this module; sharded ones are whole meanwhile (`sharding.apart`)."""
+        return function()
 
     def ready(self, point: Point, states: States) -> Tensor:
         """What an exit's head reads [B, T, D]."""

@@ -17,6 +17,7 @@ from eecompile.errors import NumericError, UsageError
 from eecompile_training.curricula import learning_rate
 from eecompile_training.runs import Run
 from eecompile_training.settings import RunConfig
+from eecompile_training.sharding import gathered, is_sharded, placed, placed_optimizer, reshard, whole
 
 Progress = Callable[[str], None]
 
@@ -93,10 +94,10 @@ class Loop:
         found: dict[str, Tensor] = {}
         for start, stop in self._shares(len(batch.ids)):
             part = batch.part(start, stop).to(self.accelerator.device)
-            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with self._autocast():
                 loss, parts = self.task.module(part, self.task.part(plan, start, stop))
             if loss.requires_grad:
-                loss.backward()
+                (loss * self._scale()).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 found[name] = found.get(name, torch.zeros_like(value)) + value
         self._add_up()
@@ -105,6 +106,15 @@ class Loop:
         if not all(map(torch.isfinite, torch.tensor(values))):
             raise NumericError("the loss is not a number any more", where=str(self.run.path), mend="lower optimizer.lr")
         return dict(zip(names, values, strict=True))
+
+    def _autocast(self) -> torch.autocast:
+        """With shards it forgets each weight that it cast, which its cache would keep whole."""
+        cached, on = not is_sharded(self.task.module), self.config.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=on, cache_enabled=cached)
+
+    def _scale(self) -> int:
+        """What makes FSDP's mean over processes the sum that a loss divided by the whole step's count needs."""
+        return self.accelerator.num_processes if is_sharded(self.task.module) else 1
 
     def _shares(self, rows: int) -> Iterator[tuple[int, int]]:
         """This process's rows of the step's, `micro` at a time."""
@@ -120,6 +130,8 @@ class Loop:
     def _add_up(self) -> None:
         """Sum the gradients of all processes. What has none in any has none, as in a single process: the optimiser
         leaves it alone, while a zero would still let weights decay and momentum move them."""
+        if is_sharded(self.task.module):  # FSDP did
+            return reshard(self.task.module)
         if self.accelerator.num_processes == 1:
             return
         parameters = [p for group in self.task.groups() for p in group["params"]]
@@ -136,7 +148,7 @@ class Loop:
     def _clip(self, optimizer: torch.optim.Optimizer) -> float:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         most = self.config.optimizer.clip
-        return float(nn.utils.clip_grad_norm_(parameters, float("inf") if most is None else most))
+        return float(whole(nn.utils.clip_grad_norm_(parameters, float("inf") if most is None else most)))
 
     def _report(self, step: int, parts: dict[str, float], tokens: int, seconds: float) -> None:
         last = step == self.config.steps
@@ -151,7 +163,8 @@ class Loop:
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         trained = {n: p.detach() for n, p in self.task.module.named_parameters() if id(p) in held}
-        self.run.save(step, {"trained": trained, "optimizer": optimizer.state_dict(), "task": self.task.state()})
+        state = {"trained": trained, "optimizer": optimizer.state_dict(), "task": self.task.state()}
+        self.run.save(step, gathered(state, keep=self.run.writes))
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int:
         step, state = self.run.latest()
@@ -162,7 +175,7 @@ class Loop:
         with torch.no_grad():
             for name, parameter in self.task.module.named_parameters():
                 if name in state["trained"]:
-                    parameter.copy_(state["trained"][name])
-        optimizer.load_state_dict(state["optimizer"])
+                    parameter.copy_(placed(state["trained"][name], parameter))
+        optimizer.load_state_dict(placed_optimizer(state["optimizer"], optimizer))
         self.task.restore(state["task"])
         return step

@@ -58,6 +58,8 @@ class RecurseConfig(DistillConfig):
             raise ValueError(
                 "the student is the model with tied layers, its teacher the model; tune.lora is not for it"
             )
+        if self.fsdp:
+            raise ValueError("fsdp is for `train distill`: loops of a block share its parameters")
         gates = self.exits.gates or []
         ends = [self.schedule.prelude + n * self.schedule.block for n in range(1, self.schedule.loops)]
         if self.router is None:
