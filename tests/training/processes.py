@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from eecompile_training.{module} import train_file
 torch.set_num_threads(1)
-train_file(Path(sys.argv[1]), resume="--resume" in sys.argv)
+for path in sys.argv[1:]:
+    train_file(Path(path))
 """
 
 
@@ -33,9 +34,9 @@ def killed_after(step: int, module: str, config: Path, run: Run) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
-def run_in_two(module: str, config: Path) -> None:
-    """Run a training command's module in two processes."""
-    program = config.with_name("program.py")
+def run_in_two(module: str, *configs: Path) -> None:
+    """Run a training command's module in two processes, one config after another."""
+    program = configs[0].with_name("program.py")
     program.write_text(PROGRAM.format(module=module))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    subprocess.run([*launch, str(program), str(config)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run([*launch, str(program), *map(str, configs)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
