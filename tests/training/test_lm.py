@@ -1,6 +1,7 @@
 """`train lm` on a tiny model: rewards, the exits' term by hand, a few steps through trl, and what they leave."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from eecompile_training.exits import read_exits
 from eecompile_training.lm import exits_loss, sampled_batch, train_file
 from eecompile_training.lm_settings import ExitTerm
 from eecompile_training.rewards import exact_match, json_valid, load_reward
+from eecompile_training.runs import Run
+from processes import killed_after
 
 from eecompile.cli import main
 from eecompile.errors import UsageError
@@ -104,8 +107,9 @@ def logs(z: Any) -> Any:
     return z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
 
 
-def test_steps_tune_the_model_and_its_exits(source: Path, tmp_path: Path) -> None:
+def test_steps_tune_the_model_and_its_exits(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = train_file(config(source, tmp_path / "run"))
+    assert capsys.readouterr().out == "", "results alone are printed, by the command"
     before, after = (open_student(path) for path in (source, tmp_path / "run" / "student"))
     for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.3.self_attn.q_proj.weight"):
         assert not np.array_equal(before.store.read(name), after.store.read(name))
@@ -127,22 +131,28 @@ class Killed(Exception):
     """In place of a kill."""
 
 
-def test_a_killed_run_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, report = config(source, tmp_path / "run", steps=4, checkpoint_every=2), lm._Reporter.on_log
+def dying(*arguments: Any) -> None:
+    raise Killed
 
-    def dying(self: Any, args: Any, state: Any, *rest: Any, **others: Any) -> None:
-        if state.global_step == 3:
-            raise Killed
-        report(self, args, state, *rest, **others)
 
-    monkeypatch.setattr(lm._Reporter, "on_log", dying)
+def test_a_killed_run_goes_on_to_the_same_bits(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second time through the prompts; a checkpoint cut off; killed again after the last step."""
+    changes = {"generations": 2, "batch": 4, "length": 3, "steps": 50, "checkpoint_every": 4, "log_every": 3}
+    train_file(config(source, tmp_path / "whole", **changes))
+    path, broken = config(source, tmp_path / "broken", **changes), Run(tmp_path / "broken")
+    assert killed_after(10, "lm", path, broken)
+    newest = max((broken.path / "trl").glob("checkpoint-*/whole"), key=lambda p: lm._step(p.parent)).parent
+    assert lm._step(newest) >= 8
+    cut_off = shutil.copytree(newest, newest.with_name(f"checkpoint-{lm._step(newest) + 4}"), dirs_exist_ok=True)
+    (cut_off / "whole").unlink()
+    (cut_off / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(lm, "_finish", dying)
     with pytest.raises(Killed):
-        train_file(path)
+        train_file(path, resume=True)
     monkeypatch.undo()
     train_file(path, resume=True)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert len(load_exits(tmp_path / "run" / "student").schema.exits) == 2
+    for name in ("metrics.jsonl", "student/early_exit.safetensors", "student/model.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_what_cannot_be_tuned(source: Path, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import yaml
 pytest.importorskip("transformers")
 import torch
 from eecompile_training import loop
-from eecompile_training.mor import balance_loss, capacity, expert_choice, stops, taken_loss, weighted
+from eecompile_training.mor import balance_loss, capacity, expert_choice, row_balance, stops, taken_loss, weighted
 from eecompile_training.recurse import train_file
+from processes import run_in_two
+from safetensors.numpy import load_file
 
 from eecompile.errors import UsageError
 from eecompile.runtime import Bundle
@@ -124,6 +126,28 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+SPLIT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "expert_choice": {**ROUTED, "router": {"warmup": 3}},
+    "token_choice": {**ROUTED, "router": {"kind": "token_choice", "units": 3}},
+}
+
+
+def test_two_processes_and_rows_in_turn_come_to_what_one_process_comes_to(source: Path, tmp_path: Path) -> None:
+    short = {"steps": 5, "evaluate_every": 5}
+    for name, changes in SPLIT.items():
+        train_file(config(source, tmp_path / name, **short, **changes))
+        train_file(config(source, tmp_path / f"{name}-turns", **short, **changes, micro=1))
+    run_in_two("recurse", *(config(source, tmp_path / f"{name}-two", **short, **SPLIT[name]) for name in SPLIT))
+    for name, other in ((name, f"{name}-{how}") for name in SPLIT for how in ("turns", "two")):
+        for file in ("model.safetensors", "early_exit.safetensors"):
+            one, two = (load_file(tmp_path / run / "student" / file) for run in (name, other))
+            for tensor in one:
+                np.testing.assert_allclose(one[tensor], two[tensor], rtol=1e-4, atol=1e-5, err_msg=f"{other} {tensor}")
+        for a, b in zip(lines(tmp_path / name), lines(tmp_path / other), strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -168,6 +192,10 @@ def test_the_routers_losses_by_hand() -> None:
     f = np.bincount(logits.argmax(1), minlength=3) / 9
     assert float(balance_loss(torch.tensor(logits))) == pytest.approx(3 * np.sum(f * q.mean(0)), rel=1e-12)
     assert float(balance_loss(torch.zeros(3, 3) + 9 * torch.eye(3))) == pytest.approx(1.0)
+
+    rows, real = rng.standard_normal((2, 4, 3)), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    expected = sum(n * float(balance_loss(torch.tensor(row[:n]))) for row, n in zip(rows, (3, 2), strict=True))
+    assert float(row_balance(torch.tensor(rows), real)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_weight_of_one_has_the_gradient_of_the_routers() -> None:

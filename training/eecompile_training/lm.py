@@ -13,8 +13,9 @@ from typing import Any, Final
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from eecompile.calibrate.records import Record, data_digest, read_records
 from eecompile.errors import UsageError
@@ -34,6 +35,16 @@ from eecompile_training.runs import Run, open_run, versions
 
 SOURCE: Final = "eecompile train lm"
 _EXITS: Final = "early_exits"
+_WHOLE: Final = "whole"  # the file that a checkpoint gets last
+
+
+class _Order(RepeatSampler):
+    """trl's order of prompts, of (seed, epoch) alone: trl's own draws each epoch where the last one left off, which a
+    checkpoint does not hold."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, the first and a resumed one too."""
+        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
 
 
 class ExitsGRPO(GRPOTrainer):
@@ -42,6 +53,12 @@ class ExitsGRPO(GRPOTrainer):
     def __init__(self, module: Distilled, term: ExitTerm, **options: Any) -> None:
         self.held, self.term = module, term
         super().__init__(model=module.backbone.model, **options)
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, dataset: Any = None) -> _Order:
+        theirs = super()._get_train_sampler(dataset)
+        names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        return _Order(**{name: getattr(theirs, name) for name in names})
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -107,7 +124,7 @@ def _tune(
     trainer = ExitsGRPO(
         module, config.exits, reward_funcs=rewards, args=_arguments(config, run),
         train_dataset=Dataset.from_list(prompts), processing_class=tokenizer,
-        callbacks=[_Reporter(run, progress, config.steps)],
+        callbacks=[_Reporter(run, progress, config)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=_last_checkpoint(run) if resume else None)
     delattr(model, _EXITS)
@@ -154,7 +171,7 @@ def _arguments(config: LmConfig, run: Run) -> GRPOConfig:
         adam_beta1=o.betas[0], adam_beta2=o.betas[1], adam_epsilon=o.eps, weight_decay=o.weight_decay,
         lr_scheduler_type=o.schedule, warmup_steps=o.warmup, max_grad_norm=o.clip or 0.0, seed=config.seed,
         use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=config.gradient_checkpointing,
-        logging_steps=config.log_every, save_steps=config.checkpoint_every, save_total_limit=2, report_to="none",
+        logging_steps=1, save_steps=config.checkpoint_every, save_total_limit=2, report_to="none",
         disable_tqdm=True, save_only_model=False,
     )  # fmt: skip
 
@@ -171,24 +188,38 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _last_checkpoint(run: Run) -> str | None:
-    """The trainer's last checkpoint; what was reported after it is forgotten."""
-    found = sorted((run.path / "trl").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    run.rewind(int(found[-1].name.rpartition("-")[2]) if found else 0)
-    return str(found[-1]) if found else None
+    """The trainer's last checkpoint that a kill has not cut off; what was reported after it is forgotten."""
+    found = sorted((run.path / "trl").glob(f"checkpoint-*/{_WHOLE}"), key=lambda p: _step(p.parent))
+    run.rewind(_step(found[-1].parent) if found else 0)
+    return str(found[-1].parent) if found else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class _Reporter(TrainerCallback):
-    """What the trainer logs, into the run's metrics."""
+    """What the trainer logs, each step, into the run's metrics every `log_every` steps: a mean over them would lack the
+    steps before a checkpoint."""
 
-    def __init__(self, run: Run, progress: Progress, steps: int) -> None:
-        self._run, self._progress, self._steps = run, progress, steps
+    def __init__(self, run: Run, progress: Progress, config: LmConfig) -> None:
+        self._run, self._progress, self._config = run, progress, config
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
         """Numbers that do not depend on the clock."""
         values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and "time" not in k}
-        if "loss" in values:
-            self._run.log(int(state.global_step), values)
-            self._progress(f"step {state.global_step} of {self._steps}, reward {values.get('reward', 0):.3f}")
+        step, steps = int(state.global_step), self._config.steps
+        if "loss" in values and (step % self._config.log_every == 0 or step == steps):
+            self._run.log(step, values)
+            self._progress(f"step {step} of {steps}, reward {values.get('reward', 0):.3f}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """No checkpoint after the last step: the trainer, going on from there, would train another one."""
+        control.should_save = control.should_save and state.global_step < self._config.steps
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Every file of the checkpoint is written by now."""
+        (self._run.path / "trl" / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
 
 def _finish(config: LmConfig, run: Run, module: Distilled, prompts: int) -> dict[str, Any]:

@@ -52,6 +52,12 @@ def balance_loss(logits: Tensor) -> Tensor:
     return logits.shape[-1] * (chosen.mean(0) * probability.mean(0)).sum()
 
 
+def row_balance(logits: Tensor, real: Tensor) -> Tensor:
+    """The balance loss of each row's `real` tokens [B, T] by itself, weighed by how many they are, so that rows in turn
+    or in several processes add up; logits [B, T, N]."""
+    return torch.stack([balance_loss(row[mask]) * mask.sum() for row, mask in zip(logits, real, strict=True)]).sum()
+
+
 def weighted(after: Tensor, before: Tensor, weight: Tensor, taken: Tensor) -> Tensor:
     """States [B, T, D] after a loop with the gradient by `weight` [B, T] of before + weight (after - before) for tokens
     `taken`, at a weight of one: the value is that of `after`, to the bit."""

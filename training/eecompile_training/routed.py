@@ -16,14 +16,15 @@ from eecompile_training.backbone import Backbone
 from eecompile_training.data import IGNORED, Batch, Rows
 from eecompile_training.distilled import Distilled, Point, StepPlan
 from eecompile_training.exits import TorchExits
-from eecompile_training.mor import balance_loss, capacity, expert_choice, stops, taken_loss, weighted
+from eecompile_training.mor import capacity, expert_choice, row_balance, stops, taken_loss, weighted
 from eecompile_training.settings import Steps, Weight
 
 
 class RouterConfig(Strict):
-    """kind: each further loop chooses its tokens, or each token its loops. weight: of the auxiliary or balance loss.
-    alpha: of a token's weight g = alpha sigmoid(theta.h), whose gradient the router gets from the model's losses.
-    units: of a token-choice router's inner layer (0: linear). warmup: steps until loops have their capacity."""
+    """kind: each further loop chooses its tokens, or each token its loops. weight: of the auxiliary loss, or of the
+    balance among a row's tokens. alpha: of a token's weight g = alpha sigmoid(theta.h), whose gradient the router gets
+    from the model's losses. units: of a token-choice router's inner layer (0: linear). warmup: steps until loops have
+    their capacity."""
 
     kind: Literal["expert_choice", "token_choice"] = "expert_choice"
     weight: Weight = 0.1
@@ -88,7 +89,7 @@ class Routed(Distilled):
             triples = zip(found.scores, found.taken, found.allowed, strict=True)
             own = torch.stack([taken_loss(*three, plan.tokens) for three in triples]).sum()
         else:
-            own = balance_loss(found.scores[0][batch.mask]) * (batch.mask.sum() / plan.tokens)
+            own = row_balance(found.scores[0], batch.mask) / plan.tokens
         loops = stops(found.taken, batch.mask).sum() / plan.tokens
         return total + self.router.weight * own, {**parts, "router": own.detach(), "loops": loops}
 
