@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("torch")
 
 from eecompile_training.config import load_config
+from eecompile_training.policy import train as policy_train
 from eecompile_training.policy import train_file
 from eecompile_training.policy.settings import PolicyConfig
 from eecompile_training.policy.train import price_of, reference_thresholds, world_of
@@ -193,6 +194,14 @@ def test_the_reference_is_calibrated_where_anything_is(built: Path) -> None:
     assert reference_thresholds(plain, bundle, world) == {0: 0.5, 1: 0.5}
     own = load_config(config(built, built / "two-thresholds", reference={"thresholds": {2: 0.9}}), PolicyConfig)
     assert reference_thresholds(own, bundle, world) == {0: 0.5, 1: 0.9}
+
+
+def test_a_gate_that_every_token_passes_is_no_reference(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(built / "bundle")
+    plain = load_config(config(built, built / "open"), PolicyConfig)
+    monkeypatch.setattr(policy_train, "matching_calibrations", lambda *_: [None])
+    monkeypatch.setattr(policy_train, "calibrated_thresholds", lambda _: [{"learned": 0.0}, {"learned": 0.25}])
+    assert reference_thresholds(plain, bundle, world_of(plain, bundle)) == {0: 0.5, 1: 0.25}
 
 
 def test_costs_come_from_the_profile_where_there_is_one(built: Path, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def price_of(config: PolicyConfig, bundle: Bundle) -> Price:
 
 
 def reference_thresholds(config: PolicyConfig, bundle: Bundle, world: World) -> dict[int, float]:
-    """The threshold of each trained exit's gate: the config's, the calibrated, the drafts', one half."""
+    """The threshold of each trained exit's gate: the config's, the calibrated, the drafts', one half. One that every
+    token passes, as calibration gives it where another gate decides, is none: coins would all fall alike."""
     manifest, policy = bundle.manifest, bundle.files.policy
     matching = matching_calibrations(manifest, policy, bundle.files.calibrations, world.kv)
     calibrated = calibrated_thresholds(matching[0]) if matching else [None] * len(manifest.exits)
@@ -116,7 +117,7 @@ def reference_thresholds(config: PolicyConfig, bundle: Bundle, world: World) -> 
     for i in world.exits:
         known = [(calibrated[i] or {}).get("learned"), (policy.exits[i].draft or {}).get("learned"), SHIPS]
         own = config.reference.thresholds.get(manifest.exits[i].layer)
-        found[i] = next(t for t in (own, *known) if t is not None)
+        found[i] = next(t for t in (own, *known) if t is not None and 0 < t < 1)
     return found
 
 
