@@ -5,9 +5,10 @@ which is what a runtime's exits meet; perplexity is of the document's own contin
 calibration error, of "this is the document's next token".
 """
 
+import hashlib
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from eecompile_training.train_decoder import frozen_backbone
 
 Progress = Callable[[str], None]
 LAST: Final = "last"
-ROWS: Final = 8  # documents together
+ROWS: Final = 16  # documents together
 _LONGEST: Final = 512
 
 
@@ -40,6 +41,11 @@ class Question:
 
     prompt: list[int]
     rest: list[int]
+
+    @property
+    def digest(self) -> bytes:
+        """What chooses among documents."""
+        return hashlib.sha256(np.array(self.prompt + self.rest, np.int64).tobytes()).digest()
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,15 @@ def judge(
 ) -> dict[str, Any]:  # fmt: skip
     """By name of the file, and by "after <n>" for each exit and "last": agreement, ece and perplexity.
 
-    documents: of each file at most; tokens: of a continuation at most. A document without a prompt is cut in half. An
-    exit's perplexity is of the model's whole head on what the exit makes ready, whatever head it ships with.
+    documents: of each file at most, chosen by hash; tokens: of a continuation at most. A document without a prompt is
+    cut in half. An exit's perplexity is of the model's whole head on what the exit makes ready, whatever its own is.
     Raises UsageError for files without documents long enough.
     """
     student = open_student(checkpoint)
     opened = Opened(frozen_backbone(student), read_exits(student), student.spec.eos[0] if student.spec.eos else None)
     found: dict[str, Any] = {}
     for name, file in files.items():
-        questions = list(islice(_questions(opened, checkpoint, file, tokens), documents))
+        questions = heapq.nsmallest(documents, _questions(opened, checkpoint, file, tokens), key=lambda q: q.digest)
         if not questions:
             raise UsageError("no document has a prompt and a continuation", where=str(file), mend="give longer ones")
         progress(f"judge {name}")
