@@ -23,7 +23,7 @@ from eecompile.bundle.ranges import calibrated_thresholds, matching_calibrations
 from eecompile.bundle.read import BundleFiles
 from eecompile.bundle.write import write_overlay
 from eecompile.errors import UsageError
-from eecompile.schema import Thresholds
+from eecompile.schema import CalibrationResult, Thresholds
 
 MARGIN = 0.03  # of the time at full depth that the open exits have to save; also what a profile is uncertain by
 EXHAUSTIVE = 10  # candidates up to which every subset is simulated
@@ -44,8 +44,9 @@ class _Choice:
 def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     """The bundle's policy with the exits open that pay on `profile`; its digest is that of the old one.
 
-    Confident thresholds are those of the matching calibration's chosen point, drafts the ones that the calibration
-    traced; without traces there is nothing to judge by, and they stay as they are. Each exit's `reason` says why.
+    Confident thresholds are those of the matching calibration's chosen point; drafts the ones that the calibration
+    traced or that point's, whichever take less time. Without traces there is nothing to judge by, and they stay as they
+    are. Each exit's `reason` says why.
     Raises UsageError where the profile is not of this bundle's graphs.
     """
     costs = PassCosts.from_profile(profile)
@@ -137,8 +138,19 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
         traces = _sample(found.draft_traces, count)
         if traces and (found.precision, found.pending_cap, found.gates) == kind and found.cache == files.manifest.cache:
             traced = found.draft if len(found.draft) == count else given
-            return _pick(files, costs, traced, traces, "exact")
+            bold = _pick(files, costs, traced, traces, "exact")
+            return min(bold, _sure_drafts(files, costs, found), key=lambda choice: choice.ratio)
     return _Choice(given, ["drafts as given: nothing is known of them without a calibration"] * count)
+
+
+def _sure_drafts(files: BundleFiles, costs: PassCosts, found: CalibrationResult) -> _Choice:
+    """Drafts at the thresholds of the calibration's chosen point: fewer, but seldom rejected, which is what pays where
+    a row more in a pass costs time. Full depth where it has none."""
+    traces = _sample(found.traces, len(files.manifest.exits))
+    if found.chosen is None or found.kv != "catch_up" or not traces:
+        return _Choice([], [])
+    thresholds = [None if t is None else dict(t) for t in calibrated_thresholds(found)]
+    return _pick(files, costs, thresholds, traces, "exact")
 
 
 def _sample(traces: Sequence[str], exits: int) -> list[str]:

@@ -116,6 +116,7 @@ def calibrate_tables(
         path=points,
         chosen=chosen,
         traces=[] if chosen is None else letters(test, points[chosen].thresholds),
+        draft=list(drafts),
         draft_traces=letters(test, drafts),
         splits=dict(splits),
     )
