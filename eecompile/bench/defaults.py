@@ -17,13 +17,13 @@ from eecompile import contract as c
 from eecompile.bench.cost import PassCosts, full_depth_seconds, simulate
 from eecompile.bench.profile import device_name
 from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.manifest import Policy, Profile
+from eecompile.bundle.manifest import Calibration, Policy, Profile
 from eecompile.bundle.policy import read_for_change
 from eecompile.bundle.ranges import calibrated_thresholds, matching_calibrations
 from eecompile.bundle.read import BundleFiles
 from eecompile.bundle.write import write_overlay
 from eecompile.errors import UsageError
-from eecompile.schema import CalibrationResult, Thresholds
+from eecompile.schema import Thresholds
 
 MARGIN = 0.03  # of the time at full depth that the open exits have to save; also what a profile is uncertain by
 EXHAUSTIVE = 10  # candidates up to which every subset is simulated
@@ -143,7 +143,7 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
     return _Choice(given, ["drafts as given: nothing is known of them without a calibration"] * count)
 
 
-def _sure_drafts(files: BundleFiles, costs: PassCosts, found: CalibrationResult) -> _Choice:
+def _sure_drafts(files: BundleFiles, costs: PassCosts, found: Calibration) -> _Choice:
     """Drafts at the thresholds of the calibration's chosen point: fewer, but seldom rejected, which is what pays where
     a row more in a pass costs time. Full depth where it has none."""
     traces = _sample(found.traces, len(files.manifest.exits))
