@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from distilling import torchrun
 from eecompile_training.runs import Run
 
 PROGRAM = """import sys
@@ -38,5 +39,4 @@ def run_in_two(module: str, *configs: Path) -> None:
     """Run a training command's module in two processes, one config after another."""
     program = configs[0].with_name("program.py")
     program.write_text(PROGRAM.format(module=module))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    subprocess.run([*launch, str(program), *map(str, configs)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torchrun(program, *map(str, configs))

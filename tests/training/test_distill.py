@@ -1,10 +1,6 @@
 """`train distill` on tiny models: runs that a kill does not change, processes that add up, and students that build."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from eecompile_training.distillation import Distillation
 from eecompile_training.distilled import StepPlan
 from eecompile_training.recipes import RECIPES
 from eecompile_training.runs import Run
+from processes import killed_after, run_in_two
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from torch.nn import functional
@@ -36,25 +33,10 @@ from eecompile.student.lora import merge_lora
 from eecompile.student.student import open_student
 
 pytestmark = pytest.mark.torch
-PROGRAM = "import sys; from pathlib import Path; from eecompile_training.distill import train_file;"
-PROGRAM += "import torch; torch.set_num_threads(1);"
-PROGRAM += "train_file(Path(sys.argv[1]), resume='--resume' in sys.argv)"
 
 
 def run(root: Path, **changes: Any) -> dict[str, Any]:
     return distill(DistillConfig.model_validate(distilling.config(root, **changes)))
-
-
-def killed_after(step: int, arguments: list[str], run: Run) -> bool:
-    """Start a run and kill it hard once it has logged `step` steps; whether it was still at work."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments])
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if run.metrics.exists() and any(line["step"] >= step for line in run.read_metrics()):
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -63,7 +45,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     run(tmp_path, **changes, output=str(tmp_path / "whole"))
     path = distilling.write_config(tmp_path, **changes, output=str(tmp_path / "broken"))
     broken, whole = Run(tmp_path / "broken"), Run(tmp_path / "whole")
-    assert killed_after(8, [str(path)], broken)
+    assert killed_after(8, "distill", path, broken)
     assert not broken.student.exists()
     kept = [p.name for p in sorted((broken.path / "checkpoints").glob("*.pt"))]
     assert kept[0] >= "step-00000003.pt"
@@ -79,8 +61,7 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
     changes = merge(EVERYTHING, {"steps": 6, "micro": 1})
     run(tmp_path, **changes, output=str(tmp_path / "one"))
     path = distilling.write_config(tmp_path, **changes, output=str(tmp_path / "two"))
-    (tmp_path / "p.py").write_text(PROGRAM.replace(";", "\n").replace("\n ", "\n"))
-    distilling.torchrun(tmp_path / "p.py", str(path))
+    run_in_two("distill", path)
     one, two = (tensors(tmp_path / name / "student") for name in ("one", "two"))
     for name in one:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-5, err_msg=name)
