@@ -78,7 +78,9 @@ def judge(
     Raises UsageError for files without documents long enough.
     """
     student = open_student(checkpoint)
-    opened = Opened(frozen_backbone(student), read_exits(student), student.spec.eos[0] if student.spec.eos else None)
+    backbone = frozen_backbone(student)
+    exits = read_exits(student).to(backbone.head.weight.device)
+    opened = Opened(backbone, exits, student.spec.eos[0] if student.spec.eos else None)
     found: dict[str, Any] = {}
     for name, file in files.items():
         questions = heapq.nsmallest(documents, _questions(opened, checkpoint, file, tokens), key=lambda q: q.digest)
