@@ -102,7 +102,7 @@ def judged() -> Any:
     """The exit before and after training, on what neither has seen."""
     both, found = (START, OUT / "exits" / "student"), dict[str, Any]()
     for name, file in UNSEEN.items():
-        most = ("--documents", 160, "--tokens", 128) if name == "mails" else ("--documents", 32, "--tokens", 64)
+        most = ("--documents", 96, "--tokens", 128) if name == "mails" else ("--documents", 32, "--tokens", 64)
         for path, figures in eecompile(
             "train", "judge", *both, "--data", f"{name}={file}", *most, as_json=True
         ).items():
