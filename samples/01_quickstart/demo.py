@@ -15,11 +15,17 @@ STUDENT, BUNDLE = Path("build/demo/student"), Path("build/demo/bundle")
 LONGEST, TOKENS = "120", "44"  # of an answer; of what is measured, which does not stop where an answer ends
 
 
+def shown(word: str) -> str:
+    """A word of a command; of a mail its first line."""
+    first, *rest = word.split("\n", 1)
+    return f'"{first}{" ..." if rest else ""}"' if " " in word else word
+
+
 def eecompile(*arguments: object, quiet: bool = False) -> str:
     """Run a command, showing it; returns what it printed."""
     words = [str(a) for a in arguments]
     if not quiet:
-        print("\n$ eecompile " + " ".join(w if " " not in w else f'"{w}"' for w in words), flush=True)
+        print("\n$ eecompile " + " ".join(map(shown, words)), flush=True)
     done = subprocess.run([sys.executable, "-m", "eecompile", *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -137,7 +137,7 @@ def test_npm_is_asked_for_what_npm_has(inputs: ModuleType, tmp_path: Path, monke
 
 def test_encoders_inputs_are_made_only_where_named(inputs: ModuleType) -> None:
     assert set(inputs.DEFAULTS) == {"smollm2", "texts"}
-    assert set(inputs.INPUTS) == {*inputs.DEFAULTS, "rampart", "minilm", "mails", "extraction"}
+    assert set(inputs.INPUTS) == {*inputs.DEFAULTS, "rampart", "minilm", "mails", "extraction", "general", "brown"}
 
 
 @pytest.mark.real
