@@ -62,7 +62,7 @@ build/inputs/.mails: $(VENV)/base.stamp tools/inputs.py tools/encoder_inputs.py 
 	$(BIN)/python tools/inputs.py --out build/inputs mails
 	touch $@
 
-build/inputs/.extraction: $(VENV)/base.stamp build/inputs/.done tools/inputs.py tools/extraction.py ## needs npm
+build/inputs/.extraction: $(VENV)/base.stamp build/inputs/.done tools/inputs.py tools/extraction.py tools/general_inputs.py ## needs npm
 	$(BIN)/python tools/inputs.py --out build/inputs extraction general brown
 	touch $@
 
@@ -78,8 +78,7 @@ $(VENV)/train.stamp: $(VENV)/base.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[train]"
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/base.stamp
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+$(VENV)/dev.stamp: $(VENV)/train.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_encoder as te
+from real_inputs import real_input
 
 from eecompile.student.lora import merge_lora
 
@@ -71,9 +72,7 @@ def test_the_configs_of_the_training_sample_are_valid() -> None:
 def test_the_trained_parts_make_a_student_that_leaves_early(tmp_path: Path) -> None:
     """Merged into the real model they extract from mails, and the exit after 8 of 30 layers says so for most tokens."""
     pytest.importorskip("torch")
-    model = ROOT / "build/inputs/smollm2"
-    if not (model / "model.safetensors").exists():
-        pytest.skip("the SmolLM2 input is not there: make inputs")
+    model = real_input("smollm2")
     from eecompile_training.judge import judge
 
     parts = ROOT / "samples/05_train/student"

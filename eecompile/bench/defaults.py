@@ -106,15 +106,14 @@ def _choose_confident(files: BundleFiles, costs: PassCosts) -> _Choice:
     if not traces:
         given = [e.confident if files.policy.kv == "catch_up" else None for e in files.policy.exits]
         return _Choice(given, ["in confident mode as given: the calibration has no traces"] * count)
-    calibrated = [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(matching[0])]
-    return _pick(files, costs, calibrated, traces, "confident")
+    return _pick(files, costs, _at_chosen(matching[0]), traces, "confident")
 
 
 def _try_rule(files: BundleFiles, costs: PassCosts, kv: str) -> _Choice | None:
     """The chosen point of a calibration of an approximate rule, all of it or nothing (ranges.is_tested)."""
     manifest, count = files.manifest, len(files.manifest.exits)
     for found in matching_calibrations(manifest, files.policy, files.calibrations, kv):
-        thresholds = [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(found)]
+        thresholds = _at_chosen(found)
         traces, open_exits = _sample(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
         if not traces or any(manifest.exits[i].layer < files.policy.minimum_depth for i in open_exits):
             continue
@@ -139,18 +138,21 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
         if traces and (found.precision, found.pending_cap, found.gates) == kind and found.cache == files.manifest.cache:
             traced = found.draft if len(found.draft) == count else given
             bold = _pick(files, costs, traced, traces, "exact")
-            return min(bold, _sure_drafts(files, costs, found), key=lambda choice: choice.ratio)
+            return min([bold, *_sure_drafts(files, costs, found)], key=lambda choice: choice.ratio)
     return _Choice(given, ["drafts as given: nothing is known of them without a calibration"] * count)
 
 
-def _sure_drafts(files: BundleFiles, costs: PassCosts, found: Calibration) -> _Choice:
-    """Drafts at the thresholds of the calibration's chosen point: fewer, but seldom rejected, which is what pays where
-    a row more in a pass costs time. Full depth where it has none."""
+def _sure_drafts(files: BundleFiles, costs: PassCosts, found: Calibration) -> list[_Choice]:
+    """Drafts at the thresholds of the calibration's chosen point, where it has one: fewer, but seldom rejected, which
+    is what pays where a row more in a pass costs time."""
     traces = _sample(found.traces, len(files.manifest.exits))
     if found.chosen is None or found.kv != "catch_up" or not traces:
-        return _Choice([], [])
-    thresholds = [None if t is None else dict(t) for t in calibrated_thresholds(found)]
-    return _pick(files, costs, thresholds, traces, "exact")
+        return []
+    return [_pick(files, costs, _at_chosen(found), traces, "exact")]
+
+
+def _at_chosen(found: Calibration) -> list[Thresholds | None]:
+    return [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(found)]
 
 
 def _sample(traces: Sequence[str], exits: int) -> list[str]:

@@ -116,6 +116,12 @@ def test_where_bold_drafts_are_wrong_the_calibrated_thresholds_draft(bundle: Pat
     assert "drafts: the open exits take 0." in policy.exits[0].reason
 
 
+@pytest.mark.parametrize("drafted", [EARLY, WRONG])
+def test_without_a_chosen_point_only_the_bold_drafts_are_judged(bundle: Path, drafted: list[str]) -> None:
+    files = calibrated(bundle, traces=[], chosen=None, draft_traces=drafted, draft=DRAFTS)
+    assert drafts(chosen(files, BATCHED)) == ([DRAFTS[0], None] if drafted is EARLY else [None, None])
+
+
 def test_where_all_drafts_are_wrong_none_is_made(bundle: Path) -> None:
     policy = chosen(calibrated(bundle, traces=WRONG, draft_traces=WRONG, draft=DRAFTS), BATCHED)
     assert drafts(policy) == [None, None]

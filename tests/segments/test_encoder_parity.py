@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_encoder as te
+from real_inputs import real_input
 from safetensors.numpy import load_file, save_file
 
 from eecompile.errors import UsageError
@@ -17,7 +18,6 @@ from eecompile.student.encoder_reference import EncoderReference
 from eecompile.student.encoder_student import open_encoder
 
 EXITS = [1, 3]
-INPUTS = Path(__file__).parents[2] / "build" / "inputs"
 
 
 def close(actual: tiny.Float, expected: tiny.Float, tolerance: float = 1e-4) -> bool:
@@ -97,9 +97,7 @@ def test_smaller_precisions_stay_near(tmp_path: Path, family: str, precision: st
 def test_rampart_is_rampart(tmp_path: Path) -> None:
     """Real weights, texts of real tokens, against transformers."""
     pytest.importorskip("transformers")
-    source = INPUTS / "rampart"
-    if not (source / "model.safetensors").exists():
-        pytest.skip("build/inputs/rampart is absent: run tools/inputs.py rampart")
+    source = real_input("rampart")
     opened = te.open_bundle(tmp_path / "bundle", source, [3, 5])
     texts = [
         "My name is John Smith.",
@@ -118,9 +116,7 @@ def test_rampart_is_rampart(tmp_path: Path) -> None:
 def test_minilm_with_a_classifier(tmp_path: Path) -> None:
     """MiniLM's own encoder and pooler, under a made-up classifier: refused without one."""
     pytest.importorskip("transformers")
-    source = INPUTS / "minilm"
-    if not (source / "model.safetensors").exists():
-        pytest.skip("build/inputs/minilm is absent: run tools/inputs.py minilm")
+    source = real_input("minilm")
     with pytest.raises(UsageError, match="BertModel has no classifier"):
         open_encoder(source)
     made, rng = tmp_path / "classifier", np.random.default_rng(0)

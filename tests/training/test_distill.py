@@ -240,3 +240,12 @@ def test_an_anchor_asks_about_prompts_alone(tmp_path: Path) -> None:
     assert module.backbone.model.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
     with pytest.raises(ValidationError, match="needs a weight"):
         DistillConfig.model_validate(distilling.config(tmp_path, losses={"anchor": {"kl": 0.0}}))
+
+
+@pytest.mark.parametrize(("anchor", "detached"), [(None, 3), ({"kl": 0.0, "ce": 1.0}, None)])
+def test_an_anchor_reaches_the_layers_beyond_the_exits(tmp_path: Path, anchor: Any, detached: int | None) -> None:
+    losses = {"task": 0.0, "exits": {"kl": 1.0}, "anchor": anchor}
+    task, _ = open_task(DistillConfig.model_validate(distilling.config(tmp_path, losses=losses)), torch.device("cpu"))
+    assert isinstance(task, Distillation)
+    task.begin(0)
+    assert task.module.backbone.detach_after == detached

@@ -92,7 +92,7 @@ class Distillation:
         self.module.exits.requires_grad_(tune.exits)
         self.module.projections.requires_grad_(True)
         self.module.train(tune.backbone)
-        whole = losses.task or losses.last_kl or losses.attention or losses.hidden
+        whole = losses.task or losses.last_kl or losses.attention or losses.hidden or losses.anchor
         depths = [p.depth for p in self._points[stage]]
         self.module.backbone.detach_after = None if whole or not depths else max(depths)
         return stage

@@ -125,16 +125,10 @@ class Distilled(nn.Module):
         finished, terms = states.finished[counted], []
         ready = {point: self.ready(point, states) for point in plan.weights}
         terms = self._terms(plan, finished, {point: rows[counted] for point, rows in ready.items()})
-        backbone, teacher = self.backbone, self.teacher
-        theirs = None if taught is None else taught.finished[counted]
         total, parts = finished.new_zeros(()), dict[str, Tensor]()
         if terms:
-            found = head_losses(
-                terms, batch.targets[counted], plan.predictions, own=lambda part: backbone.logits(finished[part]),
-                teacher=None if teacher is None or theirs is None else lambda part: teacher.logits(theirs[part]),
-                chunk=self.chunk,
-            )  # fmt: skip
-            total, parts = found.total, found.parts
+            theirs = None if taught is None else taught.finished[counted]
+            total, parts = self._asked(terms, batch.targets[counted], plan.predictions, finished, theirs)
         final = plan.losses.to_final
         if final is not None:
             for point, rows in ready.items():
@@ -147,12 +141,18 @@ class Distilled(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The last layer on tokens that no other loss asks about."""
         rows = batch.anchored(anchor.every)
-        backbone, teacher = self.backbone, self.teacher
+        finished, full = states.finished[rows], partial(_full_logits, self.backbone)
+        term = HeadTerm(ANCHOR, finished, full, self._head(), anchor.ce, anchor.kl, of="teacher", is_own=True)
         theirs = None if taught is None else taught.finished[rows]
-        full, head = partial(_full_logits, backbone), self._head()
-        term = HeadTerm(ANCHOR, states.finished[rows], full, head, anchor.ce, anchor.kl, of="teacher", is_own=True)
+        return self._asked([term], batch.ids.roll(-1, 1)[rows], plan.anchored, finished, theirs)
+
+    def _asked(
+        self, terms: Sequence[HeadTerm], targets: Tensor, count: int, finished: Tensor, theirs: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of terms against the last layer and the teacher, whose states are `finished` and `theirs` [N, D]."""
+        backbone, teacher = self.backbone, self.teacher
         found = head_losses(
-            [term], batch.ids.roll(-1, 1)[rows], plan.anchored, own=backbone.logits,
+            terms, targets, count, own=lambda part: backbone.logits(finished[part]),
             teacher=None if teacher is None or theirs is None else lambda part: teacher.logits(theirs[part]),
             chunk=self.chunk,
         )  # fmt: skip

@@ -19,7 +19,8 @@ def add_lora(model: Any, tune: Tune, seed: int) -> Any:
     assert tune.lora is not None
     torch.manual_seed(seed)
     config, layers = tune.lora, None if tune.layers is None else list(range(tune.layers))
-    targets: Any = config.targets or ("all-linear" if layers is None else projections(model))
+    everywhere: Any = "all-linear" if layers is None else projections(model)
+    targets: Any = everywhere if config.targets is None else config.targets
     try:
         chosen = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, layers_to_transform=layers)
         return get_peft_model(model, chosen)
