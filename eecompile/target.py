@@ -3,7 +3,7 @@
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -17,25 +17,37 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "targets"
+Version = Annotated[str, Field(pattern=r"^(\d{1,3}\.\d{1,3})?$")]
 
 
 class Target(Strict):
     """A device. Rates are what its data sheet promises, 0 where that depends on the machine.
 
-    backend: what runs the graphs. context, batch, pending: most that a build may ask for. bandwidth: bytes/s of
-    memory. flops: float operations/s by precision.
+    backend: what runs the graphs. dialect: what its parser takes, opset-24 operators (`modern`) or plain ones of opset
+    20 (`classic`). context, batch, pending: most that a build may ask for. built: where engines are made: nowhere, since
+    none are needed (`anywhere`), on the device, or wherever the compiler runs (`here`). sm: compute capabilities, as 87.
+    tensorrt: the first version and, exclusive, the last (`tensorrt_below`) that bundles for it may meet; cuda: the
+    oldest. memory: bytes; unified where host and device share them. bandwidth: bytes/s of memory. flops: dense float
+    operations/s by precision.
     """
 
     name: Name
     description: Text
-    backend: Name
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    dialect: Literal["modern", "classic"] = "modern"
     precisions: Annotated[list[Precision], Field(min_length=1)]
     precision: Precision
     opset: Annotated[int, Field(ge=13, le=64)]
     context: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=1)]
     pending: Annotated[int, Field(ge=1, le=63)]
-    built: Name
+    built: Literal["anywhere", "device", "here"]
+    sm: Annotated[list[Annotated[int, Field(ge=50, le=199)]], Field(max_length=32)] = Field(default_factory=list)
+    tensorrt: Version = ""
+    tensorrt_below: Version = ""
+    cuda: Version = ""
+    memory: Annotated[int, Field(ge=0, le=1 << 50)] = 0
+    unified: bool = False
     bandwidth: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     flops: dict[Precision, float] = Field(default_factory=dict)
     sources: list[Text] = Field(default_factory=list)
