@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ pytest.importorskip("torch")
 from eecompile_training.config import load_config
 from eecompile_training.policy import train as policy_train
 from eecompile_training.policy import train_file
+from eecompile_training.policy.curves import ALONE, sweep
+from eecompile_training.policy.forced import Point, Rule
 from eecompile_training.policy.settings import PolicyConfig
 from eecompile_training.policy.train import price_of, reference_thresholds, world_of
 
@@ -95,6 +97,21 @@ def test_a_run_leaves_gates_and_a_report(whole: Path) -> None:
 
 class Killed(Exception):
     """In place of the signal."""
+
+
+def test_the_rivals_are_max_prob_alone_too(built: Path) -> None:
+    bundle = Bundle.open(built / "bundle")
+    world = world_of(load_config(config(built, built / "rivals", others={"max_prob": 0.3}), PolicyConfig), bundle)
+
+    class Table:
+        def point(self, rule: Rule, confidence: Any = None) -> Point:
+            return Point(rule.others["max_prob"], 1.0, 1.0, 1.0)
+
+    said: Any = [{0: np.array([0.2, 0.7], np.float32), 1: np.array([0.4], np.float32)}]
+    tried = {own: sweep(bundle.manifest, world, cast(Any, Table()), said, own=own) for own in (True, False)}
+    alone = {own: {t.rule.others["max_prob"] for t in found if not t.rule.learned} for own, found in tried.items()}
+    assert alone[True] >= set(ALONE)
+    assert not alone[False] >= set(ALONE)
 
 
 def test_a_run_goes_on_after_a_kill_bit_for_bit(built: Path, whole: Path) -> None:

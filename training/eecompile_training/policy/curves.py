@@ -25,6 +25,7 @@ THRESHOLDS: Final = 12  # of the learned gates, at quantiles of what they say
 BOUNDS: Final[tuple[tuple[Criterion, Sequence[float]], ...]] = (
     ("max_prob", (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)), ("margin", (0.1, 0.3, 0.6)),
 )  # fmt: skip
+ALONE: Final = (*np.linspace(0.2, 0.95, 31).round(3).tolist(), 0.97, 0.98, 0.99, 0.995)  # of max_prob, no other asked
 LEVELS: Final = (0.90, 0.95, 0.98, 0.99)
 _EVERY_SUBSET: Final = 4  # exits up to which every subset is tried
 
@@ -43,7 +44,8 @@ class Tried:
 
 def sweep(manifest: Manifest, world: World, replay: Replay, confidences: Confidences, *, own: bool) -> list[Tried]:
     """One threshold for all open exits, of the learned gates and, where exits have such a gate, of their heads: every
-    subset of the exits, every pair. own: the confidences are the bundle's own."""
+    subset of the exits, every pair. own: the confidences are the bundle's own; then also max_prob alone, finely, which
+    is what a threshold usually is."""
     said = np.concatenate([values for text in confidences for values in text.values()])
     usable = said[np.isfinite(said)]
     levels = np.unique(np.quantile(usable, np.linspace(0, 1, THRESHOLDS))).tolist() if len(usable) else []
@@ -52,6 +54,9 @@ def sweep(manifest: Manifest, world: World, replay: Replay, confidences: Confide
         for learned, others in itertools.product([0.0, 0.5, *levels], _others(manifest, world, exits)):
             rule = Rule(exits, learned, others)
             found.append(Tried(rule, replay.point(rule, None if own else confidences)))
+        if own and any("max_prob" in manifest.exits[g].gates for g in exits):
+            alone = [Rule(exits, 0.0, {"max_prob": bound}) for bound in ALONE]
+            found += [Tried(rule, replay.point(rule)) for rule in alone]
     return found
 
 
