@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,12 @@ def test_what_cannot_be_tuned(source: Path, tmp_path: Path) -> None:
     bare = tiny.checkpoint(tmp_path / "bare")
     with pytest.raises(UsageError, match="no tokenizer"):
         train_file(config(source, tmp_path / "b", model=str(bare)))
+
+
+def test_several_processes_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(UsageError, match="one process, and torchrun started 2"):
+        train_file(config(source, tmp_path / "two"))
 
 
 def test_without_trl_the_command_says_what_to_install(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
@@ -153,6 +154,9 @@ def _parts(record: Record) -> tuple[str, str]:
 
 def _check(config: LmConfig, student: Student) -> None:
     where = str(config.model)
+    if (processes := PartialState().num_processes) > 1:
+        mend = "start it without torchrun; distill, recurse and policy run in several"
+        raise UsageError(f"`train lm` runs in one process, and torchrun started {processes}", mend=mend)
     if student.loops is not None or student.cycles or isinstance(student.spec, EncoderDecoderSpec):
         raise UsageError("only plain decoders are tuned by rewards", where=where, mend="give a decoder without loops")
     if not student.tokenizer_files:
