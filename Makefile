@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NVCC ?= nvcc
 PLUGIN_SMS := 80 86 87 89 90 100 110 120
 
-.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory plugin clean
+.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory plugin cpp-deps cpp clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
@@ -49,6 +49,16 @@ build/plugin/exit_decision.o: $(wildcard eecompile/plugins/exit_decision/*)
 	mkdir -p $(@D)
 	$(NVCC) -O3 -std=c++17 -Xcompiler -fPIC $(foreach sm,$(PLUGIN_SMS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
 		-c eecompile/plugins/exit_decision/kernel.cu -o $@
+
+cpp-deps: build/deps/.done ## headers and libraries of the C++ runtime, into a prefix for CMake; needs apt-get
+
+cpp: build/deps/.done ## the C++ runtime and its command, build/cpp/eecompile-run; needs cmake and a C++17 compiler
+	cmake -S eecompile/runtime/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(CURDIR)/build/deps
+	cmake --build build/cpp
+
+build/deps/.done: $(VENV)/base.stamp tools/cpp_deps.py
+	$(BIN)/python tools/cpp_deps.py --out build/deps
+	touch $@
 
 build/inputs/.done: $(VENV)/base.stamp tools/inputs.py
 	$(BIN)/python tools/inputs.py --out build/inputs
