@@ -1,0 +1,24 @@
+// Reads a bundle that nobody vouches for: intact in every respect that matters to run it, or refused (read.py).
+//
+// Thread safety: functions of their arguments and of the disk. Cost: see Integrity.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "eecompile/bundle.h"
+#include "manifest.h"
+
+namespace eecompile {
+
+// An intact bundle. `path` is its directory with links resolved.
+struct BundleFiles {
+  std::string path;
+  Manifest manifest;
+  Policy policy;
+  std::vector<Calibration> calibrations;
+};
+
+Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity);
+
+}  // namespace eecompile

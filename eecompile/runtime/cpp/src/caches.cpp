@@ -1,0 +1,95 @@
+#include "caches.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "eecompile/contract.h"
+
+namespace eecompile {
+namespace {
+
+constexpr std::int64_t kGrowth = 64;  // rows at least, so that bindings, which are made anew, last for as many tokens
+constexpr std::size_t kAlignment = 64;
+
+}  // namespace
+
+Tensor::Tensor(std::string dtype, std::vector<std::int64_t> shape) : dtype_(std::move(dtype)), shape_(std::move(shape)) {
+  bytes_ = element_bytes(dtype_);
+  for (const std::int64_t size : shape_)
+    if (__builtin_mul_overflow(bytes_, static_cast<std::size_t>(size), &bytes_)) throw std::bad_alloc();
+  if (bytes_ > std::numeric_limits<std::size_t>::max() - 2 * kAlignment) throw std::bad_alloc();
+  const std::size_t whole = std::max(kAlignment, (bytes_ + kAlignment - 1) / kAlignment * kAlignment);
+  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole)));
+  if (!data_) throw std::bad_alloc();
+  clear();
+}
+
+void Tensor::Free::operator()(std::byte* data) const { std::free(data); }
+
+void Tensor::clear() {
+  if (data_) std::memset(data_.get(), 0, bytes_);
+}
+
+Buffer Tensor::first(std::int64_t rows) const {
+  Buffer part = buffer();
+  part.shape[0] = rows;
+  return part;
+}
+
+Caches::Caches(const std::vector<const GraphInfo*>& graphs) : lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
+  for (std::size_t i = 0; i < graphs.size(); ++i)
+    for (const TensorInfo& tensor : graphs[i]->inputs)
+      if (tensor.symbol(contract::kLength) >= 0) infos_[i].push_back(&tensor);
+}
+
+std::int64_t Caches::rows() const { return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end()); }
+
+bool Caches::make_room(std::int64_t rows, std::size_t cache) {
+  const std::int64_t wanted = rows + 1, have = lengths_[cache];
+  if (wanted <= have) return false;
+  resize(cache, std::max(wanted, have + std::max(have / 8, kGrowth)));
+  return true;
+}
+
+void Caches::resize(std::int64_t rows) {
+  for (std::size_t cache = 0; cache < lengths_.size(); ++cache) resize(cache, rows);
+}
+
+void Caches::resize(std::size_t cache, std::int64_t rows) {
+  const std::int64_t length = (rows + contract::kCacheBucket - 1) / contract::kCacheBucket * contract::kCacheBucket;
+  const std::int64_t kept = std::min(length, lengths_[cache]);
+  std::vector<Tensor> grown;
+  for (std::size_t i = 0; i < infos_[cache].size(); ++i) {
+    const TensorInfo& info = *infos_[cache][i];
+    std::vector<std::int64_t> shape = info.shape;
+    for (std::size_t axis = 0; axis < shape.size(); ++axis)
+      if (shape[axis] < 0) shape[axis] = info.symbols[axis] == contract::kLength ? length : 1;
+    grown.emplace_back(info.dtype, shape);
+    if (kept == 0) continue;
+    const Tensor& old = tensors_[cache][i];  // [1, KV, T, ..]
+    const auto heads = static_cast<std::size_t>(shape[1]);
+    const std::size_t row = old.bytes() / heads / static_cast<std::size_t>(lengths_[cache]);
+    for (std::size_t head = 0; head < heads; ++head)
+      std::memcpy(grown.back().data<std::byte>() + head * row * static_cast<std::size_t>(length),
+                  old.data<std::byte>() + head * row * static_cast<std::size_t>(lengths_[cache]), row * static_cast<std::size_t>(kept));
+  }
+  tensors_[cache] = std::move(grown);
+  lengths_[cache] = length;
+}
+
+void Caches::bind(std::size_t cache, Buffers& buffers) const {
+  for (std::size_t i = 0; i < infos_[cache].size(); ++i) {
+    const std::string& name = infos_[cache][i]->name;
+    buffers[name] = buffers[name + "_out"] = tensors_[cache][i].buffer();
+  }
+}
+
+void Caches::clear() {
+  for (std::vector<Tensor>& tensors : tensors_)
+    for (Tensor& tensor : tensors) tensor.clear();
+}
+
+}  // namespace eecompile

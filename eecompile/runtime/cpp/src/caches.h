@@ -1,0 +1,71 @@
+// Tensors that this library owns, and the K/V caches of one sequence: zero-initialised, updated in place, no longer
+// than they need to be (caches.py says why they grow, and why by multiples of the bucket).
+//
+// Thread safety: belongs to one sequence. Cost: for each token 2 x layers x KV x d numbers, and an eighth more.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "ort.h"
+
+namespace eecompile {
+
+// A contiguous tensor of zeros. Throws std::bad_alloc, which what is public catches.
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(std::string dtype, std::vector<std::int64_t> shape);
+
+  template <typename T>
+  T* data() const {
+    return static_cast<T*>(static_cast<void*>(data_.get()));
+  }
+  std::size_t bytes() const { return bytes_; }
+  const std::vector<std::int64_t>& shape() const { return shape_; }
+  const std::string& dtype() const { return dtype_; }
+
+  // The tensor, or its first `rows` along the first axis, as a buffer.
+  Buffer buffer() const { return {data_.get(), dtype_, shape_}; }
+  Buffer first(std::int64_t rows) const;
+  void clear();
+
+ private:
+  struct Free {
+    void operator()(std::byte* data) const;
+  };
+  std::string dtype_;
+  std::vector<std::int64_t> shape_;
+  std::size_t bytes_ = 0;
+  std::unique_ptr<std::byte, Free> data_;
+};
+
+class Caches {
+ public:
+  // graphs: for each cache the graph that writes it, whose inputs say what the tensors are: those with a length T.
+  explicit Caches(const std::vector<const GraphInfo*>& graphs);
+
+  std::int64_t rows() const;  // the longest cache's length
+
+  // Has room in one cache for `rows` rows and the one of padding that fused attention writes behind them. Returns
+  // whether its tensors were replaced, so that bindings to them are stale.
+  bool make_room(std::int64_t rows, std::size_t cache);
+
+  // Makes all tensors `rows` long, rounded up to the bucket, keeping what fits. 0 frees them.
+  void resize(std::int64_t rows);
+
+  // Adds the tensors of one cache to `buffers`, inputs and outputs alike.
+  void bind(std::size_t cache, Buffers& buffers) const;
+
+  void clear();  // zeros everywhere: what is not finite cannot be masked
+
+ private:
+  void resize(std::size_t cache, std::int64_t rows);
+
+  std::vector<std::int64_t> lengths_;
+  std::vector<std::vector<const TensorInfo*>> infos_;
+  std::vector<std::vector<Tensor>> tensors_;
+};
+
+}  // namespace eecompile

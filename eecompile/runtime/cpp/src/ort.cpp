@@ -1,0 +1,219 @@
+#include "ort.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <functional>
+#include <mutex>
+
+#include <onnxruntime_c_api.h>
+
+namespace eecompile {
+namespace {
+
+struct Dtype {
+  std::string_view name;
+  ONNXTensorElementDataType type;
+  std::size_t bytes;
+};
+
+constexpr std::array<Dtype, 5> kDtypes = {{{"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4},
+                                           {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2},
+                                           {"int8", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, 1},
+                                           {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8},
+                                           {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}}};
+
+const Dtype& dtype_of(std::string_view name) {
+  return *std::find_if(kDtypes.begin(), kDtypes.end() - 1, [&](const Dtype& d) { return d.name == name; });
+}
+
+// The message of a failed call, which is freed; empty where it succeeded.
+std::string failure(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return "";
+  std::string said = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  return said.empty() ? "it does not say why" : said;
+}
+
+// Something of the library's that is given back.
+template <typename T>
+using Held = std::unique_ptr<T, std::function<void(T*)>>;
+
+// Runs steps until one fails.
+class Chain {
+ public:
+  explicit Chain(const OrtApi& api) : api_(api) {}
+  Chain& then(OrtStatus* status) {
+    std::string said = failure(api_, status);
+    if (said_.empty()) said_ = std::move(said);
+    return *this;
+  }
+  bool ok() const { return said_.empty(); }
+  const std::string& said() const { return said_; }
+
+ private:
+  const OrtApi& api_;
+  std::string said_;
+};
+
+Status missing(std::string what, const std::string& where) {
+  return {Code::kMissingBackend, std::move(what), where, "install ONNX Runtime 1.21 or newer, or name its libonnxruntime.so.1"};
+}
+
+const OrtApi* api_of(const std::string& path, std::string& reason) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* said = dlerror();
+    reason = said == nullptr ? "ONNX Runtime cannot be loaded" : std::string("ONNX Runtime cannot be loaded: ") + said;
+    return nullptr;
+  }
+  using Base = const OrtApiBase* (*)();
+  void* symbol = dlsym(library, "OrtGetApiBase");
+  const OrtApi* api = symbol == nullptr ? nullptr : reinterpret_cast<Base>(symbol)()->GetApi(ORT_API_VERSION);
+  if (api == nullptr) reason = "this ONNX Runtime is too old";
+  return api;
+}
+
+std::string describe(ONNXTensorElementDataType type, const std::vector<std::int64_t>& shape, const std::vector<const char*>& symbols) {
+  const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return d.type == type; });
+  std::string text = known == kDtypes.end() ? "another type" : std::string(known->name);
+  for (std::size_t i = 0; i < shape.size(); ++i) text += " " + (shape[i] < 0 ? std::string(symbols[i]) : std::to_string(shape[i]));
+  return text;
+}
+
+std::string describe(const TensorInfo& info) {
+  std::vector<const char*> symbols;
+  for (const std::string& symbol : info.symbols) symbols.push_back(symbol.c_str());
+  return describe(dtype_of(info.dtype).type, info.shape, symbols);
+}
+
+}  // namespace
+
+std::size_t element_bytes(std::string_view dtype) { return dtype_of(dtype).bytes; }
+
+Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& path, int threads) {
+  static std::mutex mutex;
+  static std::shared_ptr<OrtLibrary> made;  // ONNX Runtime has one environment a process
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (threads < 1) return Status{Code::kUsage, std::to_string(threads) + " threads are none", "", "give at least one"};
+  if (made && made->threads_ != threads)
+    return Status{Code::kUsage, "this process already runs " + std::to_string(made->threads_) + " threads, not " + std::to_string(threads), "",
+                  "one process has one thread pool: choose its size at the first open"};
+  if (made) return std::shared_ptr<const OrtLibrary>(made);
+  std::string reason;
+  const OrtApi* api = api_of(path, reason);
+  if (api == nullptr) return missing(reason, path);
+  const std::shared_ptr<OrtLibrary> found(new OrtLibrary());
+  found->api_ = api;
+  found->threads_ = threads;
+  OrtThreadingOptions* options = nullptr;
+  Chain chain(*api);
+  chain.then(api->CreateThreadingOptions(&options));
+  if (chain.ok()) chain.then(api->SetGlobalIntraOpNumThreads(options, threads)).then(api->SetGlobalInterOpNumThreads(options, 1));
+  if (chain.ok()) chain.then(api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "eecompile", options, &found->environment_));
+  if (options != nullptr) api->ReleaseThreadingOptions(options);
+  if (!chain.ok()) return missing("ONNX Runtime does not start: " + chain.said(), path);
+  made = found;
+  return std::shared_ptr<const OrtLibrary>(made);
+}
+
+OrtPass::OrtPass(std::shared_ptr<const OrtLibrary> library, OrtSession* session, OrtIoBinding* binding)
+    : library_(std::move(library)), session_(session), binding_(binding) {}
+
+OrtPass::OrtPass(OrtPass&& other) noexcept : library_(std::move(other.library_)), session_(other.session_), binding_(other.binding_) { other.binding_ = nullptr; }
+
+OrtPass::~OrtPass() {
+  if (binding_ != nullptr) library_->api().ReleaseIoBinding(binding_);
+}
+
+Status OrtPass::run() {
+  const OrtApi& api = library_->api();
+  const std::string said = failure(api, api.RunWithBinding(session_, nullptr, binding_));
+  if (said.empty()) return {};
+  return {Code::kInternal, "a pass failed: " + said, "", "check the bundle with `eecompile verify`"};
+}
+
+OrtEngine::OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* session, GraphInfo info)
+    : library_(std::move(library)), session_(session), info_(std::move(info)) {}
+
+OrtEngine::~OrtEngine() { library_->api().ReleaseSession(session_); }
+
+Result<std::shared_ptr<const OrtEngine>> OrtEngine::open(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info) {
+  const OrtApi& api = library->api();
+  OrtSessionOptions* options = nullptr;
+  OrtSession* session = nullptr;
+  Chain chain(api);
+  chain.then(api.CreateSessionOptions(&options));
+  if (chain.ok())
+    chain.then(api.DisablePerSessionThreads(options))
+        .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
+        .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
+  if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
+  if (options != nullptr) api.ReleaseSessionOptions(options);
+  if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");
+  auto engine = std::make_shared<const OrtEngine>(std::move(library), session, std::move(info));
+  if (Status status = engine->check_interface(path); !status.ok()) return status;
+  return engine;
+}
+
+Status OrtEngine::check_interface(const std::string& where) const {
+  const OrtApi& api = library_->api();
+  OrtAllocator* allocator = nullptr;
+  Chain chain(api);
+  chain.then(api.GetAllocatorWithDefaultOptions(&allocator));
+  for (const bool input : {true, false}) {
+    const std::vector<TensorInfo>& declared = input ? info_.inputs : info_.outputs;
+    std::size_t count = 0;
+    if (chain.ok()) chain.then((input ? api.SessionGetInputCount : api.SessionGetOutputCount)(session_, &count));
+    if (chain.ok() && count != declared.size()) return damaged("it has another number of inputs or outputs than the manifest says", where);
+    for (std::size_t i = 0; i < count && chain.ok(); ++i) {
+      char* name = nullptr;
+      OrtTypeInfo* type = nullptr;
+      chain.then((input ? api.SessionGetInputName : api.SessionGetOutputName)(session_, i, allocator, &name));
+      const std::string own = name == nullptr ? "" : name;
+      if (name != nullptr) chain.then(api.AllocatorFree(allocator, name));
+      chain.then((input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_, i, &type));
+      const Held<OrtTypeInfo> held(type, [&](OrtTypeInfo* t) { api.ReleaseTypeInfo(t); });
+      const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+      if (chain.ok()) chain.then(api.CastTypeInfoToTensorInfo(type, &tensor));
+      if (chain.ok() && tensor == nullptr) return damaged("its " + own + " is no tensor", where);
+      std::size_t rank = 0;
+      ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+      if (chain.ok()) chain.then(api.GetDimensionsCount(tensor, &rank)).then(api.GetTensorElementType(tensor, &element));
+      std::vector<std::int64_t> shape(rank);
+      std::vector<const char*> symbols(rank);
+      if (chain.ok()) chain.then(api.GetDimensions(tensor, shape.data(), rank)).then(api.GetSymbolicDimensions(tensor, symbols.data(), rank));
+      if (!chain.ok()) break;
+      const std::string have = own + ", " + describe(element, shape, symbols), said = declared[i].name + ", " + describe(declared[i]);
+      if (have != said) return damaged("it has " + have.substr(0, 200) + "; the manifest says " + said.substr(0, 200), where);
+    }
+  }
+  return chain.ok() ? Status{} : damaged("its interface cannot be read: " + chain.said(), where);
+}
+
+Result<OrtPass> OrtEngine::bind(const Buffers& buffers) const {
+  const OrtApi& api = library_->api();
+  OrtIoBinding* binding = nullptr;
+  OrtMemoryInfo* memory = nullptr;
+  Chain chain(api);
+  chain.then(api.CreateIoBinding(session_, &binding)).then(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
+  const Held<OrtMemoryInfo> held(memory, [&](OrtMemoryInfo* m) { api.ReleaseMemoryInfo(m); });
+  OrtPass pass(library_, session_, binding);
+  for (const bool input : {true, false})
+    for (const TensorInfo& tensor : input ? info_.inputs : info_.outputs) {
+      const auto found = buffers.find(tensor.name);
+      if (found == buffers.end() && input) return Status{Code::kInternal, "the graph's input " + tensor.name + " has no buffer", info_.path, ""};
+      if (found == buffers.end() || !chain.ok()) continue;
+      const Buffer& b = found->second;
+      std::size_t bytes = element_bytes(b.dtype);
+      for (const std::int64_t size : b.shape) bytes *= static_cast<std::size_t>(size);
+      OrtValue* value = nullptr;
+      chain.then(api.CreateTensorWithDataAsOrtValue(memory, b.data, bytes, b.shape.data(), b.shape.size(), dtype_of(b.dtype).type, &value));
+      if (chain.ok()) chain.then((input ? api.BindInput : api.BindOutput)(binding, tensor.name.c_str(), value));
+      if (value != nullptr) api.ReleaseValue(value);
+    }
+  if (!chain.ok()) return Status{Code::kInternal, "the graph cannot be bound: " + chain.said(), info_.path, ""};
+  return pass;
+}
+
+}  // namespace eecompile

@@ -1,0 +1,32 @@
+// The command line of eecompile-run: the flags of `eecompile run` that this runtime serves.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "eecompile/bundle.h"
+
+namespace eecompile {
+
+struct Arguments {
+  std::string bundle;
+  std::optional<std::string> prompt;
+  std::optional<Ids> prompt_ids;
+  std::vector<std::string> thresholds;  // LAYER[:CRITERION]=V or LAYER=never
+  OpenOptions open;
+  SessionOptions session;
+  GenerateOptions generate;
+  bool json = false, stream = false, help = false;
+};
+
+// Parses arguments without the program's name; kUsage says which is wrong.
+Result<Arguments> parse(const std::vector<std::string>& words);
+
+// Adds the thresholds to options, on top of the bundle's own (cli/options.py): a gate of a closed exit that no value
+// names is left wide open, which only drafts may have.
+Status add_thresholds(const std::vector<std::string>& values, const Bundle& bundle, SessionOptions& options);
+
+extern const char* const kHelp;
+
+}  // namespace eecompile

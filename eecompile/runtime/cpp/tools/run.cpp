@@ -1,0 +1,58 @@
+// eecompile-run: generate from a bundle, with the flags and the JSON of the Python command.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "arguments.h"
+
+namespace eecompile {
+namespace {
+
+int fail(const Status& status) {
+  std::fprintf(stderr, "error %s\n", status.text().c_str());
+  return status.exit_status();
+}
+
+std::string json_of(const Ids& prompt, const Generation& found, const std::string& mode) {
+  const Stats& s = found.stats;
+  nlohmann::ordered_json stats = {{"tokens_per_second", s.tokens_per_second()}, {"prefill_seconds", s.prefill_seconds}, {"mean_depth", s.mean_depth()},
+                                  {"drafted", s.drafted}, {"rejected", s.rejected}, {"segment_passes", s.segment_passes}, {"layer_rows", s.layer_rows}};
+  const nlohmann::ordered_json whole = {{"prompt_ids", prompt}, {"token_ids", found.ids}, {"text", nullptr}, {"exit_layers", found.exit_layers},
+                                        {"mode", mode}, {"stop_reason", s.stop_reason}, {"stats", stats}};
+  return whole.dump();
+}
+
+int run(const std::vector<std::string>& words) {
+  Result<Arguments> a = parse(words);
+  if (!a.ok()) return fail(a.status());
+  if (a->help) return std::fputs(kHelp, stdout), 0;
+  const Result<Bundle> bundle = Bundle::open(a->bundle, a->open);
+  if (!bundle.ok()) return fail(bundle.status());
+  if (!a->prompt_ids) return fail({Code::kUnsupported, "this build has no tokenizer", "", "give token ids: --prompt-ids 1,2,3"});
+  if (Status status = add_thresholds(a->thresholds, *bundle, a->session); !status.ok()) return fail(status);
+  Result<Session> session = bundle->session(a->session);
+  if (!session.ok()) return fail(session.status());
+  const OnToken print = [&](const Token& token) {
+    if (!a->json) std::printf("%lld ", static_cast<long long>(token.id));
+    if (a->stream) std::fflush(stdout);
+    return true;
+  };
+  const Result<Generation> found = session->generate(*a->prompt_ids, a->generate, print);
+  if (!found.ok()) return fail(found.status());
+  if (a->json) {
+    std::puts(json_of(*a->prompt_ids, *found, a->session.mode).c_str());
+    return 0;
+  }
+  const Stats& s = found->stats;
+  std::puts("");
+  std::fprintf(stderr, "%lld tokens, %.1f tokens/s, mean depth %.1f, %lld drafted, %lld rejected, stopped by %s\n", static_cast<long long>(s.tokens),
+               s.tokens_per_second(), s.mean_depth(), static_cast<long long>(s.drafted), static_cast<long long>(s.rejected), s.stop_reason.c_str());
+  return 0;
+}
+
+}  // namespace
+}  // namespace eecompile
+
+int main(int count, char** words) { return eecompile::run({words + 1, words + count}); }
