@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "eecompile/contract.h"
+#include "fault.h"
 #include "files.h"
 
 namespace eecompile {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "eecompile/contract.h"
-#include "json.h"
+#include "fault.h"
 #include "sha256.h"
 
 namespace eecompile {

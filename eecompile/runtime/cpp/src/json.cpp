@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "sha256.h"
 
@@ -34,10 +35,6 @@ std::string dense(std::string_view data) {
 }
 
 }  // namespace
-
-Status damaged(std::string what, std::string where, std::string_view mend) {
-  return {Code::kIntegrity, std::move(what), std::move(where), std::string(mend)};
-}
 
 Result<Json> parse_object(std::string_view data, const std::string& where) {
   std::vector<std::set<std::string>> keys;

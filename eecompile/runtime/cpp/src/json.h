@@ -3,25 +3,19 @@
 // Thread safety: functions of their arguments. Cost: the parsed document, a few times the text.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <functional>
 #include <set>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include <nlohmann/json.hpp>
 
-#include "eecompile/status.h"
+#include "fault.h"
 
 namespace eecompile {
 
 using Json = nlohmann::json;
-
-inline constexpr std::string_view kCopyAgain =
-    "copy the bundle again from where it came, or build it again with `eecompile build`";
-
-Status damaged(std::string what, std::string where, std::string_view mend = kCopyAgain);
 
 // The object in `data`. Refuses duplicate keys, numbers that are not finite, nesting beyond 64, and bad UTF-8.
 Result<Json> parse_object(std::string_view data, const std::string& where);

@@ -4,6 +4,7 @@
 
 #include "eecompile/contract.h"
 #include "files.h"
+#include "json.h"
 
 namespace eecompile {
 namespace {

@@ -3,12 +3,14 @@
 // Thread safety: values. Cost: a few times the JSON that they were read from.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "eecompile/status.h"
 #include "eecompile/values.h"
-#include "json.h"
 
 namespace eecompile {
 

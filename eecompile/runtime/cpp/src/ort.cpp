@@ -3,10 +3,13 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <mutex>
 
 #include <onnxruntime_c_api.h>
+
+#include "fault.h"
 
 namespace eecompile {
 namespace {

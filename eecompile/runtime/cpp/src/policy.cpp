@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "eecompile/contract.h"
+#include "json.h"
 #include "manifest.h"
 #include "sha256.h"
 
