@@ -74,7 +74,7 @@ def test_fields_out_of_range(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"backend": "tensorrt", "built": "device"}, "tensorrt needs sm and tensorrt"),
         ({"backend": "tensorrt", "built": "device", "sm": [87]}, "tensorrt needs sm and tensorrt"),
         ({"tensorrt": "10.9", "tensorrt_below": "10.9"}, "tensorrt_below 10.9 is not above tensorrt 10.9"),
-        ({"dialect": "classic", "opset": 21}, "classic dialect stops at opset 20, and opset is 21"),
+        ({"dialect": "classic", "opset": 21}, "the classic dialect stops at opset 20, and opset is 21"),
         ({"tensorrt": "ten"}, "tensorrt: String should match"),
         ({"attained": 1.5}, "attained: "), ({"launch": -1e-6}, "launch: "), ({"kernel": 2.0}, "kernel: "),
     ],
