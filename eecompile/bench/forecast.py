@@ -108,16 +108,15 @@ def rates_of(target: Target, precision: str, width: int) -> Rates | None:
 
 
 def setting_of(target: Target, plan: Mapping[str, Any]) -> Setting:
-    """How a build of this plan runs there. Engines have caches of one length, whatever is live in them."""
-    gpu, context = target.backend != "onnxruntime", plan["context"]
-    return Setting(
+    """How a build of this plan runs there."""
+    context = plan["context"]
+    return Setting.on(
+        target,
         cap=plan["pending_cap"],
         minimum_rows=plan["minimum_rows"],
         prefill_rows=c.PREFILL_ROWS,
         context=context,
         slack=c.SLACK + (-context) % c.CACHE_BUCKET,
-        fixed=gpu,
-        copies=gpu and target.dialect == "classic",
     )
 
 

@@ -17,7 +17,7 @@ import onnx
 from eecompile import contract as c
 from eecompile.bench.rates import Rates
 from eecompile.bench.work import STORED
-from eecompile.engines.ort import OrtEngine, use_threads
+from eecompile.engines.ort import OrtEngine, OrtPass, use_threads
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.quantize import pack_int4
 from eecompile.segments.weights import Values, WeightBook
@@ -50,7 +50,7 @@ def measure_rates(width: int, precision: str, *, threads: int, launch: float) ->
     weights = float(count * width * _WIDENING * width)
     return Rates(
         bandwidth=weights * STORED[precision] / reading, flops=2 * weights / row, launch=launch, kernel=kernel,
-        overlaps=False, value=4.0, basis=f"measured on this machine with {threads} threads",
+        overlaps=False, value=4.0, basis=f"this machine by rates measured with {threads} threads",
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _timed(folder: Path, name: str, write: Callable[[GraphWriter], None], rows: 
     info = g.save(folder / f"{name}.onnx")
     book.close()
     engine = OrtEngine(folder / f"{name}.onnx", info)
-    passes = {}
+    passes: dict[int, tuple[OrtPass, list[float]]] = {}
     for count, width in rows.items():
         buffers = {key: np.ones((count, width), np.float32) for key in (c.HIDDEN, c.HIDDEN_OUT)}
         passes[count] = (engine.bind(buffers), [])

@@ -53,5 +53,5 @@ def rates_from_target(target: Target, precision: str) -> Rates:
         kernel=target.kernel,
         overlaps=gpu,
         value=2.0 if gpu and narrow == "fp16" else 4.0,
-        basis=f"data sheet of {target.name}, {target.attained:.0%} of its rates attained",
+        basis=f"{target.name} by its data sheet, {target.attained:.0%} of its rates attained",
     )

@@ -58,7 +58,10 @@ def build(
             manifest = pipeline.build(student, device, output, options, progress=begin)
     if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
-            pipeline.profile_and_choose(output, progress=begin)
+            if device.backend == "onnxruntime":
+                pipeline.profile_and_choose(output, progress=begin)
+            else:
+                pipeline.choose_for_device(output, device)
     size = sum(info.bytes for info in manifest.files.values())
     _show({"bundle": str(output), "target": device.name, **plan, "bytes": size, "digest": manifest.digest}, as_json)
 
@@ -147,6 +150,7 @@ def calibrate(
     By Learn-then-Test (ltt: the risk holds with 1 - error confidence) or conformal risk control (crc: in expectation).
     """
     from eecompile.bench.defaults import apply_default_policy
+    from eecompile.bench.device_costs import is_elsewhere
     from eecompile.bundle.policy import read_for_change
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
     from eecompile.calibrate.classifier import calibrate_classifier
@@ -167,7 +171,8 @@ def calibrate(
                 opened, data, granularity=granularity, tolerance=tolerance, progress=begin, **common
             )
     apply_calibration(bundle, result, key=key)
-    if opened.files.profiles:
+    generates = opened.manifest.task == c.CAUSAL_LM
+    if opened.files.profiles or (generates and is_elsewhere(opened.manifest.target)):
         apply_default_policy(bundle, key=key)
     chosen = None if result.chosen is None else result.path[result.chosen].model_dump(mode="json")
     found = {"documents": result.documents, "tokens": result.tokens, "risk": risk, "guarantee": result.promise}
