@@ -9,6 +9,8 @@ import tiny
 import tiny_t5
 from commands import cli, cli_json
 
+from eecompile.target import FOLDER
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -208,8 +210,20 @@ def test_bench_and_report(bundle: Path, tmp_path: Path) -> None:
     cli("check", bundle)
 
 
+def test_a_target_is_described_by_name_or_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    own.write_text((FOLDER / "l4.toml").read_text().replace('name = "l4"', 'name = "mine"'))
+    said = cli_json("targets", own, "l4")
+    assert set(said) == {"mine", "l4"}
+    assert said["mine"]["flops"] == said["l4"]["flops"]
+    assert "data sheet (2023)" in cli("targets", own).stdout
+    own.write_text(own.read_text().replace("memory = 24_000_000_000", "memory = -1"))
+    assert "memory: Input should be greater than or equal to 0" in cli("targets", own, status=2).stderr
+
+
 def test_targets_doctor_and_completion() -> None:
-    assert "cpu" in cli_json("targets")
+    assert {"cpu", "jetson-orin", "rtx"} <= set(cli_json("targets"))
+    assert "102 GB/s" in cli("targets").stdout
     assert cli_json("doctor")["packages"]["onnxruntime"]
     assert "_EECOMPILE_COMPLETE" in cli("completion", "bash").stdout
 
