@@ -65,10 +65,12 @@ def check_costs(files: BundleFiles, *, rates: Rates | None = None) -> CostCheck:
         mend = "measure it first: `eecompile profile BUNDLE`"
         raise UsageError("the bundle has no profile to compare with", where=str(files.path), mend=mend)
     profile = files.profiles[0]
-    here = load_target(HERE)
+    here, works = load_target(HERE), works_from_bundle(manifest, files.path)
     if rates is None:
-        rates = measure_rates(manifest.model.hidden, manifest.precision, threads=profile.threads, launch=here.launch)
-    predicted = predict_costs(works_from_bundle(manifest, files.path), rates, setting_from_manifest(manifest, here))
+        weights = sum(work.weights for work in works.values())
+        width, threads = manifest.model.hidden, profile.threads
+        rates = measure_rates(width, manifest.precision, weights, threads=threads, launch=here.launch)
+    predicted = predict_costs(works, rates, setting_from_manifest(manifest, here))
     measured = PassCosts.from_profile(profile)
     length = min(TYPICAL_LENGTH, manifest.model.context)
     errors = _errors(profile, predicted)

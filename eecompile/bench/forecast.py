@@ -79,11 +79,12 @@ def predict_build(
     precision, cache = plan["precision"], "fp16" if gpu else plan["cache"]
     works = works_from_student(student, precision, cache, kv="propagate" in plan["kv"])
     setting = setting_of(target, plan)
-    rates = rates or rates_of(target, precision, student.spec.hidden)
+    weights = stored_weights(student, precision, works)
+    rates = rates or rates_of(target, precision, student.spec.hidden, weights)
     memory = memory_needed(
         student.spec,
         setting,
-        weights=stored_weights(student, precision, works),
+        weights=weights,
         cached=_cached(student, works),
         slots=plan["slots"],
         value=rates.value if rates else 2.0,
@@ -97,13 +98,15 @@ def predict_build(
     return Prediction(rates.basis, length, _graphs(works, costs, setting, length), forecasts, memory)
 
 
-def rates_of(target: Target, precision: str, width: int) -> Rates | None:
-    """The target's rates: of its data sheet, measured here where it is the processor at hand, or None."""
+def rates_of(target: Target, precision: str, width: int, weights: float) -> Rates | None:
+    """The target's rates: of its data sheet, measured here where it is the processor at hand (for a model of this width
+    and bytes of weights), or None."""
     if target.bandwidth:
         return rates_from_target(target, precision)
     if target.backend == "onnxruntime":
         made = thread_pool()
-        return measure_rates(width, precision, threads=made[0] if made else processors(), launch=target.launch)
+        threads = made[0] if made else processors()
+        return measure_rates(width, precision, weights, threads=threads, launch=target.launch)
     return None
 
 

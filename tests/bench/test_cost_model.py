@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from profiled import build_tiny
 
 from eecompile import pipeline
-from eecompile.bench import machine
 from eecompile.bench.cost import full_depth_seconds
 from eecompile.bench.cost_check import check_costs
 from eecompile.bench.cost_model import Setting, pass_bytes, predict_costs
@@ -71,7 +70,7 @@ def test_a_processor_of_ones_own_adds_up(tmp_path: Path) -> None:
 def test_targets_that_stand_for_many_machines_have_no_rates(name: str) -> None:
     with pytest.raises(UsageError, match="does not say how fast its memory is"):
         rates_from_target(load_target(name), "fp16")
-    assert rates_of(load_target("rtx"), "fp16", 64) is None
+    assert rates_of(load_target("rtx"), "fp16", 64, 1e6) is None
 
 
 def test_costs_are_priced_where_passes_are_made() -> None:
@@ -174,9 +173,8 @@ def test_the_setting_of_a_plan() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    monkeypatch.setattr(machine, "CHAIN_BYTES", 1 << 20)
-    found = measure_rates(48, precision, threads=processors(), launch=1e-5)
+def test_rates_of_this_machine(precision: str) -> None:
+    found = measure_rates(48, precision, 1e6, threads=processors(), launch=1e-5)
     assert 1e6 < found.bandwidth < 1e13
     assert 1e6 < found.flops < 1e14
     assert 0 < found.kernel < 1e-2

@@ -52,8 +52,7 @@ def test_an_encoder_decoder_from_checkpoint_to_text(tmp_path: Path) -> None:
     cli("run", bundle, "the other", "--mode", "confident", status=2)
 
 
-def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eecompile.bench.machine.CHAIN_BYTES", 1 << 20)
+def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     said = cli_json("build", checkpoint, "-o", tmp_path / "b", "--dry-run")
     assert said["layers"] == 4
     assert "this machine by rates measured" in said["predicted"]["basis"]
@@ -82,8 +81,7 @@ def test_a_build_for_another_device_is_judged_by_the_cost_model(checkpoint: Path
     assert all("nothing is known of them without a calibration" in e["reason"] for e in held["policy"]["exits"])
 
 
-def test_the_cost_model_beside_a_profile(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eecompile.bench.machine.CHAIN_BYTES", 1 << 20)
+def test_the_cost_model_beside_a_profile(bundle: Path) -> None:
     assert "no profile to compare with" in cli("profile", bundle, "--check-model", status=2).stderr
     cli("profile", bundle, "--quick")
     said = cli_json("profile", bundle, "--check-model")
