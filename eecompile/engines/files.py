@@ -13,17 +13,23 @@ _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 
 
-def write_whole(path: Path, data: Iterable["bytes | memoryview"]) -> None:
-    """Replace `path` by a file of the pieces of `data`, through a temporary beside it. Raises OSError."""
+def write_whole(path: Path, data: Iterable["bytes | memoryview"]) -> str:
+    """Replace `path` by a file of the pieces of `data`, through a temporary beside it; returns its SHA-256 (hex).
+
+    Raises OSError.
+    """
+    digest = hashlib.sha256()
     temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
             for piece in data:
                 file.write(piece)
+                digest.update(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+        return digest.hexdigest()
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
