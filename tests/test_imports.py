@@ -28,7 +28,10 @@ MAY_IMPORT = {
     "bench": VALUES | MODEL | {"runtime"},
     "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder"},
     "pipeline_encoder": VALUES | MODEL,
-    "cli": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder"},
+    "pipeline_engines": VALUES | MODEL,
+    "cli": VALUES
+    | MODEL
+    | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder", "pipeline_engines"},
     "__main__": {"cli"},
 }
 EDGE = ("bundle", "engines", "runtime")  # what a device without torch runs

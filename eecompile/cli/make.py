@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from eecompile import contract as c
 from eecompile.cli.console import err, print_json, print_table, stages, user_faults
@@ -58,9 +59,11 @@ def build(
             return
         with stages("build", pipeline.stage_count(student)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
-    if not no_profile and not isinstance(student, EncoderStudent):
+    if not no_profile and not isinstance(student, EncoderStudent) and device.backend == "onnxruntime":
         with stages("profile") as begin:
             pipeline.profile_and_choose(output, progress=begin)
+    if manifest.device is not None:
+        plan["engines"] = _engines_here(output)
     size = sum(info.bytes for info in manifest.files.values())
     _show({"bundle": str(output), "target": device.name, **plan, "bytes": size, "digest": manifest.digest}, as_json)
 
@@ -193,6 +196,18 @@ def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path
         yield folder / path.stem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _engines_here(bundle: Path) -> list[str]:
+    """Build a bundle's engines where this machine is their device; the names of those that it has then."""
+    from eecompile.pipeline_engines import engines_here
+
+    with stages("engines") as begin:
+        found = engines_here(bundle, progress=begin)
+    if isinstance(found, str):
+        err.print(escape(found))
+        return []
+    return list(found.record.engines)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

@@ -22,12 +22,15 @@ def main() -> int:
     """Run the job on stdin. What libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    job = EngineJob.model_validate_json(sys.stdin.read(), strict=True)
     try:
-        job = EngineJob.model_validate_json(sys.stdin.read(), strict=True)
         done = run_job(job, lambda stage: _answer(answers, "progress", stage))
     except EECompileError as e:
         fault = EngineFault(what=e.what, where=e.where, mend=e.mend, missing=isinstance(e, MissingBackend))
         _answer(answers, "fault", fault)
+        return 1
+    except OSError as e:
+        _answer(answers, "fault", EngineFault(what=f"a file cannot be read or written: {e}", where=job.graph))
         return 1
     _answer(answers, "done", done)
     return 0
