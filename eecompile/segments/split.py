@@ -75,8 +75,12 @@ class WrittenGraphs:
 
 @dataclass(frozen=True)
 class Cut:
-    """A student and how it is cut. precision, cache: what weights, and keys and values, are kept in. propagate: with
-    K/V-only graphs. selected: caches may be compact. fused: with ONNX Runtime's own operators."""
+    """A student and how its graphs are to be.
+
+    precision, cache: what weights, and keys and values, are kept in. fused: with ONNX Runtime's fused operators, for
+    bundles of one slot that only it will run. propagate: also the K/V-only graphs of the segments that a token can
+    skip. selected: caches may be compact.
+    """
 
     student: Student
     precision: str
@@ -104,30 +108,14 @@ class Cut:
         return DecoderWriter(spec, store, *sizes, low_rank, cache=self.cache, compact=self.selected)
 
 
-def write_segments(
-    student: Student,
-    root: Path,
-    *,
-    precision: str,
-    context: int,
-    slack: int = c.SLACK,
-    fused: bool = False,
-    propagate: bool = False,
-    selected: bool = False,
-    cache: str = "fp32",
-    progress: Callable[[str], None] = lambda stage: None,
-) -> WrittenGraphs:
+def write_segments(cut: Cut, root: Path, *, progress: Callable[[str], None] = lambda stage: None) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
-
-    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run. propagate: also the
-    K/V-only graphs of the segments that a token can skip. selected: caches may be compact. cache:
-    what keys and values are kept in.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
-    cut, book = Cut(student, precision, context, slack, fused, propagate, selected, cache), WeightBook(folder)
+    student, book = cut.student, WeightBook(folder)
     plan, d = cut.plan, cut.writer()
     graphs, factors = write_graphs(cut, d, GraphFolder(folder, book), progress)
     schedule = _schedule(plan, factors, student.exits.store, folder)
