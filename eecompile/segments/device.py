@@ -32,15 +32,17 @@ def write_device_graphs(
     are added to it in a file of their own. opset: the newest that the target takes.
     Raises UsageError where the model cannot be written so.
     """
-    form = device_form(cut.student.spec.head_dim, dialect=dialect, opset=opset, compute=compute)
+    length = cut.context + cut.slack
+    form = device_form(cut.student.spec.head_dim, length, dialect=dialect, opset=opset, compute=compute)
     folder = GraphFolder(root / "segments", book, form)
     graphs, _ = write_graphs(cut, cut.writer(), folder, lambda stage: None)
     book.close()
     return graphs
 
 
-def device_form(head_dim: int, *, dialect: Dialect, opset: int, compute: ComputeType) -> Form:
-    """How graphs are finished for a device. Raises UsageError where the opset is too old for the dialect."""
+def device_form(head_dim: int, length: int, *, dialect: Dialect, opset: int, compute: ComputeType) -> Form:
+    """How graphs are finished for a device; `length`: of the caches, which an engine updates in place only where it
+    knows that. Raises UsageError where the opset is too old for the dialect."""
     newest = min(opset, NEWEST[dialect])
     if dialect == "modern" and newest < NEWEST["modern"]:
         raise UsageError(
@@ -60,4 +62,5 @@ def device_form(head_dim: int, *, dialect: Dialect, opset: int, compute: Compute
         functions=not classic,
         passes=(*((lower_rotary, lower_norms) if classic else ()), *lowered, partial(compute_in, compute=compute)),
         check=partial(check_dialect, dialect=dialect),
+        sizes=((c.LENGTH, length),),
     )

@@ -39,7 +39,7 @@ _TYPES = {
 class Form:
     """What becomes of a graph when it is saved. passes: in order, each rewrites the graph and says whether it did.
     functions: whether model-local functions are written with their bodies. check: raises where the model is not what it
-    should be. prefix: of the file's name.
+    should be. prefix: of the file's name. sizes: symbols of shapes that are fixed, as (symbol, size).
     """
 
     prefix: str = ""
@@ -48,6 +48,12 @@ class Form:
     functions: bool = True
     passes: "tuple[Callable[[GraphWriter], bool], ...]" = ()
     check: Callable[[onnx.ModelProto], None] | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def fixed(self, infos: list[TensorInfo]) -> list[TensorInfo]:
+        """Inputs or outputs with the sizes that this form fixes."""
+        sizes: dict[int | str, int] = dict(self.sizes)
+        return [t.model_copy(update={"shape": [sizes.get(d, d) for d in t.shape]}) for t in infos]
 
 
 class GraphWriter:
@@ -161,6 +167,7 @@ class GraphWriter:
         segments/)."""
         for rewrite in self.form.passes:
             rewrite(self)
+        self.inputs, self.outputs = self.form.fixed(self.inputs), self.form.fixed(self.outputs)
         model = self._model()
         if self.form.check is not None:
             self.form.check(model)
