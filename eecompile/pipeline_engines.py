@@ -10,6 +10,7 @@ from eecompile.engines.builders import builder_for, plan_for_target
 from eecompile.engines.machine import Builder
 from eecompile.engines.plan import BuildPlan, read_plan
 from eecompile.errors import EECompileError, IntegrityError, MissingBackend, UsageError
+from eecompile.plugins.library import find_library
 from eecompile.target import Target
 
 Progress = Callable[[str], None]
@@ -19,7 +20,9 @@ def engines(
     bundle: Path, request: EngineRequest, *, target: Target | None = None, plugin: Path | None = None,
     progress: Progress = lambda stage: None,
 ) -> EnginesBuilt:  # fmt: skip
-    """Build what is missing of a bundle's engines on this machine. target: another one than the bundle's.
+    """Build what is missing of a bundle's engines on this machine.
+
+    target: another one than the bundle's. plugin: where the exit decision's library is, unless `make plugin` made it.
 
     Raises IntegrityError where the bundle is not intact, UsageError where it needs no engines or this is another
     device, MissingBackend where this machine cannot build them.
@@ -27,7 +30,7 @@ def engines(
     files = read_bundle(bundle)
     plan = bundle_plan(files)
     plan = plan if target is None else plan_for_target(plan, target)
-    return _build(files, plan, builder_for(plan, plugin), request, progress)
+    return _build(files, plan, builder_for(plan, find_library(plugin)), request, progress)
 
 
 def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> EnginesBuilt | str:
@@ -35,7 +38,7 @@ def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> En
     files = read_bundle(bundle, integrity="size")
     plan = bundle_plan(files)
     try:
-        builder = builder_for(plan)
+        builder = builder_for(plan, find_library())
     except (MissingBackend, UsageError) as e:
         return _why(plan, e)
     return _build(files, plan, builder, EngineRequest(), progress)

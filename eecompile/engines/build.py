@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eecompile.engines.files import remove_temporaries, sha256_of
+from eecompile.engines.files import remove_temporaries
 from eecompile.engines.jobs import EngineDone, EngineJob
 from eecompile.engines.machine import Builder
 from eecompile.engines.network import builder_flags
@@ -89,7 +89,7 @@ def _heading(core: str, plan: BuildPlan, builder: Builder, request: EngineReques
     plugin = builder.plugin if any(graph.plugin for graph in plan.graphs) else None
     return EngineRecord(
         core=core, target=plan.target, backend=builder.module, sm=list(builder.sm), tensorrt=builder.version,
-        cuda=builder.cuda, plugin=None if plugin is None else sha256_of(plugin), built_on=builder.device,
+        cuda=builder.cuda, plugin=None if plugin is None else plugin.sha256, built_on=builder.device,
         options=options,
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _job(
     return EngineJob(
         module=builder.module, graph=graph.name, onnx=str(bundle / graph.path), out=str(folder / f"{graph.name}.plan"),
         profiles=graph.profiles, sm=list(builder.sm) if builder.several else [],
-        plugin=str(builder.plugin) if builder.plugin is not None and graph.plugin else None, decides=graph.plugin,
+        plugin=str(builder.plugin.path) if builder.plugin is not None and graph.plugin else None, decides=graph.plugin,
         stripped=request.stripped, refit=request.refit, timing_cache=None if cache is None else str(cache),
     )  # fmt: skip
 

@@ -1,16 +1,15 @@
 """Which back end builds a plan's engines, and a plan for another target than its bundle was built for."""
 
-from pathlib import Path
-
 from eecompile.engines.machine import Builder
 from eecompile.engines.plan import BuildPlan
 from eecompile.engines.tensorrt import tensorrt_builder
 from eecompile.engines.tensorrt_rtx import rtx_builder
 from eecompile.errors import UsageError
+from eecompile.plugins.library import PluginLibrary
 from eecompile.target import Target
 
 
-def builder_for(plan: BuildPlan, plugin: Path | None = None) -> Builder:
+def builder_for(plan: BuildPlan, plugin: PluginLibrary | None = None) -> Builder:
     """What builds the plan's engines on this machine. plugin: the exit decision's library, which TensorRT-RTX has no
     use for. Raises MissingBackend and UsageError, saying what is missing or different here."""
     return rtx_builder(plan) if plan.backend == "tensorrt_rtx" else tensorrt_builder(plan, plugin)

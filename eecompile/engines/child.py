@@ -10,11 +10,14 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from eecompile.engines.jobs import EngineDone, EngineFault, EngineJob
 from eecompile.engines.network import Progress, build_engine
 from eecompile.errors import EECompileError, MissingBackend
+from eecompile.plugins.library import PluginLibrary, find_library, load_library
 from eecompile.schema import Strict
 
 
@@ -36,9 +39,15 @@ def main() -> int:
     return 0
 
 
-def run_job(job: EngineJob, progress: Progress) -> EngineDone:
+def run_job(
+    job: EngineJob, progress: Progress, *,
+    load: Callable[[str], Any] | None = None,
+    register: Callable[[Any, PluginLibrary], None] = load_library,
+) -> EngineDone:  # fmt: skip
     """Build the job's engine in this process. Raises EECompileError."""
-    trt = load_module(job.module)
+    trt = (load or load_module)(job.module)
+    if job.plugin is not None and (library := find_library(Path(job.plugin))) is not None:
+        register(trt, library)
     return build_engine(trt, job, progress)
 
 

@@ -3,10 +3,10 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from eecompile.errors import MissingBackend, UsageError
+from eecompile.plugins.library import PluginLibrary
 
 DRIVER = "libcuda.so.1"
 ON_DEVICE = "copy the bundle to the device and run `eecompile engines BUNDLE` there"
@@ -50,13 +50,13 @@ def read_gpu(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu:
 class Builder:
     """What builds engines here. sm: compute capabilities that each engine will run on; several: they are named to the
     builder, which else builds for the GPU at hand. times, strips: it measures kernels, it can leave weights out.
-    version, cuda: of what is installed. plugin: the library to load."""
+    version, cuda: of what is installed. plugin: the library to register."""
 
     module: Literal["tensorrt", "tensorrt_rtx"]
     sm: tuple[int, ...]
     version: str
     cuda: str | None = None
-    plugin: Path | None = None
+    plugin: PluginLibrary | None = None
     device: str = ""
     several: bool = False
     times: bool = True

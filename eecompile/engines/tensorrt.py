@@ -1,20 +1,20 @@
 """TensorRT: engines are built for the GPU at hand, by the version of TensorRT that will run them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from eecompile.engines.child import load_module
 from eecompile.engines.machine import Builder, Gpu, check_version, read_gpu
 from eecompile.engines.plan import BuildPlan
 from eecompile.errors import MissingBackend, UsageError
+from eecompile.plugins.library import MEND, PluginLibrary
 
 
 def tensorrt_builder(
-    plan: BuildPlan, plugin: Path | None, *,
+    plan: BuildPlan, plugin: PluginLibrary | None, *,
     gpu: Callable[[], Gpu] = read_gpu, load: Callable[[str], Any] = load_module,
 ) -> Builder:  # fmt: skip
-    """TensorRT on this machine, which has to be the plan's device. plugin: the library of the exit decision, if any.
+    """TensorRT on this machine, which has to be the plan's device. plugin: the exit decision's library, if any.
 
     Raises MissingBackend where GPU, TensorRT or a plugin that the graphs need is missing, UsageError where this is
     another GPU or version than the plan is for.
@@ -31,7 +31,7 @@ def tensorrt_builder(
     if plan.plugin == "required" and plugin is None:
         raise MissingBackend(
             "the exit decision's plugin library is missing, and these graphs need it",
-            mend="make it with `make plugin` on this device, and name it with --plugin",
+            mend=f"{MEND}; then name it with --plugin",
         )
     return Builder("tensorrt", (found.sm,), version, found.cuda, plugin, found.name)
 

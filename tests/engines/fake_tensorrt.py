@@ -35,7 +35,7 @@ def make(
     libraries: tuple[str, ...] = (),
     prefers_function: bool = False,
 ) -> Any:
-    """A module. libraries: paths that load as plugin libraries with the exit decision, which a parser that prefers a
+    """A module. libraries: paths of plugin libraries with the exit decision, which a parser that prefers a
     node's function does not take, as 10.6 and older."""
     number = tuple(int(part) for part in version.split(".")[:2])
     trt: Any = types.ModuleType("tensorrt")
@@ -75,12 +75,17 @@ def make(
 
     class Registry:
         def load_library(self, path: str) -> Any:
-            if path not in libraries:
-                return None
-            trt.registered.append(path)
-            return object()
+            assert path not in trt.registered, "the registry refuses what opening has registered"
+            return None
 
-    registry = Registry()
+        def get_creator(self, name: str, version: str, plugin_namespace: str) -> Any:
+            assert (name, version, plugin_namespace) == (DECISION, "1", "")
+            return object() if trt.registered else None
+
+    def dlopen(path: str) -> None:
+        trt.registered += [path] if path in libraries else []
+
+    registry, trt.dlopen = Registry(), dlopen
     trt.get_plugin_registry = lambda: registry
 
     class Layer:

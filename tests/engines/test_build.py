@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from eecompile.bundle.read import read_bundle
 from eecompile.engines import processes
 from eecompile.engines.build import EngineRequest, build_engines
 from eecompile.engines.builders import builder_for, plan_for_target
+from eecompile.engines.child import run_job
 from eecompile.engines.jobs import EngineDone, EngineJob
 from eecompile.engines.machine import Gpu, read_gpu
 from eecompile.engines.network import build_engine
@@ -28,6 +30,7 @@ from eecompile.engines.records import RECORD, Machine, check, checked_engine, en
 from eecompile.engines.tensorrt import tensorrt_builder
 from eecompile.engines.tensorrt_rtx import rtx_builder
 from eecompile.errors import EECompileError, MissingBackend, UsageError
+from eecompile.plugins.library import PluginLibrary, find_library, load_library
 from eecompile.target import load_target
 
 CORE = "c" * 64
@@ -56,15 +59,20 @@ def inside(trt: Any) -> Callable[[EngineJob, Any, int], EngineDone]:
 
     def run(job: EngineJob, progress: Callable[[str], None], lock: int) -> EngineDone:
         os.fstat(lock)
-        if job.plugin is not None:
-            trt.get_plugin_registry().load_library(job.plugin)
-        return build_engine(trt, job, progress)
+        return run_job(job, progress, load=lambda name: trt, register=partial(load_library, dlopen=trt.dlopen))
 
     return run
 
 
-def orin(plan: BuildPlan, trt: Any, plugin: Path | None = None, gpu: Gpu = ORIN) -> Any:
+def orin(plan: BuildPlan, trt: Any, plugin: PluginLibrary | None = None, gpu: Gpu = ORIN) -> Any:
     return tensorrt_builder(plan, plugin, gpu=lambda: gpu, load=lambda name: trt)
+
+
+def plugin_at(folder: Path) -> PluginLibrary:
+    (folder / "libplugin.so").write_bytes(b"a library")
+    library = find_library(folder / "libplugin.so")
+    assert library is not None
+    return library
 
 
 def engine(bundle: Path, name: str) -> dict[str, Any]:
@@ -166,20 +174,18 @@ def test_stripped_plans_have_no_weights_and_refittable_ones_may_get_others(sourc
 
 
 def test_the_decision_becomes_the_plugin_where_there_is_one(source: Source, bundle: Path, tmp_path: Path) -> None:
-    plan, library = plan_of(*source), tmp_path / "libplugin.so"
-    library.write_bytes(b"a library")
-    trt = fake_tensorrt.make(libraries=(str(library),))
+    plan, library = plan_of(*source), plugin_at(tmp_path)
+    trt = fake_tensorrt.make(libraries=(str(library.path),))
     record = build_engines(bundle, CORE, plan, orin(plan, trt, library), EngineRequest(), run=inside(trt)).record
     assert record.engines["head"].layers["PLUGIN_V3"] == 1
-    assert record.plugin is not None
-    assert engine(bundle, "head")["plugins"] == [str(library)]
+    assert record.plugin == library.sha256
+    assert engine(bundle, "head")["plugins"] == [str(library.path)]
     assert engine(bundle, "embed")["plugins"] == []
 
 
 def test_a_parser_that_prefers_the_function_is_found_out(source: Source, bundle: Path, tmp_path: Path) -> None:
-    library = tmp_path / "libplugin.so"
-    library.write_bytes(b"a library")
-    plan, trt = plan_of(*source), fake_tensorrt.make(libraries=(str(library),), prefers_function=True)
+    library = plugin_at(tmp_path)
+    plan, trt = plan_of(*source), fake_tensorrt.make(libraries=(str(library.path),), prefers_function=True)
     with pytest.raises(EECompileError, match=r"head: .*no PLUGIN_V3 layer"):
         build_engines(bundle, CORE, plan, orin(plan, trt, library), EngineRequest(), run=inside(trt))
 
