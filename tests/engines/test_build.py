@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -344,6 +345,38 @@ def test_a_process_builds_and_answers(source: Source, importable: Callable[[str]
     assert done.bytes == Path(job.out).stat().st_size
     assert done.version == "10.16.2"
     assert done.peak > 1 << 20
+
+
+def test_an_interrupt_leaves_neither_a_process_nor_half_a_file(
+    source: Source, bundle: Path, importable: Callable[[str], None]
+) -> None:
+    importable(MODULE + WAIT_IN_THE_SECOND)
+    plan = plan_of(*source)
+    folder = engines_folder(bundle, "jetson-orin")
+
+    def interrupt(stage: str) -> None:
+        if stage == "2/5 segment_0: Building":
+            while not list(folder.glob(".segment_0.plan.tmp-*")):
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, CORE, plan, orin(plan, fake_tensorrt.make()), EngineRequest(), progress=interrupt)
+    assert list(read_record(folder).engines) == ["embed"]
+    assert {p.name for p in folder.iterdir()} == {RECORD, "embed.plan", "timing.cache"}
+
+
+WAIT_IN_THE_SECOND = """
+import os, time
+from pathlib import Path
+
+replace = os.replace
+def wait(source, target):
+    if Path(target).name == "segment_0.plan":
+        time.sleep(600)
+    replace(source, target)
+os.replace = wait
+"""
 
 
 @pytest.mark.parametrize(
