@@ -1,7 +1,5 @@
 """What passes of a bundle cost: as its profile has it, or by the cost model where its device is somewhere else."""
 
-from dataclasses import replace
-
 from eecompile.bench.cost import PassCosts
 from eecompile.bench.cost_model import Setting, predict_costs
 from eecompile.bench.profile import device_name
@@ -37,16 +35,13 @@ def is_elsewhere(name: str) -> bool:
 
 
 def costs_on_target(files: BundleFiles, target: Target) -> PassCosts:
-    """What the cost model says of the bundle's graphs on the target, whose engines keep caches in float16.
+    """What the cost model says of the bundle's graphs on the target, in the type that its engines compute in.
 
     Raises UsageError where the target has no data sheet.
     """
     manifest = files.manifest
-    rates, works = rates_from_target(target, manifest.precision), works_from_bundle(manifest, files.path)
-    if target.backend != "onnxruntime":
-        token = 2 * 2.0 * manifest.model.kv_heads * manifest.model.head_dim
-        works = {name: replace(work, cached=work.layers * token) for name, work in works.items()}
-    return predict_costs(works, rates, setting_from_manifest(manifest, target))
+    rates = rates_from_target(target, "float32" if manifest.device is None else manifest.device.compute)
+    return predict_costs(works_from_bundle(manifest, files.path), rates, setting_from_manifest(manifest, target))
 
 
 def setting_from_manifest(manifest: Manifest, target: Target) -> Setting:

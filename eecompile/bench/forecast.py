@@ -75,12 +75,11 @@ def predict_build(
     hand: they are then measured, which takes seconds and makes the process-wide thread pool. A target whose rates
     differ from card to card has none: its memory alone is predicted.
     """
-    gpu = target.backend != "onnxruntime"
-    precision, cache = plan["precision"], "fp16" if gpu else plan["cache"]
-    works = works_from_student(student, precision, cache, kv="propagate" in plan["kv"])
+    precision = plan["precision"]
+    works = works_from_student(student, precision, plan["cache"], kv="propagate" in plan["kv"])
     setting = setting_of(target, plan)
     weights = stored_weights(student, precision, works)
-    rates = rates or rates_of(target, precision, student.spec.hidden, weights)
+    rates = rates or rates_of(target, plan, student.spec.hidden, weights)
     memory = memory_needed(
         student.spec,
         setting,
@@ -98,15 +97,15 @@ def predict_build(
     return Prediction(rates.basis, length, _graphs(works, costs, setting, length), forecasts, memory)
 
 
-def rates_of(target: Target, precision: str, width: int, weights: float) -> Rates | None:
+def rates_of(target: Target, plan: Mapping[str, Any], width: int, weights: float) -> Rates | None:
     """The target's rates: of its data sheet, measured here where it is the processor at hand (for a model of this width
     and bytes of weights), or None."""
     if target.bandwidth:
-        return rates_from_target(target, precision)
+        return rates_from_target(target, plan.get("compute", "float32"))
     if target.backend == "onnxruntime":
         made = thread_pool()
         threads = made[0] if made else processors()
-        return measure_rates(width, precision, weights, threads=threads, launch=target.launch)
+        return measure_rates(width, plan["precision"], weights, threads=threads, launch=target.launch)
     return None
 
 

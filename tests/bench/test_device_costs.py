@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny
 from profiled import CHOSEN, build_tiny, calibrate, costs_of
 
 from eecompile.bench.cost_model import predict_costs
 from eecompile.bench.defaults import apply_default_policy
-from eecompile.bench.device_costs import costs_of_bundle, costs_on_target, is_elsewhere, setting_from_manifest
+from eecompile.bench.device_costs import costs_of_bundle, is_elsewhere, setting_from_manifest
 from eecompile.bench.rates import rates_from_target
-from eecompile.bench.work_bundle import works_from_bundle
 from eecompile.bench.work_student import works_from_student
 from eecompile.bundle.read import read_bundle
 from eecompile.bundle.write import write_overlay
 from eecompile.errors import UsageError
+from eecompile.pipeline import BuildOptions, build
 from eecompile.student.student import open_student
 from eecompile.target import Target, load_target
 
@@ -27,14 +28,17 @@ def bundle(tmp_path: Path) -> Path:
     return build_tiny(tmp_path)
 
 
-def test_a_device_elsewhere_is_priced_with_caches_in_float16(bundle: Path, tmp_path: Path) -> None:
-    """As from the student's shapes; the bundle's own graphs keep float32."""
-    files = read_bundle(bundle, integrity="size")
+@pytest.mark.parametrize(("precision", "compute"), [("fp32", "float32"), ("fp16", "float16")])
+def test_a_device_elsewhere_is_priced_as_its_engines_compute(tmp_path: Path, precision: str, compute: str) -> None:
+    """The same from the files of a bundle for it and from the student's shapes, with caches in float16."""
+    student = open_student(tiny.checkpoint(tmp_path / "source"), [1, 2])
+    build(student, ORIN, tmp_path / "orin", BuildOptions(precision=precision))
+    files = read_bundle(tmp_path / "orin", integrity="size")
+    works = works_from_student(student, precision, "fp16")
+    assert works["segment_0"].cached == 2 * 2 * 8 * 2
     setting = setting_from_manifest(files.manifest, ORIN)
-    works = works_from_student(open_student(tmp_path / "source", [1, 2]), "fp32", "fp16")
-    assert works_from_bundle(files.manifest, bundle)["segment_0"].cached == 2 * works["segment_0"].cached
-    expected = predict_costs(works, rates_from_target(ORIN, "fp32"), setting)
-    costs = costs_on_target(files, ORIN)
+    expected = predict_costs(works, rates_from_target(ORIN, compute), setting)
+    costs = costs_of_bundle(files)
     for graph in works:
         assert costs.seconds(graph, 3, 64) == pytest.approx(expected.seconds(graph, 3, 64))
 

@@ -51,8 +51,9 @@ def prices_of_target(subject: Subject, target: Target) -> Prices:
     """
     known = target.bandwidth > 0
     bytes_ = f"bytes that a pass reads in {target.precision}; arithmetic of more rows not counted"
-    rates = rates_from_target(target, target.precision) if known else Rates(1.0, 0.0, 0.0, 0.0, False, 0.0, bytes_)
     engine = known and target.backend != "onnxruntime"
+    compute = "float16" if engine and target.precision != "fp32" else "float32"
+    rates = rates_from_target(target, compute) if known else Rates(1.0, 0.0, 0.0, 0.0, False, 0.0, bytes_)
     length = DEFAULT_CONTEXT + c.SLACK if engine else LENGTH
     kept, size = (2.0 if engine else 4.0) * key_values(subject), STORED[target.precision]
     stored, active = layer_weights(subject)
