@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ OUTPUTS = [DataType.INT64, DataType.FLOAT, DataType.FLOAT, DataType.FLOAT, DataT
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tensorrt]:
+def trt(monkeypatch: pytest.MonkeyPatch) -> Tensorrt:
     module = Tensorrt()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", module.plugin)
-    yield module
+    return module
 
 
 @pytest.mark.parametrize(

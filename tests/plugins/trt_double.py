@@ -1,7 +1,7 @@
 """A double of `tensorrt` and `tensorrt.plugin` as far as a plugin with ahead-of-time kernels meets them.
 
-It holds functions to the rules of the vendor's package (10.9 to 11.1): names and order of parameters, annotations by its
-own types, a namespace that is not reserved, symbolic arithmetic only; and builds: `Tensorrt.kernel_for`.
+It holds functions to the rules of the vendor's package (10.9 to 11.1): names and order of parameters, annotations by
+its own types, a namespace that is not reserved, symbolic arithmetic only; and builds: `Tensorrt.kernel_for`.
 """
 
 import enum
