@@ -28,7 +28,7 @@ REGISTERS_OF_SM, REGISTER_UNIT = 65536, 8  # a thread's, as warps get them by 25
 THREADS, TILE = 256, 4096
 WARPS, LOGITS_OF_THREAD = THREADS // 32, TILE // THREADS
 STATE_BYTES = 2 * 24  # of a tile, written and read
-ROW_BYTES = 12 + 8 + 3 * 4 + 1  # bounds and results
+ROW_BYTES = 12 + 8 + 4 * 4  # bounds and results
 HALF_RATE = {80}  # SMs that issue twice as many lanes as they have for FP32
 PROBED = 16  # logits that `many` adds and `few` does not
 

@@ -133,7 +133,7 @@ DynamicPluginTensorDesc dynamic(const PluginTensorDesc& desc, std::initializer_l
 }
 
 const DataType kOutputTypes[] = {DataType::kINT64, DataType::kFLOAT, DataType::kFLOAT, DataType::kFLOAT,
-                                 DataType::kBOOL};
+                                 DataType::kINT32};
 const DataType kLogitTypes[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16};
 const DataType kEveryType[] = {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kBOOL,
                                DataType::kUINT8, DataType::kFP8,  DataType::kBF16, DataType::kINT64, DataType::kINT4};

@@ -19,7 +19,7 @@ from eecompile.segments.decision import exit_decision
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.weights import WeightBook
 
-OUTPUTS = [DataType.INT64, DataType.FLOAT, DataType.FLOAT, DataType.FLOAT, DataType.BOOL]
+OUTPUTS = [DataType.INT64, DataType.FLOAT, DataType.FLOAT, DataType.FLOAT, DataType.INT32]
 
 
 @pytest.fixture

@@ -179,6 +179,7 @@ class Tensorrt(ModuleType):
         outputs = definition.register(*inputs)
         assert len(outputs) == len(typing.get_args(inspect.signature(definition.register).return_annotation))
         found = [o.dtype for o in outputs]
+        assert DataType.BOOL not in found, "no plugin gives a bool"
         assert [*types, *found] in [row for c in definition.autotune(*inputs, outputs) for row in c.rows], "no format"
         kernel, ptx, launch, scalars = definition.aot_impl(*inputs, outputs, 0)
         return Kernel(

@@ -13,7 +13,7 @@ static_assert(sizeof(Reduction) == 24, "aot.py asks for this much shared memory 
 
 template <typename T>
 __device__ void decide_row(const T* logits, const float* bounds, int vocab, std::int64_t* token, float* max_prob,
-                           float* margin, float* entropy, std::uint8_t* exit_flag) {
+                           float* margin, float* entropy, std::int32_t* exit_flag) {
   extern __shared__ Reduction tiles[];
   __shared__ Reduction warps[kTilesAtOnce][kWarps];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, side = threadIdx.y;
@@ -51,7 +51,7 @@ __device__ void decide_row(const T* logits, const float* bounds, int vocab, std:
 #define EECOMPILE_EXIT_DECISION(name, type)                                                                         \
   extern "C" __global__ void __launch_bounds__(eecompile::kernels::kThreads* eecompile::kernels::kTilesAtOnce)      \
       name(const type* logits, const float* bounds, int vocab, std::int64_t* token, float* max_prob, float* margin, \
-           float* entropy, std::uint8_t* exit_flag) {                                                               \
+           float* entropy, std::int32_t* exit_flag) {                                                               \
     eecompile::kernels::decide_row(logits, bounds, vocab, token, max_prob, margin, entropy, exit_flag);             \
   }
 

@@ -28,7 +28,7 @@ TILE = 4096  # logits that kTile of tile.cuh has
 TILES_AT_ONCE = 4  # kTilesAtOnce of aot.cu
 THREADS = 256  # kThreads of tile.cuh
 REDUCTION_BYTES = 24  # of struct Reduction
-FORMATS = "FP32|FP16|BF16, FP32, INT64, FP32, FP32, FP32, BOOL"
+FORMATS = "FP32|FP16|BF16, FP32, INT64, FP32, FP32, FP32, INT32"  # no plugin gives a bool
 _KERNELS = {"FLOAT": "exit_decision_fp32", "HALF": "exit_decision_fp16", "BF16": "exit_decision_bf16"}
 _ATTRIBUTES = {"plugin_namespace": NAMESPACE, "aot": 1}
 Compile = Callable[[], bytes]
@@ -92,7 +92,7 @@ def _functions(trt: Any, plugin: Any, compile: Compile) -> Iterator[tuple[str, C
     def describe(logits: Any, thresholds: Any) -> Any:
         if len(logits.shape_expr) != 2 or len(thresholds.shape_expr) != 2:
             raise ValueError(f"{PLUGIN_ID}: logits have to be [N, V] and thresholds [N, 3]")
-        types = [trt.DataType.INT64, *[trt.DataType.FLOAT] * 3, trt.DataType.BOOL]
+        types = [trt.DataType.INT64, *[trt.DataType.FLOAT] * 3, trt.DataType.INT32]
         return tuple(plugin.from_shape_expr((logits.shape_expr[0],), dtype) for dtype in types)
 
     def formats(logits: Any, thresholds: Any, outputs: Any) -> Any:

@@ -142,14 +142,14 @@ Expected expected_of(const std::vector<float>& row) {
 struct Answers {
   std::vector<std::int64_t> token;
   std::vector<float> max_prob, margin, entropy;
-  std::vector<std::uint8_t> flag;
+  std::vector<std::int32_t> flag;
 };
 
 struct Outputs {
   int rows;
   Device<std::int64_t> token;
   Device<float> max_prob, margin, entropy;
-  Device<std::uint8_t> flag;
+  Device<std::int32_t> flag;
   explicit Outputs(int n) : rows(n), token(n), max_prob(n), margin(n), entropy(n), flag(n) {}
   Decisions pointers() const { return {token.at, max_prob.at, margin.at, entropy.at, flag.at}; }
 
@@ -163,7 +163,7 @@ struct Outputs {
   void poison() const {
     CHECK(cudaMemset(token.at, 0xee, rows * sizeof(std::int64_t)));
     for (float* at : {max_prob.at, margin.at, entropy.at}) CHECK(cudaMemset(at, 0xee, rows * sizeof(float)));
-    CHECK(cudaMemset(flag.at, 0xee, rows));
+    CHECK(cudaMemset(flag.at, 0xee, rows * sizeof(std::int32_t)));
   }
 };
 

@@ -30,7 +30,7 @@ bool fits(int at, DataType type) noexcept {
   switch (at) {
     case kLogits: return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
     case kToken: return type == DataType::kINT64;
-    case kExitFlag: return type == DataType::kBOOL;
+    case kExitFlag: return type == DataType::kINT32;
     default: return type == DataType::kFLOAT;
   }
 }
@@ -86,7 +86,7 @@ std::int32_t ExitDecision::getOutputDataTypes(DataType* outputs, std::int32_t ou
   if (!fits(kLogits, inputs[kLogits])) return refuse("logits have to be float32, float16 or bfloat16");
   if (!fits(kThresholds, inputs[kThresholds])) return refuse("thresholds have to be float32");
   const DataType types[kOutputs] = {DataType::kINT64, DataType::kFLOAT, DataType::kFLOAT, DataType::kFLOAT,
-                                    DataType::kBOOL};
+                                    DataType::kINT32};
   for (int i = 0; i < kOutputs; ++i) outputs[i] = types[i];
   return 0;
 }
@@ -154,7 +154,7 @@ std::int32_t ExitDecision::enqueue(const nvinfer1::PluginTensorDesc* input_descr
   const Decisions out{static_cast<std::int64_t*>(outputs[kToken - kInputs]),
                       static_cast<float*>(outputs[kMaxProb - kInputs]), static_cast<float*>(outputs[kMargin - kInputs]),
                       static_cast<float*>(outputs[kEntropy - kInputs]),
-                      static_cast<std::uint8_t*>(outputs[kExitFlag - kInputs])};
+                      static_cast<std::int32_t*>(outputs[kExitFlag - kInputs])};
   cudaError_t status = prepare(workspace, rows, stream);
   if (status == cudaSuccess) {
     status = launch({inputs[kLogits], logit_type(logits.type), rows, vocab, vocab},
