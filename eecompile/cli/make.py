@@ -55,16 +55,16 @@ def build(
         plan = pipeline.plan(student, device, options)
         if dry_run:
             check_replaceable(output)
-            _show(
-                {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}, as_json
-            )
+            _show_plan(student, device, plan, as_json)
             return
         with stages("build", pipeline.stage_count(student, device)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
-    here = device.backend == "onnxruntime"  # engines have not been built yet, and this processor will not run them
-    if not no_profile and here and not isinstance(student, EncoderStudent):
+    if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
-            pipeline.profile_and_choose(output, progress=begin)
+            if device.backend == "onnxruntime":
+                pipeline.profile_and_choose(output, progress=begin)
+            else:
+                pipeline.choose_for_device(output, device)
     if manifest.device is not None:
         plan["engines"] = _engines_here(output)
     size = sum(info.bytes for info in manifest.files.values())
@@ -155,6 +155,7 @@ def calibrate(
     By Learn-then-Test (ltt: the risk holds with 1 - error confidence) or conformal risk control (crc: in expectation).
     """
     from eecompile.bench.defaults import apply_default_policy
+    from eecompile.bench.device_costs import is_elsewhere
     from eecompile.bundle.policy import read_for_change
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
     from eecompile.calibrate.classifier import calibrate_classifier
@@ -175,7 +176,8 @@ def calibrate(
                 opened, data, granularity=granularity, tolerance=tolerance, progress=begin, **common
             )
     apply_calibration(bundle, result, key=key)
-    if opened.files.profiles:
+    generates = opened.manifest.task == c.CAUSAL_LM
+    if opened.files.profiles or (generates and is_elsewhere(opened.manifest.target)):
         apply_default_policy(bundle, key=key)
     chosen = None if result.chosen is None else result.path[result.chosen].model_dump(mode="json")
     found = {"documents": result.documents, "tokens": result.tokens, "risk": risk, "guarantee": result.promise}
@@ -211,6 +213,24 @@ def _engines_here(bundle: Path) -> list[str]:
         err.print(escape(found))
         return []
     return list(found.record.engines)
+
+
+def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -> None:
+    """The plan, and what it would come to. Nothing is predicted of encoders, whose passes have any shape."""
+    from eecompile.bench.forecast import predict_build
+    from eecompile.cli.dry_run import print_prediction
+    from eecompile.student.encoder_student import EncoderStudent
+
+    values = {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}
+    with stages("predict") as begin:
+        begin(f"rates of {device.name}")
+        prediction = None if isinstance(student, EncoderStudent) else predict_build(student, device, plan)
+    if as_json:
+        print_json({**values, "predicted": prediction and prediction.to_dict()})
+        return
+    _show(values, as_json)
+    if prediction is not None:
+        print_prediction(prediction)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

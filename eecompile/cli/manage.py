@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -15,6 +15,9 @@ from eecompile.cli.console import print_json, print_table, say, user_faults
 from eecompile.cli.engines import engine_rows
 from eecompile.cli.options import BUNDLE, JSON, KEY, changes_from_options
 from eecompile.errors import UsageError
+
+if TYPE_CHECKING:
+    from eecompile.target import Target
 
 _PACKAGES = {
     "onnxruntime": "the CPU back end", "onnx": "graphs", "tokenizers": "text", "cryptography": "signatures",
@@ -158,18 +161,44 @@ def _limits(minimum_depth: int | None, budget: str | None) -> dict[str, int | No
 
 
 @click.command()
+@click.argument("names", metavar="[TARGET]...", nargs=-1)
 @JSON
 @user_faults
-def targets(as_json: bool) -> None:
-    """List the devices that eecompile can build for."""
+def targets(names: tuple[str, ...], as_json: bool) -> None:
+    """List the devices that eecompile can build for, or describe each TARGET, a name or a .toml file of one's own."""
     from eecompile.target import load_target, target_names
 
-    found = [load_target(name) for name in target_names()]
+    found = [load_target(name) for name in names or target_names()]
     if as_json:
         print_json({t.name: t.model_dump(mode="json") for t in found})
         return
-    rows = [[t.name, t.backend, ", ".join(t.precisions), t.description] for t in found]
-    print_table("targets", ["name", "back end", "precisions", ""], rows)
+    if names:
+        for target in found:
+            print_table(target.name, ["", ""], [
+                [name, "\n".join(map(str, value)) if isinstance(value, list) else value]
+                for name, value in target.model_dump(mode="json", exclude={"name"}).items()
+            ])  # fmt: skip
+        return
+    columns = ["name", "back end", "SM", "memory", "bandwidth", "fp16", "precisions", "engines"]
+    print_table("targets", columns, [_target_row(t) for t in found])
+    say("`eecompile targets NAME` says all of one; a .toml file of your own goes wherever a name does")
+
+
+def _target_row(target: "Target") -> list[object]:
+    """A target in one line; what its file leaves open is not shown."""
+    first = [target.precision, *(p for p in target.precisions if p != target.precision)]
+    version = f" {target.tensorrt}+" if target.tensorrt else ""
+    rate = target.flops.get("fp16", 0)
+    return [
+        target.name,
+        f"{target.backend}{version}",
+        ", ".join(map(str, target.sm)),
+        f"{target.memory / 1e9:.0f} GB" if target.memory else "",
+        f"{target.bandwidth / 1e9:.0f} GB/s" if target.bandwidth else "",
+        f"{rate / 1e12:.0f} Tflop/s" if rate else "",
+        ", ".join(first),
+        {"anywhere": "none", "device": "on the device", "here": "anywhere"}[target.built],
+    ]
 
 
 @click.command()
