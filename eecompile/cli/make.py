@@ -59,10 +59,9 @@ def build(
             return
         with stages("build", pipeline.stage_count(student, device)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
-    here = device.backend == "onnxruntime"  # engines have not been built yet, and this processor will not run them
     if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
-            if here:
+            if device.backend == "onnxruntime":
                 pipeline.profile_and_choose(output, progress=begin)
             else:
                 pipeline.choose_for_device(output, device)
@@ -204,6 +203,18 @@ def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _engines_here(bundle: Path) -> list[str]:
+    """Build a bundle's engines where this machine is their device; the names of those that it has then."""
+    from eecompile.pipeline_engines import engines_here
+
+    with stages("engines") as begin:
+        found = engines_here(bundle, progress=begin)
+    if isinstance(found, str):
+        err.print(escape(found))
+        return []
+    return list(found.record.engines)
+
+
 def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -> None:
     """The plan, and what it would come to. Nothing is predicted of encoders, whose passes have any shape."""
     from eecompile.bench.forecast import predict_build
@@ -220,18 +231,6 @@ def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -
     _show(values, as_json)
     if prediction is not None:
         print_prediction(prediction)
-
-
-def _engines_here(bundle: Path) -> list[str]:
-    """Build a bundle's engines where this machine is their device; the names of those that it has then."""
-    from eecompile.pipeline_engines import engines_here
-
-    with stages("engines") as begin:
-        found = engines_here(bundle, progress=begin)
-    if isinstance(found, str):
-        err.print(escape(found))
-        return []
-    return list(found.record.engines)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

@@ -19,7 +19,7 @@ from eecompile.engines.plan import ProfileShapes
 from eecompile.errors import EECompileError, MissingBackend
 
 Progress = Callable[[str], None]
-PLUGIN_LAYER = "PLUGIN_V3"
+PLUGIN_LAYER, ATTENTION_LAYER = "PLUGIN_V3", "ATTENTION_INPUT"
 _NO_DRIVER = "CUDA driver version is insufficient"  # TensorRT-RTX says so of every fault where there is no GPU
 _SHOWN = 4  # of a parser's errors, and of the log's
 
@@ -39,6 +39,7 @@ def build_engine(trt: Any, job: EngineJob, progress: Progress = lambda stage: No
         raise EECompileError(f"the parser refuses it: {_parser_errors(parser)}", where=job.graph)
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
     _check_decision(job, layers)
+    _let_attention_decompose(trt, network, job)
     config = _config(trt, builder, network, job)
     config.progress_monitor = monitor = _monitor(trt, progress)
     cache = _timing_cache(config, job)
@@ -71,6 +72,22 @@ def _check_decision(job: EngineJob, layers: Counter[str]) -> None:
             f"the exit decision did not become the plugin: there is no {PLUGIN_LAYER} layer", where=job.graph,
             mend="a plugin library for this TensorRT: `make plugin` on this machine",
         )  # fmt: skip
+
+
+def _let_attention_decompose(trt: Any, network: Any, job: EngineJob) -> None:
+    """Where no fused kernel has an attention's form (one key head, heads of 8 numbers, float32), several may do it.
+
+    Only versions that have attention layers know this; by default they build nothing then. In float32 TensorRT-RTX
+    crashes over it (1.7.1), and is left to say that it has no kernel.
+    """
+    kind = getattr(trt, "IAttentionInputLayer", None)
+    if not hasattr(kind, "attention"):
+        return
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        if layer.type.name == ATTENTION_LAYER:
+            layer.__class__ = kind  # the bindings give every layer as its base
+            wide = layer.attention.get_input(0).dtype == trt.float32
+            layer.attention.decomposable = not (wide and job.module == "tensorrt_rtx")
 
 
 def _config(trt: Any, builder: Any, network: Any, job: EngineJob) -> Any:

@@ -26,7 +26,7 @@ TOLD_LAYERS = {
 BUILD = "build them on this machine with `eecompile engines BUNDLE`"
 
 Sm = Annotated[int, Field(ge=50, le=199)]
-VersionText = Annotated[str, Field(pattern=r"^\d{1,4}(\.\d{1,6}){1,4}$")]
+VersionText = Annotated[str, Field(pattern=r"^\d{1,4}(\.\d{1,6}){1,4}[a-z0-9.+-]{0,40}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,95}\.plan$")]
 
 

@@ -39,7 +39,7 @@ def make(
     node's function does not take, as 10.6 and older."""
     number = tuple(int(part) for part in version.split(".")[:2])
     trt: Any = types.ModuleType("tensorrt")
-    trt.__version__, trt.calls, trt.registered = version, [], []
+    trt.__version__, trt.calls, trt.registered, trt.float32 = version, [], [], object()
 
     def enum(name: str, *members: str) -> Any:
         """An enumeration whose numbers are this version's own."""
@@ -91,6 +91,20 @@ def make(
     class Layer:
         def __init__(self, kind: str) -> None:
             self.type = trt.LayerType[kind if kind in trt.LayerType.__members__ else "ELEMENTWISE"]
+
+    class Attention:
+        decomposable = False
+
+        def get_input(self, index: int) -> Any:
+            return types.SimpleNamespace(dtype=trt.float32)
+
+    class IAttentionInputLayer(Layer):
+        @property
+        def attention(self) -> Any:
+            return self.__dict__.setdefault("_attention", Attention())
+
+    if number >= (10, 14) or rtx:
+        trt.IAttentionInputLayer = IAttentionInputLayer
 
     class Tensor:
         def __init__(self, value: Any) -> None:
@@ -237,6 +251,7 @@ def make(
                 config.cache.known.append(str(len(network.layers)).encode())
             engine = {
                 "version": version, "flags": config.flags, "layers": [layer.type.name for layer in network.layers],
+                "decomposable": [it.attention.decomposable for it in network.layers if hasattr(it, "attention")],
                 "profiles": [profile.shapes for profile in config.profiles], "aux": config.max_aux_streams,
                 "sms": [config.sms[i] for i in range(config.num_compute_capabilities)],
                 "weights": 0 if "STRIP_PLAN" in config.flags else network.weights, "plugins": trt.registered,

@@ -97,6 +97,7 @@ def test_every_graph_becomes_an_engine_of_the_target(source: Source, bundle: Pat
     assert found.layers["KV_CACHE_UPDATE"] == 4
     assert found.profiles == ["decode", "prefill"]
     assert engine(bundle, "segment_0")["aux"] == 0
+    assert engine(bundle, "segment_0")["decomposable"] == [True, True]
     assert engine(bundle, "segment_0")["profiles"][1]["hidden"] == [[1, 16, 32]] * 3
     assert done.record.options.flags == ["STRONGLY_TYPED"]
     assert "2/5 segment_0: parse" in said
@@ -232,6 +233,7 @@ def test_an_engine_for_several_gpus_names_them(source: Source, bundle: Path) -> 
     assert (record.sm, record.cuda, record.plugin) == ([80, 86, 89, 120], None, None)
     folder = engines_folder(bundle, "rtx")
     assert json.loads((folder / "head.plan").read_text())["sms"] == ["SM80", "SM86", "SM89", "SM120"]
+    assert json.loads((folder / "segment_0.plan").read_text())["decomposable"] == [False, False], "in float32"
     assert "PLUGIN_V3" not in record.engines["head"].layers
     assert not (folder / "timing.cache").exists()
     with pytest.raises(UsageError, match="neither stripped nor refittable"):

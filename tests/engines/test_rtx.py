@@ -86,6 +86,13 @@ def test_int4_weights_stay_int4(tmp_path: Path) -> None:
     assert layers["DEQUANTIZE"] == 4 * 4, "query-key-value, output, gate-up and down of four layers"
 
 
+@pytest.mark.parametrize("changes", [{"num_key_value_heads": 1}, {"head_dim": 8}], ids=["one key head", "heads of 8"])
+def test_attention_without_a_kernel_of_its_own_is_taken_apart(tmp_path: Path, changes: dict[str, int]) -> None:
+    source = tiny.checkpoint(tmp_path / "checkpoint", tiny.config(**{**SIZES, "num_hidden_layers": 1, **changes}))
+    said = cli_json("build", source, "--target", "rtx", "--context", "64", "-o", tmp_path / "bundle")
+    assert said["engines"] == ["embed", "segment_0", "head"]
+
+
 def test_what_the_parser_refuses_is_said_by_node(bundle: Path, tmp_path: Path) -> None:
     """A cache without a fixed length, which its KV-cache update does not take."""
     folder = shutil.copytree(bundle / "segments", tmp_path / "segments")
