@@ -9,17 +9,15 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
+from eecompile.engines.interface import HOST, Array, Buffers
 from eecompile.errors import IntegrityError, UsageError
 from eecompile.schema import GraphInfo
 
-Buffers = Mapping[str, NDArray[Any]]
 _ELEMENT = {np.dtype(t): t for t in (np.float32, np.float16, np.int8, np.int64, np.bool_)}
 
 
@@ -84,6 +82,8 @@ class OrtEngine:
     what the largest took, times the graphs, and more; giving it back costs 3% of Rampart's time).
     """
 
+    memory = HOST
+
     def __init__(self, path: Path, info: GraphInfo, *, varied: bool = False) -> None:
         options = ort.SessionOptions()
         options.use_per_session_threads = False
@@ -98,7 +98,7 @@ class OrtEngine:
                 f"ONNX Runtime cannot load it: {e}", where=info.path, mend="build the bundle again"
             ) from e
 
-    def run(self, inputs: Buffers) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One pass over `inputs` by tensor name, where shapes change from pass to pass; the outputs are new arrays."""
         names = [t.name for t in self.info.outputs]
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from eecompile.bundle.cycles import CycleGate
 from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
-from eecompile.engines.ort import OrtEngine
+from eecompile.engines.interface import Engine
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.pool import Pool, Rows
@@ -28,13 +28,13 @@ class LoadedGraphs:
     """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. kv: K/V-only ones, by
     segment. factors: LoRA by step and input; none for no step's. cycles: gates that have a step run again, by step."""
 
-    embed: OrtEngine
-    segments: list[OrtEngine]
-    exits: list[OrtEngine]
-    head: OrtEngine
-    heads: Mapping[str, OrtEngine] = field(default_factory=dict)
-    kv: list[OrtEngine | None] = field(default_factory=list)
-    encoder: OrtEngine | None = None
+    embed: Engine
+    segments: list[Engine]
+    exits: list[Engine]
+    head: Engine
+    heads: Mapping[str, Engine] = field(default_factory=dict)
+    kv: list[Engine | None] = field(default_factory=list)
+    encoder: Engine | None = None
     factors: Sequence[Factors] = ()
     cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
