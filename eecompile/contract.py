@@ -14,6 +14,8 @@ MANIFEST: Final = "manifest.json"
 POLICY: Final = "overlays/policy.json"
 REPORT: Final = "report.html"
 SIGNATURE_SUFFIX: Final = ".sig"
+DEVICE_PREFIX: Final = "device_"  # of the files of a device's graphs, which lie beside the weights that they share
+DEVICE_PLAN: Final = "segments/device_plan.json"
 EARLY_EXIT: Final = "early_exit.json"
 EARLY_EXIT_WEIGHTS: Final = "early_exit.safetensors"
 
