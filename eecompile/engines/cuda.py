@@ -88,8 +88,8 @@ class CudaDevice:
         self.call("cudaGraphLaunch", graph, self.stream)
 
     def retire(self, name: str, handle: Any) -> None:
-        """Free or destroy something by the function `name`, later: a capture may be under way where this is called, which
-        may be anywhere, the garbage collector included."""
+        """Free or destroy something by the function `name`, later: this may be called anywhere, the garbage collector
+        included, and a capture may be under way."""
         self._retired.append((name, handle))
 
     def facts(self) -> Gpu:
@@ -97,8 +97,8 @@ class CudaDevice:
         found = self.call("cudaGetDeviceProperties", 0)
         driver, runtime = (self.call(f"cuda{part}GetVersion") for part in ("Driver", "Runtime"))
         name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
-        versions = [f"{v // 1000}.{v % 1000 // 10}" for v in (driver, runtime)]
-        return Gpu(name, found.major * 10 + found.minor, *versions, int(found.totalGlobalMem))
+        sm, memory = int(found.major) * 10 + int(found.minor), int(found.totalGlobalMem)
+        return Gpu(name, sm, _version(driver), _version(runtime), memory)
 
     def _abandon(self) -> None:
         """End a capture that failed; its status was the cause's already."""
@@ -116,6 +116,10 @@ class CudaDevice:
     def _words(self, status: Any) -> str:
         texts = [self.runtime.cudaGetErrorName(status)[1], self.runtime.cudaGetErrorString(status)[1]]
         return ": ".join(t.decode() if isinstance(t, bytes) else str(t) for t in texts)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _drain(runtime: Any, retired: list[Retired], last: Sequence[Retired]) -> None:

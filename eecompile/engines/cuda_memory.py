@@ -1,12 +1,13 @@
 """Memory of a GPU's engines: rows in pinned host memory that the GPU reads itself, caches in the GPU's own.
 
-Under unified addressing, memory from cudaHostAlloc has one address for both sides, which is checked. Blocks that nothing
-refers to any more are kept for the next of their size, and go back to the driver when the whole memory goes: a new
-session of a bundle wants the sizes of the one before, and no address is freed under a graph that has it.
+Under unified addressing, memory from cudaHostAlloc has one address for both sides, which is checked. Blocks that
+nothing refers to any more are kept for the next of their size, and go back to the driver when the whole memory goes: a
+new session of a bundle wants the sizes of the one before, and no address is freed under a graph that has it.
 """
 
 import ctypes
 import math
+import threading
 import weakref
 from bisect import bisect_right
 from collections import defaultdict
@@ -48,13 +49,13 @@ class DeviceArray:
 
 
 class Blocks:
-    """Blocks of one kind of memory, aligned, of sizes rounded up to the alignment. Thread-safe under the GIL.
+    """Blocks of one kind of memory, aligned, of sizes rounded up to the alignment. Thread-safe.
 
     allocate: gives the address of so many bytes. free: takes them back, once this and all blocks are gone.
     """
 
     def __init__(self, allocate: Callable[[int], int], free: Callable[[int], None]) -> None:
-        self._allocate, self._left, self._next = allocate, 0, 0
+        self._allocate, self._left, self._next, self._lock = allocate, 0, 0, threading.Lock()
         self._free: dict[int, list[int]] = defaultdict(list)
         self._starts: list[int] = []
         self._ends: list[int] = []
@@ -63,13 +64,12 @@ class Blocks:
     def take(self, nbytes: int) -> tuple[int, int]:
         """The address and the size of a block of at least `nbytes`; what it holds is anybody's guess."""
         size = max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
-        try:
-            return self._free[size].pop(), size
-        except IndexError:
-            return self._cut(size), size
+        with self._lock:
+            free = self._free[size]
+            return (free.pop() if free else self._cut(size)), size
 
     def give(self, address: int, size: int) -> None:
-        """Take a block back. No call of the driver: this may run in the garbage collector, in a capture."""
+        """Take a block back. Nothing waits here and no driver is called: it may run in the garbage collector."""
         self._free[size].append(address)
 
     def has(self, address: int, nbytes: int) -> bool:
@@ -111,11 +111,10 @@ class CudaMemory:
         """As Memory.rows."""
         kind = np.dtype(dtype)
         count = math.prod(shape)
-        with self.device.ordered():
-            address, size = self._host.take(count * kind.itemsize)
+        address, size = self._host.take(count * kind.itemsize)
         raw = (ctypes.c_ubyte * size).from_address(address)  # every view refers to it in the end
         weakref.finalize(raw, self._host.give, address, size).atexit = False
-        found = np.frombuffer(raw, kind, count).reshape(shape)
+        found: Array = np.ctypeslib.as_array(raw)[: count * kind.itemsize].view(kind).reshape(shape)
         found[...] = 0
         return found
 
@@ -125,7 +124,9 @@ class CudaMemory:
         placed = self.scratch(source.shape, source.dtype)
         kind = self.device.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         with self.device.ordered():
-            self.device.call("cudaMemcpyAsync", placed.address, source.ctypes.data, source.nbytes, kind, self.device.stream)
+            self.device.call(
+                "cudaMemcpyAsync", placed.address, source.ctypes.data, source.nbytes, kind, self.device.stream
+            )
             self.device.wait()  # the source may go away
         return placed
 
@@ -139,8 +140,7 @@ class CudaMemory:
     def scratch(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray:
         """An array of the GPU's with anything in it."""
         kind = np.dtype(dtype)
-        with self.device.ordered():
-            address, size = self._own.take(math.prod(shape) * kind.itemsize)
+        address, size = self._own.take(math.prod(shape) * kind.itemsize)
         owner = _Owner()
         weakref.finalize(owner, self._own.give, address, size).atexit = False
         return DeviceArray(address, tuple(shape), kind, owner)
@@ -160,6 +160,11 @@ class CudaMemory:
         if width:
             with self.device.ordered():
                 self.device.call("cudaMemcpy2DAsync", to, pitch, start, pitch, width, height, kind, self.device.stream)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy between addresses of the GPU's memory, in the stream, which is the caller's."""
+        kind = self.device.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.device.call("cudaMemcpyAsync", target, source, nbytes, kind, self.device.stream)
 
     def address(self, buffer: Any, name: str) -> int:
         """Where passes find `buffer`. Raises ValueError for what is not of this memory, not aligned or not contiguous,

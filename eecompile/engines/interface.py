@@ -1,8 +1,8 @@
 """What the runtime asks of a back end: engines that bind graphs to buffers, and a memory that those buffers lie in.
 
-The host writes and reads the small tensors of a pass (rows, positions, decisions) and never touches caches. So a back end
-says where each kind lies: ONNX Runtime on the CPU keeps both in numpy; a GPU keeps rows in host memory that it can read
-itself, and caches in its own.
+The host writes and reads the small tensors of a pass (rows, positions, decisions) and never touches caches. So a back
+end says where each kind lies: ONNX Runtime on the CPU keeps both in numpy; a GPU keeps rows in host memory that it can
+read itself, and caches in its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,10 +96,11 @@ HOST = HostMemory()
 
 
 def sizes_by_symbol(info: GraphInfo, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """What the symbols in the inputs of a graph stand for, where the inputs have these shapes by name."""
+    """What the symbols in the inputs of a graph stand for, where these inputs have these shapes by name."""
     return {
         symbol: int(size)
         for tensor in info.inputs
+        if tensor.name in shapes
         for symbol, size in zip(tensor.shape, shapes[tensor.name], strict=True)
         if isinstance(symbol, str)
     }

@@ -9,6 +9,7 @@ An engine that cannot be captured is enqueued each time; `TrtRuntime.uncaptured`
 """
 
 import importlib
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,53 +17,65 @@ from typing import Any
 
 import numpy as np
 
+from eecompile import contract as c
 from eecompile.engines.cuda import CudaDevice
-from eecompile.engines.cuda_memory import CudaMemory, DeviceArray
+from eecompile.engines.cuda_memory import ALIGNMENT, CudaMemory, DeviceArray
 from eecompile.engines.interface import Array, Buffers, shape_of, sizes_by_symbol
 from eecompile.errors import DeviceError, IntegrityError, MissingBackend, UsageError
 from eecompile.schema import GraphInfo, TensorInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
+Copy = tuple[int, int, int]  # to, from, bytes
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
 DYNAMIC = -1
 
 
 class TrtRuntime:
-    """What the engines of a bundle share: a GPU, its memory, TensorRT's runtime and one block of scratch memory.
+    """What the engines of a bundle share: a GPU, its memory, TensorRT's runtime, scratch memory, and a place for what
+    nobody reads.
 
-    length: T of every cache. Load every engine before the first pass is bound. Raises MissingBackend.
+    trt: the module. length: T of every cache. Load every engine before the first pass is bound.
     """
 
-    def __init__(self, device: CudaDevice, length: int) -> None:
-        self.trt = load_tensorrt()
-        self.device, self.memory = device, CudaMemory(device, length)
+    def __init__(self, trt: Any, device: CudaDevice, length: int) -> None:
+        self.trt, self.device, self.memory = trt, device, CudaMemory(device, length)
         self.uncaptured: dict[str, str] = {}
-        self._logger = self.trt.Logger(self.trt.Logger.ERROR)
-        self._runtime = self.trt.Runtime(self._logger)
-        self._need, self._scratch = 0, None
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._needs = {"scratch": 1, "loose": 1}
+        self._blocks: dict[str, DeviceArray] = {}
 
-    def load(self, path: Path, info: GraphInfo) -> "TrtEngine":
-        """The engine at `path`, which was built from graph `info` and checked against its record. Raises
-        IntegrityError."""
+    def load(self, path: Path, info: GraphInfo, copied: Mapping[str, str] | None = None) -> "TrtEngine":
+        """The engine at `path`, which was built from graph `info` and checked against its record. copied: of outputs
+        that are no update in place, the inputs that they are to replace. Raises IntegrityError."""
         try:
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         except OSError as e:
             raise IntegrityError(f"the engine cannot be read ({e})", where=str(path)) from e
         if engine is None:
             raise IntegrityError("TensorRT cannot load this engine", where=str(path), mend=_BUILD)
-        if self._scratch is not None:
-            raise ValueError("engines are loaded before any is bound: they share the largest one's scratch memory")
-        self._need = max(self._need, int(engine.device_memory_size_v2))
-        return TrtEngine(self, engine, info, path)
+        found = TrtEngine(self, engine, info, path, copied or {})
+        self._need("scratch", int(engine.device_memory_size_v2))
+        self._need("loose", found.loose_bytes)
+        return found
+
+    def block(self, kind: str) -> DeviceArray:
+        """The memory that all engines use in turn: "scratch", or "loose", for outputs that are not read there."""
+        if kind not in self._blocks:
+            self._blocks[kind] = self.memory.scratch((self._needs[kind],), np.uint8)
+        return self._blocks[kind]
+
+    def _need(self, kind: str, nbytes: int) -> None:
+        if kind in self._blocks:
+            raise ValueError("engines are loaded before any is bound: they share what the largest needs")
+        self._needs[kind] = max(self._needs[kind], nbytes)
 
     def context(self, engine: Any, profile: int) -> Any:
         """A new context of an engine for a profile, on the shared scratch memory. The stream is the caller's."""
-        if self._scratch is None:
-            self._scratch = self.memory.block(max(self._need, 1))
+        scratch = self.block("scratch")
         context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise DeviceError("TensorRT cannot create an execution context", mend="free memory of the GPU")
-        context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+        context.set_device_memory(scratch.address, scratch.nbytes)
         if not context.set_optimization_profile_async(profile, int(self.device.stream)):
             raise DeviceError(f"TensorRT refuses optimisation profile {profile}")
         return context
@@ -74,26 +87,31 @@ class TrtEngine:
     Attributes as of Engine; `profiles` are its optimisation profiles: by input the least and the largest shape.
     """
 
-    def __init__(self, shared: TrtRuntime, engine: Any, info: GraphInfo, path: Path) -> None:
+    def __init__(self, shared: TrtRuntime, engine: Any, info: GraphInfo, path: Path, copied: Mapping[str, str]) -> None:
         self.info, self.memory, self.shared, self.engine = info, shared.memory, shared, engine
-        self._path = path
+        self._path, self._copied = path, copied
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         self.inputs = [t for t in info.inputs if t.name in names]  # a parser may drop what no node reads
         self._check_tensors(names)
         self.profiles = [self._profile(i) for i in range(engine.num_optimization_profiles)]
         self._contexts: dict[int, Any] = {}
-        self._unread: dict[str, DeviceArray] = {}
+        self._loose, self.loose_bytes = self._loose_outputs()
 
     def bind(self, buffers: Buffers) -> "TrtPass":
         """As Engine.bind. Raises UsageError for a pass that no profile holds."""
         shapes = {t.name: tuple(buffers[t.name].shape) for t in self.info.inputs}
         sizes = sizes_by_symbol(self.info, shapes)
         profile = self._profile_of(shapes)
-        addresses = {t.name: self._address(t, buffers[t.name], sizes) for t in self.inputs}
+        tensors = [*self.inputs, *(t for t in self.info.outputs if t.name in buffers)]
+        addresses = {t.name: self._address(t, buffers[t.name], sizes) for t in tensors}
+        copies = []
         for t in self.info.outputs:
-            bound = buffers[t.name] if t.name in buffers else self._nowhere(t)
-            addresses[t.name] = self._address(t, bound, sizes, exact=t.name in buffers)
-        return TrtPass(self, profile, {t.name: shapes[t.name] for t in self.inputs}, addresses, dict(buffers))
+            if t.name in self._copied or t.name not in buffers:
+                addresses[t.name] = self.shared.block("loose").address + self._loose[t.name]
+            if t.name in self._copied:
+                source = self._copied[t.name]
+                copies.append((addresses[source], addresses[t.name], int(buffers[source].nbytes)))
+        return TrtPass(self, profile, {t.name: shapes[t.name] for t in self.inputs}, addresses, copies, dict(buffers))
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As Engine.run."""
@@ -113,22 +131,26 @@ class TrtEngine:
             self._contexts[profile] = self.shared.context(self.engine, profile)
         return self._contexts[profile]
 
-    def _address(self, tensor: TensorInfo, buffer: Any, sizes: Mapping[str, int], *, exact: bool = True) -> int:
-        if exact and tuple(buffer.shape) != shape_of(tensor.shape, sizes):
+    def _address(self, tensor: TensorInfo, buffer: Any, sizes: Mapping[str, int]) -> int:
+        if tuple(buffer.shape) != shape_of(tensor.shape, sizes):
             raise ValueError(f"{tensor.name} is bound to {buffer.shape}, not {shape_of(tensor.shape, sizes)}")
         if buffer.dtype != np.dtype(tensor.dtype):
             raise ValueError(f"{tensor.name} is {tensor.dtype} and is bound to {buffer.dtype}")
         return self.memory.address(buffer, tensor.name)
 
-    def _nowhere(self, tensor: TensorInfo) -> DeviceArray:
-        """Where an output goes that nobody reads: TensorRT has to be given a place for each."""
-        if tensor.name not in self._unread:
-            most: dict[str, int] = {}
-            for profile in self.profiles:
-                for symbol, size in sizes_by_symbol(self.info, {n: high for n, (_, high) in profile.items()}).items():
-                    most[symbol] = max(size, most.get(symbol, 0))
-            self._unread[tensor.name] = self.memory.scratch(shape_of(tensor.shape, most), tensor.dtype)
-        return self._unread[tensor.name]
+    def _loose_outputs(self) -> tuple[dict[str, int], int]:
+        """Where outputs lie in the block for those that are not read there, and its size: TensorRT has to be given a
+        place for each. All at once, since a later layer may read what an earlier one has put out."""
+        most: dict[str, int] = {}
+        for profile in self.profiles:
+            for symbol, size in sizes_by_symbol(self.info, {n: high for n, (_, high) in profile.items()}).items():
+                most[symbol] = max(size, most.get(symbol, 0))
+        places, end = {}, 0
+        for t in self.info.outputs:
+            if t.name in self._copied or c.LENGTH not in t.shape:
+                nbytes = math.prod(shape_of(t.shape, most)) * np.dtype(t.dtype).itemsize
+                places[t.name], end = end, end + -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return places, end
 
     def _profile_of(self, shapes: Shapes) -> int:
         """The first profile that these shapes are inside of."""
@@ -143,10 +165,9 @@ class TrtEngine:
 
     def _profile(self, index: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         found = {}
-        for t in self.info.inputs:
-            fixed = tuple(size if isinstance(size, int) else DYNAMIC for size in t.shape)
-            shape = tuple(self.engine.get_tensor_shape(t.name)) if t in self.inputs else fixed
-            if DYNAMIC in shape and t in self.inputs:
+        for t in self.inputs:
+            shape = tuple(self.engine.get_tensor_shape(t.name))
+            if DYNAMIC in shape:
                 least, _, most = self.engine.get_tensor_profile_shape(t.name, index)
                 found[t.name] = (tuple(least), tuple(most))
             else:
@@ -169,13 +190,25 @@ class TrtEngine:
 class TrtPass:
     """A pass of an engine over fixed addresses; see the module. Not thread-safe by itself."""
 
-    __slots__ = ("__weakref__", "_addresses", "_context", "_engine", "_graph", "_keep", "_profile", "_ran", "_shapes")
+    __slots__ = (
+        "__weakref__",
+        "_addresses",
+        "_context",
+        "_copies",
+        "_engine",
+        "_graph",
+        "_keep",
+        "_profile",
+        "_ran",
+        "_shapes",
+    )
 
     def __init__(
-        self, engine: TrtEngine, profile: int, shapes: Shapes, addresses: Mapping[str, int], keep: Buffers
-    ) -> None:
+        self, engine: TrtEngine, profile: int, shapes: Shapes, addresses: Mapping[str, int], copies: Sequence[Copy],
+        keep: Buffers,
+    ) -> None:  # fmt: skip
         self._engine, self._profile, self._shapes, self._addresses = engine, profile, shapes, addresses
-        self._keep, self._ran = keep, False
+        self._copies, self._keep, self._ran = copies, keep, False
         self._context: Any = None
         self._graph: Any = None
 
@@ -216,23 +249,25 @@ class TrtPass:
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(int(self._engine.shared.device.stream)):
             raise DeviceError("TensorRT could not enqueue a pass", where=self._engine.info.path)
+        for target, source, nbytes in self._copies:
+            self._engine.memory.copy(target, source, nbytes)
 
 
 _BUILD = "build the engines on this machine with `eecompile engines BUNDLE`"
 
 
-def load_tensorrt() -> Any:
-    """The module tensorrt, 10.3 or later. Raises MissingBackend where it is not installed."""
-    mend = "install the vendor's TensorRT (JetPack has it; else pip install 'eecompile[tensorrt]')"
+def load_tensorrt(module: str = "tensorrt") -> Any:
+    """The package "tensorrt", 10.3 or later, or "tensorrt_rtx". Raises MissingBackend where it is not installed."""
+    mend = f"pip install 'eecompile[{'rtx' if module == 'tensorrt_rtx' else 'tensorrt'}]', or on a Jetson use JetPack's"
     try:
-        found = importlib.import_module("tensorrt")
+        found = importlib.import_module(module)
     except ImportError as e:
-        raise MissingBackend(f"the back end tensorrt needs the Python package tensorrt ({e})", mend=mend) from e
-    if tuple(int(part) for part in found.__version__.split(".")[:2]) < (10, 3):
+        raise MissingBackend(f"the back end tensorrt needs the Python package {module} ({e})", mend=mend) from e
+    if module == "tensorrt" and tuple(int(part) for part in found.__version__.split(".")[:2]) < (10, 3):
         raise MissingBackend(f"TensorRT {found.__version__} is older than 10.3", mend=mend)
     return found
 
 
 def _inside(shape: Sequence[int], least: Sequence[int], most: Sequence[int]) -> bool:
-    fits = zip(least, shape, most, strict=True) if len(least) == len(shape) == len(most) else ()
-    return bool(fits) and all(low <= size <= high for low, size, high in fits)
+    same_rank = len(least) == len(shape) == len(most)
+    return same_rank and all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))

@@ -46,7 +46,11 @@ class ExitAsker:
         self, engine: Engine, exits: Sequence[ExitShape], exit_: int, hidden: int, rows: int,
         weights: Mapping[str, Float],
     ) -> None:  # fmt: skip
-        self._engine, self._exit, self._weights = engine, exit_, {n: engine.memory.constant(w) for n, w in weights.items()}
+        self._engine, self._exit, self._weights = (
+            engine,
+            exit_,
+            {n: engine.memory.constant(w) for n, w in weights.items()},
+        )
         self._shape = exits[exit_]
         after = exits[exit_ + 1] if exit_ + 1 < len(exits) else None
         self._keeps = after is not None and "saturation" in after.gates

@@ -21,8 +21,8 @@ GROWTH = 64  # rows at least, so that bindings, which are made anew, last for as
 class Caches:
     """For each cache of the schedule its tensors by graph name, [slots, KV, T, ..], inputs and outputs alike.
 
-    graphs: for each cache the graph that writes it, whose inputs say what the tensors are: those with a length T. memory:
-    of the engines that write them.
+    graphs: for each cache the graph that writes it, whose inputs say what the tensors are: those with a length T.
+    memory: of the engines that write them.
     T is `lengths[k]` of cache k, `rows` that of the longest. Cache index equals position, but where the rule selected
     leaves rows out. Rows beyond a slot's live ones are never attended to; zeros where nothing was written keep what is
     masked finite.

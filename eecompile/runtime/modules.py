@@ -43,7 +43,7 @@ class LayerAsker(ExitAsker):
         self.filled, self.waiting = [0] * slots, [0] * slots
         self._rows = np.zeros((slots, self._wait, hidden), np.float32)
         memory = engine.memory
-        self._flat = row_buffers(self._shape, hidden, self._most, memory)  # of a pass; the other ones are of those that asked
+        self._flat = row_buffers(self._shape, hidden, self._most, memory)  # of a pass; the others of those that asked
         self._positions, self._start = memory.rows((self._most,), np.int64), memory.rows((slots,), np.int64)
         self._caches = Caches([engine.info], slots, memory)
         self._passes: dict[Range, Pass] = {}

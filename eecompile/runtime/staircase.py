@@ -13,9 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eecompile.bundle.cycles import CycleGate
-from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
-from eecompile.engines.interface import Engine
+from eecompile.engines.interface import Buffers, Engine
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.pool import Pool, Rows
@@ -35,10 +34,10 @@ class LoadedGraphs:
     heads: Mapping[str, Engine] = field(default_factory=dict)
     kv: list[Engine | None] = field(default_factory=list)
     encoder: Engine | None = None
-    factors: Sequence[Factors] = ()
+    factors: Sequence[Buffers] = ()
     cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
-    def factors_of(self, step: int) -> Factors:
+    def factors_of(self, step: int) -> Buffers:
         """What step number `step` binds beside rows and caches."""
         return self.factors[step] if self.factors else {}
 
