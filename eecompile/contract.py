@@ -113,6 +113,7 @@ KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate", "selected")  # of a
 # of these, rules by which a token that leaves changes what later ones see
 APPROXIMATE: Final[tuple[Literal["propagate", "selected"], ...]] = ("propagate", "selected")
 CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
+COMPUTE: Final = ("float32", "float16", "bfloat16")  # what products and attention in engines are of
 CAUSAL_LM: Final = "causal-lm"
 TOKENS: Final = "token-classification"
 CLASSIFY_MODES: Final = ("full", "confident")

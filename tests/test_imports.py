@@ -11,7 +11,7 @@ import tiny
 
 ROOT = Path(__file__).parents[1] / "eecompile"
 VALUES = {"errors", "contract", "schema", "shapes", "target"}
-MODEL = {"student", "segments", "engines", "bundle"}
+MODEL = {"student", "segments", "engines", "plugins", "bundle"}
 MAY_IMPORT = {
     "errors": set(),
     "contract": set(),
@@ -20,18 +20,23 @@ MAY_IMPORT = {
     "target": {"schema", "errors", "contract"},
     "student": VALUES,
     "segments": VALUES | {"student"},
-    "engines": VALUES,
+    "plugins": VALUES,
+    "engines": VALUES | {"plugins"},
     "bundle": VALUES,
     "runtime": VALUES | {"bundle", "engines"},
     "calibrate": VALUES | MODEL | {"runtime"},
     "verify": VALUES | MODEL | {"runtime"},
     "bench": VALUES | MODEL | {"runtime"},
-    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder"},
+    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device"},
     "pipeline_encoder": VALUES | MODEL,
-    "cli": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder"},
+    "pipeline_device": VALUES | MODEL,
+    "pipeline_engines": VALUES | MODEL,
+    "cli": VALUES
+    | MODEL
+    | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder", "pipeline_engines"},
     "__main__": {"cli"},
 }
-EDGE = ("bundle", "engines", "runtime")  # what a device without torch runs
+EDGE = ("bundle", "engines", "plugins", "runtime")  # what a device without torch runs
 HEAVY = {"torch", "transformers", "eecompile_training"}
 FILES = sorted(ROOT.rglob("*.py"))
 

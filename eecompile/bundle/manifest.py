@@ -56,8 +56,8 @@ class Graphs(Strict):
 
 class DeviceGraphs(Strict):
     """The graphs that engines of the target `target` are made of: the bundle's own with the same inputs and outputs,
-    but computed in `compute`, in operators that its parser takes. They share the weight files. There is no reference
-    among them. plan: the build plan (engines/plan.py).
+    but computed in `compute`, in operators that its parser takes, and for caches of one length, context and slack. They
+    share the weight files. There is no reference among them. plan: the build plan (engines/plan.py).
     """
 
     target: Name
@@ -272,7 +272,7 @@ class Manifest(Strict):
             raise ValueError("the device's graphs are for another target or cache type than the bundle")
         if device.graphs.reference is not None:
             raise ValueError("a device has no reference graph")
-        if _interfaces(device.graphs) != _interfaces(self.graphs):
+        if _interfaces(device.graphs) != _interfaces(self.graphs, self.model.context + self.slack):
             raise ValueError("the device's graphs do not have the inputs, outputs and layers of the bundle's own")
         named = [graph.path for graph in device.graphs.all()]
         if len(set(named)) != len(named) or {*named, device.plan} - self.files.keys():
@@ -339,13 +339,16 @@ def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _interfaces(graphs: Graphs) -> object:
-    """What two sets of graphs have in common where one can take the other's place: all but the files' names."""
+def _interfaces(graphs: Graphs, length: int | None = None) -> object:
+    """What two sets of graphs have in common where one can take the other's place: all but the files' names. length:
+    of the caches, where it is to be fixed."""
 
     def stripped(value: object) -> object:
         if isinstance(value, dict):
             return {key: stripped(member) for key, member in value.items() if key != "path"}
-        return [stripped(member) for member in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [stripped(member) for member in value]
+        return length if length is not None and value == c.LENGTH else value
 
     return stripped(graphs.model_dump(exclude={"reference"}))
 

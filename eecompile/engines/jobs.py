@@ -5,26 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from eecompile import contract as c
+from eecompile.engines.plan import ProfileShapes
 from eecompile.schema import Name, Sha256, Strict, Text
 
-Size = Annotated[int, Field(ge=0, le=1 << 32)]
-Shape = Annotated[list[Size], Field(max_length=8)]
 Module = Literal["tensorrt", "tensorrt_rtx"]
-
-
-class Range(Strict):
-    """Shapes that an input may have, and the one to tune for."""
-
-    min: Shape
-    opt: Shape
-    max: Shape
-
-
-class JobProfile(Strict):
-    """An optimisation profile: ranges of the inputs whose shapes vary, by input."""
-
-    name: Name
-    shapes: Annotated[dict[Name, Range], Field(max_length=4096)]
 
 
 class EngineJob(Strict):
@@ -39,7 +23,7 @@ class EngineJob(Strict):
     graph: Name
     onnx: Text
     out: Text
-    profiles: Annotated[list[JobProfile], Field(min_length=1, max_length=16)]
+    profiles: Annotated[list[ProfileShapes], Field(min_length=1, max_length=16)]
     sm: Annotated[list[Annotated[int, Field(ge=50, le=199)]], Field(max_length=32)] = Field(default_factory=list)
     plugin: Text | None = None
     decides: bool = False

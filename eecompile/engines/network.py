@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from eecompile.engines.files import write_whole
-from eecompile.engines.jobs import EngineDone, EngineJob, JobProfile
+from eecompile.engines.jobs import EngineDone, EngineJob
 from eecompile.engines.machine import ON_DEVICE
+from eecompile.engines.plan import ProfileShapes
 from eecompile.errors import EECompileError, MissingBackend
 
 Progress = Callable[[str], None]
 PLUGIN_LAYER = "PLUGIN_V3"
+_NO_DRIVER = "CUDA driver version is insufficient"  # TensorRT-RTX says so of every fault where there is no GPU
 _SHOWN = 4  # of a parser's errors, and of the log's
 
 
@@ -101,7 +103,7 @@ def _capability(trt: Any, sm: int, job: EngineJob) -> Any:
     return members[name]
 
 
-def _add_profile(builder: Any, config: Any, profile: JobProfile, inputs: set[str], graph: str) -> None:
+def _add_profile(builder: Any, config: Any, profile: ProfileShapes, inputs: set[str], graph: str) -> None:
     made = builder.create_optimization_profile()
     for name, shapes in profile.shapes.items():
         if name not in inputs:
@@ -146,7 +148,8 @@ def _logger(trt: Any) -> Any:
                 self.faults.append(_line(message))
 
         def said(self) -> str:
-            return "; ".join(self.faults[-_SHOWN:]) or "it does not say why"
+            telling = [fault for fault in self.faults if _NO_DRIVER not in fault] or self.faults
+            return "; ".join(telling[-_SHOWN:]) or "it does not say why"
 
     return Log()
 

@@ -15,15 +15,18 @@ from pydantic import Field, ValidationError
 from eecompile import contract as c
 from eecompile.engines.files import sha256_of, write_whole
 from eecompile.errors import IntegrityError, MissingBackend
-from eecompile.schema import Name, Sha256, Strict, Text
+from eecompile.schema import ComputeType, Name, Sha256, Strict, Text
 
 RECORD = "record.json"
 MAX_RECORD_BYTES = 4 << 20
+TOLD_LAYERS = {
+    "ATTENTION_INPUT": "attention", "KV_CACHE_UPDATE": "cache update", "ROTARY_EMBEDDING": "rotary",
+    "DEQUANTIZE": "dequantise", "TOPK": "top-k", "PLUGIN_V3": "plugin",
+}  # fmt: skip
 BUILD = "build them on this machine with `eecompile engines BUNDLE`"
 
 Sm = Annotated[int, Field(ge=50, le=199)]
 VersionText = Annotated[str, Field(pattern=r"^\d{1,4}(\.\d{1,6}){1,4}$")]
-Compute = Literal["float32", "float16", "bfloat16"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,95}\.plan$")]
 
 
@@ -35,7 +38,7 @@ class EngineOptions(Strict):
     """How engines were built. stripped: without weights, which a refit at loading puts in. refit: weights may be
     replaced. flags: names of what else the builder was told."""
 
-    compute: Compute
+    compute: ComputeType
     stripped: bool = False
     refit: bool = False
     flags: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list)
@@ -170,3 +173,11 @@ def _refuse(where: Path, what: str, built: object, found: object, *, here: str =
         f"the engines were built for another {what}: {built}, and {here} is {found}",
         where=str(where), mend=BUILD,
     )  # fmt: skip
+
+
+def shown_layers(engine: EngineFile) -> str:
+    """The fused layers that a parser has to find, as "attention 2, cache update 4", and the number of all others."""
+    found = {text: engine.layers.get(kind, 0) for kind, text in TOLD_LAYERS.items()}
+    told = [f"{text} {count}" for text, count in found.items() if count]
+    rest = sum(engine.layers.values()) - sum(found.values())
+    return ", ".join([*told, f"{'others' if told else 'plain'} {rest}"])

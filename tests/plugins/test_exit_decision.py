@@ -1,7 +1,6 @@
 """The exit decision's C++: its arithmetic against float64, the ONNX function and the host rule; its kernels compile."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from toolchain import CAPABILITIES, SOURCES, compiler
 
 from eecompile import contract as c
 from eecompile.segments.decision import exit_decision
@@ -17,10 +17,8 @@ from eecompile.segments.graph import GraphWriter
 from eecompile.segments.weights import WeightBook
 from eecompile.verify.criteria import criteria_of
 
-SOURCES = Path(__file__).parents[2] / "eecompile" / "plugins" / "exit_decision"
 ANSWER = np.dtype([("token", "i4"), ("max_prob", "f4"), ("margin", "f4"), ("entropy", "f4"), ("flag", "i4")])
 ORDERS = 5  # of add and merge, in host_test.cpp
-CAPABILITIES = (80, 86, 87, 89, 90, 100, 110, 120)
 MOST_REGISTERS = 64  # 1,024 threads an SM
 WIDTHS = {1: 6000, 2: 16000, 3: 16000, 7: 16000, 31: 12000, 32: 12000, 33: 12000, 64: 8000, 127: 2000, 255: 1000,
           256: 1000, 257: 1000, 1023: 400, 1024: 400, 1025: 400}  # fmt: skip
@@ -31,14 +29,6 @@ def close(width: int) -> dict[str, float]:
     """What rounding may change a value by: float32 sums of `width` terms, one after the other."""
     error = 1e-6 * max(1.0, width / 64)
     return {c.MAX_PROB: error, c.MARGIN: error, c.ENTROPY: 4 * error}
-
-
-def compiler(name: str) -> str:
-    """The path of a compiler; skips where there is none."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed: the C++ sources stay uncompiled here")
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -299,14 +299,16 @@ void check_strictness(cudaStream_t stream) {
   }
 }
 
+// Whatever the size of a tile, within reason: what is not refused would read a null pointer.
 void check_refusals(cudaStream_t stream) {
   const Logits good{nullptr, LogitType::kFloat32, 1, 8, 8};
-  for (int fault = 0; fault < 4; ++fault) {
+  for (int fault = 0; fault < 5; ++fault) {
     Logits bad = good;
     if (fault == 0) bad.rows = 0;
     if (fault == 1) bad.vocab = 0;
     if (fault == 2) bad.stride = 7;
-    if (fault == 3) bad.rows = 1 << 20, bad.vocab = 1 << 24, bad.stride = 1 << 24;
+    if (fault == 3) bad.rows = 0x7fffffff, bad.vocab = 1 << 30, bad.stride = 1 << 30;
+    if (fault == 4) bad.vocab = bad.stride = 0x7fffffff;
     expect(launch(bad, nullptr, {}, nullptr, stream) == cudaErrorInvalidValue, "a task that has to be refused");
   }
 }
