@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "plugins": VALUES,
     "engines": VALUES | {"plugins"},
     "bundle": VALUES,
-    "runtime": VALUES | {"bundle", "engines"},
+    "runtime": VALUES | {"bundle", "engines", "plugins"},
     "calibrate": VALUES | MODEL | {"runtime"},
     "verify": VALUES | MODEL | {"runtime"},
     "bench": VALUES | MODEL | {"runtime"},

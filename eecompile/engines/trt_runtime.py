@@ -40,19 +40,27 @@ class TrtRuntime:
     def __init__(self, trt: Any, device: CudaDevice, length: int) -> None:
         self.trt, self.device, self.memory = trt, device, CudaMemory(device, length)
         self.uncaptured: dict[str, str] = {}
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
         self._needs = {"scratch": 1, "loose": 1}
         self._blocks: dict[str, DeviceArray] = {}
 
-    def load(self, path: Path, info: GraphInfo, copied: Mapping[str, str] | None = None) -> "TrtEngine":
-        """The engine at `path`, which was built from graph `info` and checked against its record. copied: of outputs
-        that are no update in place, the inputs that they are to replace. Raises IntegrityError."""
+    def load(
+        self, path: Path, info: GraphInfo, *, copied: Mapping[str, str] | None = None, weights: Path | None = None
+    ) -> "TrtEngine":
+        """The engine at `path`, which was built from graph `info` and checked against its record.
+
+        copied: of outputs that are no update in place, the inputs that they are to replace. weights: the ONNX file
+        whose weights are put into an engine without. Raises IntegrityError.
+        """
         try:
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         except OSError as e:
             raise IntegrityError(f"the engine cannot be read ({e})", where=str(path)) from e
         if engine is None:
             raise IntegrityError("TensorRT cannot load this engine", where=str(path), mend=_BUILD)
+        if weights is not None:
+            self._refit(engine, weights)
         found = TrtEngine(self, engine, info, path, copied or {})
         self._need("scratch", int(engine.device_memory_size_v2))
         self._need("loose", found.loose_bytes)
@@ -63,6 +71,12 @@ class TrtRuntime:
         if kind not in self._blocks:
             self._blocks[kind] = self.memory.scratch((self._needs[kind],), np.uint8)
         return self._blocks[kind]
+
+    def _refit(self, engine: Any, weights: Path) -> None:
+        refitter = self.trt.Refitter(engine, self._logger)
+        parser = self.trt.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
+            raise IntegrityError("TensorRT cannot put these weights into their engine", where=str(weights), mend=_BUILD)
 
     def _need(self, kind: str, nbytes: int) -> None:
         if kind in self._blocks:

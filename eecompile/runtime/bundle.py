@@ -52,22 +52,23 @@ class Bundle:
     @classmethod
     def open(
         cls, path: str | Path, *, threads: int | None = None, integrity: Integrity = "hash", key: Path | None = None,
-        backend: str = "auto",
+        backend: str = "auto", plugin: Path | None = None,
     ) -> "Bundle":  # fmt: skip
         """Check and load the bundle at `path`.
 
         threads: of the process-wide pool (default: the processors this process may use). integrity: "hash" checks
         every core file's SHA-256, "size" only sizes. key: refuse what this key did not sign. backend: what runs the
         graphs: onnxruntime, on the CPU; tensorrt, the engines that were built on this machine; cuda, ONNX Runtime on a
-        GPU; auto: tensorrt where there are engines and a GPU, else onnxruntime.
+        GPU; auto: tensorrt where there are engines and a GPU, else onnxruntime. plugin: the exit decision's library for
+        engines that call it, unless `make plugin` made it in this checkout.
         Raises IntegrityError, UsageError, MissingBackend.
         """
         files = read_bundle(Path(path), integrity=integrity, key=key)
         count = processors() if threads is None else threads
         use_threads(count)
         text = TextCodec(files.path / "tokenizer") if files.manifest.tokenizer else None
-        chosen = choose_backend(backend, files.path, files.manifest)
-        graphs = load_graphs(chosen, files.path, files.manifest, hashed=integrity == "hash")
+        chosen = choose_backend(backend, files)
+        graphs = load_graphs(chosen, files, hashed=integrity == "hash", plugin=plugin)
         return cls(files, graphs, text, count, chosen)
 
     @property

@@ -47,7 +47,7 @@ class Caches:
         rows, have = rows + 1, self.lengths[cache]
         if rows <= have:
             return False
-        self._resize(cache, self._memory.length or max(rows, have + max(have // 8, GROWTH)))
+        self._resize(cache, max(rows, have + max(have // 8, GROWTH)))
         if rows > self.lengths[cache]:
             raise ValueError(f"{rows} rows do not fit a cache of {self.lengths[cache]}")
         return True
@@ -68,7 +68,7 @@ class Caches:
             self._resize(cache, rows)
 
     def _resize(self, cache: int, rows: int) -> None:
-        rows = -(-rows // c.CACHE_BUCKET) * c.CACHE_BUCKET
+        rows = self._memory.length or -(-rows // c.CACHE_BUCKET) * c.CACHE_BUCKET
         kept, old, new = min(rows, self.lengths[cache]), self.tensors[cache], {}
         for info in self._infos[cache]:
             shape = shape_of(info.shape, {"B": self._slots, c.LENGTH: rows})

@@ -64,10 +64,10 @@ class FakeCuda:
         return OK, SimpleNamespace(name=b"Double", major=8, minor=7, totalGlobalMem=1 << 33)
 
     def cudaDriverGetVersion(self) -> Any:
-        return OK, 12060
+        return OK, 13020
 
     def cudaRuntimeGetVersion(self) -> Any:
-        return OK, 12060
+        return OK, 13020
 
     def cudaGetErrorName(self, status: int) -> Any:
         return OK, b"cudaErrorDouble"

@@ -35,7 +35,7 @@ class FakeTensorRT:
     """The module. `deserialised`: names of the ONNX files of engines so far. capturable: whether passes can be
     captured. pause: waited for inside of every enqueue, to let another thread in."""
 
-    def __init__(self, cuda: FakeCuda, version: str = "10.13.3") -> None:
+    def __init__(self, cuda: FakeCuda, version: str = "10.16.2") -> None:
         self.__version__, self.cuda = version, cuda
         self.deserialised: list[str] = []
         self.capturable = True
@@ -43,6 +43,8 @@ class FakeTensorRT:
         self.contexts: list[weakref.ref[Context]] = []
         self.DataType = SimpleNamespace(**{kind: kind for kind in _KINDS.values()})
         self.ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="static", USER_MANAGED="user")
+        self.Refitter = lambda engine, logger: SimpleNamespace(engine=engine, refit_cuda_engine=lambda: engine.refit())
+        self.OnnxParserRefitter = lambda refitter, logger: SimpleNamespace(refit_from_file=refitter.engine.weights_from)
         self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, least: None})
 
     def Runtime(self, logger: Any) -> Any:
@@ -60,7 +62,8 @@ class Engine:
     """ICudaEngine."""
 
     def __init__(self, module: FakeTensorRT, plan: dict[str, Any]) -> None:
-        self.module = module
+        self.module, self.lacks_weights, self._weights = module, bool(plan["stripped"]), ""
+        self._onnx = plan["onnx"]
         tiny.ort_threads()
         options = ort.SessionOptions()
         options.use_per_session_threads = False
@@ -76,6 +79,14 @@ class Engine:
         ]
         self.num_io_tensors, self.num_optimization_profiles = len(self._names), len(self.profiles)
         self.device_memory_size_v2 = 1000 + 300 * len(self._names)
+
+    def weights_from(self, path: str) -> bool:
+        self._weights = path
+        return path == self._onnx
+
+    def refit(self) -> bool:
+        self.lacks_weights = not self._weights
+        return not self.lacks_weights
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
@@ -94,6 +105,8 @@ class Engine:
     def create_execution_context(self, strategy: str) -> "Context":
         if strategy != self.module.ExecutionContextAllocationStrategy.USER_MANAGED:
             raise RuleBroken("a context with scratch memory of its own")
+        if self.lacks_weights:
+            raise RuleBroken("an engine without its weights")
         found = Context(self)
         self.module.contexts.append(weakref.ref(found))
         return found
