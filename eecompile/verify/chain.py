@@ -19,7 +19,7 @@ from eecompile.bundle.manifest import Step
 from eecompile.bundle.read import BundleFiles
 from eecompile.engines.ort import thread_pool
 from eecompile.errors import UsageError
-from eecompile.schema import GraphInfo
+from eecompile.schema import GraphInfo, TensorInfo
 
 Arrays = Mapping[str, NDArray[Any]]
 _NUMBERED = re.compile(rf"((?:key|value)_(?:cache|scale)_|{c.LORA}[ab]_)(\d+)(.*)")
@@ -103,14 +103,17 @@ def numbered(name: str, first: int) -> str:
     return name if found is None else f"{found[1]}{int(found[2]) + first}{found[3]}"
 
 
+def cache_inputs(info: GraphInfo) -> list[TensorInfo]:
+    """A graph's caches and what is kept beside them: inputs [B, .., T, ..] that it also gives back, updated."""
+    kept = {t.name for t in info.outputs}
+    return [t for t in info.inputs if len(t.shape) == 4 and c.updated(t.name) in kept]
+
+
 def empty_caches(info: GraphInfo, rows: int) -> dict[str, NDArray[Any]]:
     """Zeros for a graph's cache inputs, of one slot and `rows` rows where the graph leaves that open."""
     sizes = {"B": 1, c.LENGTH: rows}
-    kept = {t.name for t in info.outputs}
     return {
-        t.name: np.zeros([sizes[n] if isinstance(n, str) else n for n in t.shape], t.dtype)
-        for t in info.inputs
-        if c.updated(t.name) in kept
+        t.name: np.zeros([sizes[n] if isinstance(n, str) else n for n in t.shape], t.dtype) for t in cache_inputs(info)
     }
 
 

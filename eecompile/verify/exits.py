@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile import contract as c
 from eecompile.bundle.gates import decode_gate
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec

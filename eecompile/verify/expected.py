@@ -49,7 +49,8 @@ def _segment(bundle: Bundle, recording: Recording, graph: str) -> Expected | Non
     at = [int(depths[k]) for k in recording.steps(graph)]
     if not all(depth in known for depth in at):
         return None
-    outputs = [{c.HIDDEN_OUT: known[depth][None, start:end]} for start, end in recording.spans for depth in at]
+    spans = [(start, end, depth) for start, end in recording.spans for depth in at]
+    outputs: list[Arrays] = [{c.HIDDEN_OUT: known[depth][None, start:end]} for start, end, depth in spans]
     return outputs, float32_model(coarsest(manifest))
 
 
@@ -58,7 +59,7 @@ def _exit(bundle: Bundle, recording: Recording, exit_: int) -> Expected | None:
     math = exit_math(bundle, None)[exit_]
     if math is None:
         return None
-    outputs = []
+    outputs: list[Arrays] = []
     for feed in recording.feeds(f"exit_{exit_}"):
         hidden, confidence = math([feed[c.HIDDEN]])
         outputs.append({c.EXIT_HIDDEN: hidden} | ({c.CONFIDENCE: confidence} if "learned" in info.gates else {}))

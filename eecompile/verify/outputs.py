@@ -71,18 +71,18 @@ class OutputRules:
             for t in self.gates.get(name, ())
             for i in np.flatnonzero(fires(GATES[name], a, t) != fires(GATES[name], b, t))
         ]
-        return Judged(worst <= most, f"largest {worst:.3g} {at_most(most)}; {len(flips)} decisions differ", tuple(flips))
+        decisions = f"; {len(flips)} decisions differ" if name in self.gates else ""
+        return Judged(worst <= most, f"largest {worst:.3g} {at_most(most)}{decisions}", tuple(flips))
 
     def _rows(self, a: NDArray[Any], b: NDArray[Any]) -> Judged:
         bounds = {statistic: bound + ROUNDING.get(b.dtype.name, 0.0) for statistic, bound in self.bounds.items()}
-        rows = [x.astype(np.float32).reshape(-1, x.shape[-1] if x.ndim else 1) for x in (a, b)]
-        found = {statistic: _error(*rows, statistic, bound) for statistic, bound in bounds.items()}
+        found = {statistic: _error(_flat(a), _flat(b), statistic, bound) for statistic, bound in bounds.items()}
         said = ", ".join(f"{s} {figure:.3g} {at_most(bounds[s])}" for s, (figure, _) in found.items())
         return Judged(all(holds for _, holds in found.values()), said)
 
 
 def same_weights(precision: str, gates: Mapping[str, Sequence[float]] | None = None) -> OutputRules:
-    """Rules for two engines on the same weights, stored in `precision`: their kernels' arithmetic is what may differ."""
+    """Rules for two engines on the same weights, stored in `precision`: only their kernels' arithmetic differs."""
     return OutputRules((PARITY if precision == "fp32" else ARITHMETIC)[precision].bounds, BANDS[precision], gates or {})
 
 
@@ -94,6 +94,11 @@ def float32_model(precision: str) -> OutputRules:
 def exit_graph(gates: Mapping[str, Sequence[float]]) -> OutputRules:
     """Rules for the graph of an exit without a module, in float32 whatever the precision, against float64."""
     return OutputRules(EXITS, Band(CONFIDENCE, CONFIDENCE), gates)
+
+
+def _flat(array: NDArray[Any]) -> Float:
+    """Rows along the last dimension, [N, n]."""
+    return array.astype(np.float32).reshape(-1, array.shape[-1] if array.ndim else 1)
 
 
 def _error(a: Float, b: Float, statistic: Statistic, bound: float) -> tuple[float, bool]:

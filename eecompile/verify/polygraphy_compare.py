@@ -19,7 +19,7 @@ def comparison(rules: OutputRules) -> Compare:
     def compare_outputs(first: Any, second: Any) -> "OrderedDict[str, bool]":
         from polygraphy.logger import G_LOGGER
 
-        found = rules.judge(*({name: run[name] for name in run.keys()} for run in (first, second)))
+        found = rules.judge(dict(first.items()), dict(second.items()))
         if not found:
             G_LOGGER.critical(f"no output in common: {list(first.keys())} and {list(second.keys())}")
         G_LOGGER.start(f"eecompile compares {first.runner_name} with {second.runner_name}")

@@ -1,5 +1,5 @@
-"""The folder that `verify --polygraphy` writes: inputs, expectations and comparisons of every graph for Polygraphy's own
-command line, the commands, and what they said."""
+"""The folder that `verify --polygraphy` writes: what Polygraphy's own command line needs to check each graph (inputs,
+expected outputs, comparisons), the commands, and what they said."""
 
 import shlex
 import subprocess
@@ -81,9 +81,7 @@ def run_commands(commands: list[Command], folder: Path, progress: Progress) -> l
     return checks
 
 
-def _commands(
-    bundle: Bundle, folder: Path, recording: Recording, expected: Mapping[str, Expected]
-) -> list[Command]:
+def _commands(bundle: Bundle, folder: Path, recording: Recording, expected: Mapping[str, Expected]) -> list[Command]:
     """The uncut graph first, on made-up inputs and on the recorded ones; then every other graph."""
     whole = chain_command(bundle, recording.graphs[UNCUT])
     inputs = ["--data-loader-script", str(folder / INPUTS)]
@@ -96,9 +94,18 @@ def _commands(
             continue
         held = ["--validate"]
         if name in expected:
-            held = ["--load-outputs", str(folder / f"{name}.json"), "--compare-func-script", f"{folder / COMPARE}:{name}"]
+            held = [
+                "--load-outputs",
+                str(folder / f"{name}.json"),
+                "--compare-func-script",
+                f"{folder / COMPARE}:{name}",
+            ]
         own = ["--data-loader-script", f"{folder / INPUTS}:{name}"]
-        found.append(Command(name, shlex.join(["polygraphy", "run", str(bundle.files.path / info.path), "--onnxrt", *own, *held])))
+        found.append(
+            Command(
+                name, shlex.join(["polygraphy", "run", str(bundle.files.path / info.path), "--onnxrt", *own, *held])
+            )
+        )
     return found
 
 

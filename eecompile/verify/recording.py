@@ -7,6 +7,7 @@ consecutive positions, write indices behind what is written.
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.read import BundleFiles
 from eecompile.errors import UsageError
 from eecompile.schema import GraphInfo
-from eecompile.verify.chain import Arrays, Chain, GraphRun, empty_caches, graph_name, numbered
+from eecompile.verify.chain import Arrays, Chain, GraphRun, cache_inputs, empty_caches, graph_name, numbered
 from eecompile.verify.criteria import criteria_of
 from eecompile.verify.references import read_recorded
 
@@ -96,10 +97,8 @@ class Recording:
             rows, before = self._rows_at(exit_, runs)
             flat = rows if info.layers else rows.reshape(-1, size)
             some = (len(before), c.CANDIDATE_COUNT)
-            given = {
-                c.HIDDEN: flat, c.PREVIOUS: before, c.POSITIONS: feed[c.POSITIONS], c.WRITE_INDEX: feed[c.WRITE_INDEX],
-                c.CANDIDATES: np.full(some, -1, np.int64), c.LAST_LOCAL: np.zeros(some, np.float32), **weights, **caches,
-            }  # fmt: skip
+            nothing = {c.CANDIDATES: np.full(some, -1, np.int64), c.LAST_LOCAL: np.zeros(some, np.float32)}
+            given = {**feed, c.HIDDEN: flat, c.PREVIOUS: before, **nothing, **weights, **caches}
             inputs = {t.name: given[t.name] for t in info.inputs}
             yield inputs
             if caches:
@@ -126,7 +125,7 @@ class Recording:
         """The uncut graph's inputs of each pass, and what runs in it; caches are as far as what ran left them."""
         fixed, caches = self._fixed(), empty_caches(self._uncut, self._length)
         for start, end in self.spans:
-            feed = {
+            feed: dict[str, NDArray[Any]] = {
                 c.TOKEN_IDS: self._ids[None, start:end],
                 c.POSITIONS: np.arange(start, end, dtype=np.int64)[None],
                 c.WRITE_INDEX: np.array([start], np.int64),
@@ -138,14 +137,11 @@ class Recording:
             yield feed, self._noted(feed, after)
             caches = after
 
-    def _noted(self, feed: Arrays, caches: dict[str, NDArray[np.generic]]) -> Iterator[GraphRun]:
+    def _noted(self, feed: Arrays, caches: dict[str, NDArray[Any]]) -> Iterator[GraphRun]:
         """The chain's runs; notes what becomes of the caches, by the uncut graph's names."""
         for run in self.chain.runs(feed):
-            caches |= {
-                numbered(name, run.first): run.outputs[c.updated(name)]
-                for name in run.inputs
-                if c.updated(name) in run.outputs and name != c.HIDDEN
-            }
+            kept = [t.name for t in cache_inputs(self.graphs[run.name])]
+            caches |= {numbered(name, run.first): run.outputs[c.updated(name)] for name in kept}
             yield run
 
     @property
@@ -155,7 +151,7 @@ class Recording:
 
     def _fixed(self) -> Arrays:
         """What is the same in every pass: LoRA, and what an encoder made of the source."""
-        fixed: dict[str, NDArray[np.generic]] = dict(
+        fixed: dict[str, NDArray[Any]] = dict(
             uncut_factors(self._manifest, read_factors(self._files.path, self._manifest))
         )
         encoder = self._manifest.graphs.encoder
@@ -178,5 +174,3 @@ def _thresholds(count: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
     for column, name in enumerate(c.HEAD_CRITERIA):
         bounds[column :: len(c.HEAD_CRITERIA), column] = np.median(values[name])
     return bounds
-
-

@@ -1,7 +1,7 @@
 """`polygraphy run --eecompile --eecompile-bundle BUNDLE`: a bundle's segments as a runner beside Polygraphy's own.
 
-Loaded by Polygraphy through the entry point group `polygraphy.run.plugins`, and by nobody else: this module imports
-Polygraphy, which is an extra.
+Polygraphy loads this through the entry point group `polygraphy.run.plugins` on every `polygraphy run`, whatever is run,
+and nobody else does: so it imports Polygraphy, which is an extra, and of eecompile only what is needed at that moment.
 """
 
 from argparse import Namespace
@@ -16,20 +16,15 @@ from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.logger import G_LOGGER
-from polygraphy.tools.args import CompareFuncSimpleArgs, ComparatorCompareArgs, DataLoaderArgs, ModelArgs
+from polygraphy.tools.args import ComparatorCompareArgs, CompareFuncSimpleArgs, DataLoaderArgs, ModelArgs
 from polygraphy.tools.args import util as args_util
 from polygraphy.tools.args.base import BaseArgs, BaseRunnerArgs
 from polygraphy.tools.script import Script, make_invocable
 
-from eecompile.bundle.read import read_bundle
 from eecompile.errors import EECompileError
-from eecompile.verify import polygraphy_compare
-from eecompile.verify.chain import Chain
-from eecompile.verify.made_up import input_ranges, input_shapes
-from eecompile.verify.tolerances import coarsest
 
 Found = TypeVar("Found")
-_TOLERANCES = ("rtol", "atol", "check_error_stat", "error_quantile")
+_TOLERANCES = ("rtol", "atol", "check_error_stat", "error_quantile")  # of Polygraphy's own comparison
 
 
 def arg_groups() -> list[BaseArgs]:
@@ -42,12 +37,14 @@ class EECompileRunner(BaseRunner):
 
     def __init__(self, bundle: str, name: str | None = None) -> None:
         super().__init__(name=name, prefix="eecompile-runner")
-        self._bundle = Path(bundle)
+        self._bundle = bundle
 
     def activate_impl(self) -> None:
         """Check the bundle. Graphs load when they first run."""
-        self._chain = _tried(lambda: Chain(read_bundle(self._bundle)))
-        _tried(lambda: self._chain.uncut)
+        from eecompile.bundle.read import read_bundle
+        from eecompile.verify.chain import Chain
+
+        self._chain = _tried(lambda: Chain(read_bundle(Path(self._bundle))))
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """The uncut graph's inputs."""
@@ -59,7 +56,7 @@ class EECompileRunner(BaseRunner):
     def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> "OrderedDict[str, NDArray[Any]]":
         """The uncut graph's outputs, by the chain."""
         start = perf_counter()
-        outputs = _tried(lambda: self._chain.infer(feed_dict))
+        outputs = self._chain.infer(feed_dict)
         self.inference_time = perf_counter() - start
         return OrderedDict(outputs)
 
@@ -89,7 +86,7 @@ class EECompileRunnerArgs(BaseRunnerArgs):
         self.group.add_argument(
             "--eecompile-bundle",
             help="The bundle's directory. Where no inputs are given, valid ones are made up; where no comparison is "
-            "chosen, rows are held to the tolerance of the bundle's precision, and exit decisions that differ are named.",
+            "chosen, rows are held to the tolerance of the bundle's precision, and exit decisions that differ named.",
             default=None,
         )
 
@@ -100,22 +97,38 @@ class EECompileRunnerArgs(BaseRunnerArgs):
             G_LOGGER.critical("--eecompile needs a bundle: add --eecompile-bundle DIRECTORY")
 
     def add_to_script_impl(self, script: Script) -> None:
-        """Add the runner, and what its inputs and their comparison are unless the user has said so."""
+        """Add the runner, and what its inputs and their comparison are, unless the user has said so."""
+        from eecompile.bundle.read import read_bundle
+        from eecompile.verify.chain import Chain
+        from eecompile.verify.made_up import input_ranges, input_shapes
+        from eecompile.verify.tolerances import coarsest
+
         files = _tried(lambda: read_bundle(Path(self.bundle), integrity="size"))
-        info = _tried(lambda: Chain(files).uncut)
+        uncut = _tried(lambda: Chain(files).uncut)
+        self._make_up(input_shapes(uncut), input_ranges(files.manifest))
+        self._compare_by(coarsest(files.manifest))
+        script.add_import(imports=["EECompileRunner"], frm=__name__)
+        script.add_runner(make_invocable("EECompileRunner", self.bundle))
+
+    def _make_up(self, shapes: Mapping[str, list[int]], ranges: Mapping[str, tuple[int, int]]) -> None:
+        """Have Polygraphy's random inputs, if it is to use any, be valid ones."""
         loader, model = self.arg_groups[DataLoaderArgs], self.arg_groups[ModelArgs]
-        if loader.is_using_random_data():
-            loader.val_range = {**input_ranges(files.manifest), **(loader.val_range or {})}
-            for name, shape in input_shapes(info).items():
-                if name not in model.input_shapes:
-                    model.input_shapes.add(name, dtype=None, shape=shape)
+        if not loader.is_using_random_data():
+            return
+        loader.val_range = {**ranges, **(loader.val_range or {})}
+        for name, shape in shapes.items():
+            if name not in model.input_shapes:
+                model.input_shapes.add(name, dtype=None, shape=shape)
+
+    def _compare_by(self, precision: str) -> None:
+        """Compare by the precision's tolerance, if nothing else was chosen."""
+        from eecompile.verify import polygraphy_compare
+
         compare, simple = self.arg_groups[ComparatorCompareArgs], self.arg_groups[CompareFuncSimpleArgs]
         chosen = compare.compare_func_script or any(getattr(simple, name, None) for name in _TOLERANCES)
         if not chosen and compare.compare_funcs == ["simple"]:
             compare.compare_func_script = polygraphy_compare.__file__
-            compare.compare_func_name = polygraphy_compare.BY_PRECISION[coarsest(files.manifest)]
-        script.add_import(imports=["EECompileRunner"], frm=__name__)
-        script.add_runner(make_invocable("EECompileRunner", self.bundle))
+            compare.compare_func_name = polygraphy_compare.BY_PRECISION[precision]
 
 
 def _tried(step: Callable[[], Found]) -> Found:
