@@ -16,14 +16,19 @@ from eecompile.errors import UsageError
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with this model in PyTorch, float32.")
 @click.option("--prompts", type=click.Path(path_type=Path), help=".txt with a prompt a line, or .jsonl.")
 @click.option("--tokens", default=32, show_default=True, help="Tokens to generate for each prompt.")
+@click.option("--polygraphy", type=click.Path(path_type=Path), help="Also check each graph by Polygraphy, from here.")
 @JSON
 @user_faults
-def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: int, as_json: bool) -> None:
+def verify(
+    bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: int, polygraphy: Path | None, as_json: bool
+) -> None:
     """Prove BUNDLE: hashes, parity at every boundary, exact = full token for token, decisions near thresholds."""
     from eecompile.verify import verify_bundle
 
     with stages("verify") as begin:
-        report = verify_bundle(bundle, checkpoint=checkpoint, prompts=prompts, tokens=tokens, progress=begin)
+        report = verify_bundle(
+            bundle, checkpoint=checkpoint, prompts=prompts, tokens=tokens, polygraphy=polygraphy, progress=begin
+        )
     if as_json:
         print_json(report.to_dict())
     else:

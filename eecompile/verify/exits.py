@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile import contract as c
 from eecompile.bundle.gates import decode_gate
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec
@@ -19,7 +18,7 @@ from eecompile.verify.compare import Comparator, Statistic
 from eecompile.verify.parity import Walks
 from eecompile.verify.report import Check, Figure, at_most
 from eecompile.verify.stored import check_weights, graph_tensors, read_tensor, stored_module
-from eecompile.verify.tolerances import CONFIDENCE, EXITS, MODULE_BOUNDS
+from eecompile.verify.tolerances import CONFIDENCE, EXITS, MODULE_BOUNDS, coarsest
 
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -111,8 +110,7 @@ def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
         return ExitMath(*_stored(bundle, exit_), gate, "the bundle")
     norm, source = _checkpoint_norm(student), "the checkpoint"
     if info.adapter in MODULES:
-        coarsest = max(bundle.manifest.precision, bundle.manifest.cache, key=c.PRECISIONS.index)
-        bounds = MODULE_BOUNDS[coarsest]
+        bounds = MODULE_BOUNDS[coarsest(bundle.manifest)]
         return ExitMath(norm, None, gate, "the bundle", _module(bundle, exit_, student), bounds)
     _, adapter = _stored(bundle, exit_)
     fitted = next((e for e in student.exits.schema.exits if e.depth == info.layer), None)

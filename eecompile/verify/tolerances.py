@@ -8,6 +8,8 @@ Runtime 1.31 on x86-64; in brackets the worst that was seen. The bounds leave a 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from eecompile import contract as c
+from eecompile.bundle.manifest import Manifest
 from eecompile.verify.compare import Statistic
 
 CLEAR_MARGIN = 0.3  # a row is clear where the reference prefers its first token by this much probability
@@ -33,6 +35,11 @@ class Band:
     def of(self, criterion: str) -> float:
         """The band of one criterion."""
         return self.nats if criterion == "entropy" else self.probability
+
+
+def coarsest(manifest: Manifest) -> str:
+    """The coarser of the weights' precision and the caches' type: what tolerances go by."""
+    return max(manifest.precision, manifest.cache, key=c.PRECISIONS.index)
 
 
 # Against a float32 model on the checkpoint's weights.
