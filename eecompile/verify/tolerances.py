@@ -37,9 +37,19 @@ class Band:
         return self.nats if criterion == "entropy" else self.probability
 
 
-def coarsest(manifest: Manifest) -> str:
-    """The coarser of the weights' precision and the caches' type: what tolerances go by."""
-    return max(manifest.precision, manifest.cache, key=c.PRECISIONS.index)
+# A device's engines multiply in these: the precision whose tolerances they keep. bfloat16 has 8 bits.
+_COMPUTED: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "int8"}
+
+
+def coarsest(manifest: Manifest, backend: str = "onnxruntime") -> str:
+    """The coarsest of the weights' precision, the caches' type, and what the back end computes in: what tolerances go
+    by."""
+    return max(manifest.precision, manifest.cache, computed(manifest, backend), key=c.PRECISIONS.index)
+
+
+def computed(manifest: Manifest, backend: str) -> str:
+    """The precision whose tolerances the back end's arithmetic keeps."""
+    return _COMPUTED[manifest.device.compute] if manifest.device is not None and backend == "tensorrt" else "fp32"
 
 
 # Against a float32 model on the checkpoint's weights.

@@ -60,7 +60,7 @@ class _Subject:
     @property
     def coarsest(self) -> str:
         """What tolerances go by."""
-        return coarsest(self.bundle.manifest)
+        return coarsest(self.bundle.manifest, self.bundle.backend)
 
     @property
     def layers(self) -> list[int]:
@@ -83,7 +83,8 @@ class _Evidence:
 
 def verify_bundle(
     path: Path, *, checkpoint: Path | None = None, prompts: Path | Sequence[Prompt] | None = None,
-    tokens: int = DEFAULT_TOKENS, polygraphy: Path | None = None, progress: Progress = lambda stage: None,
+    tokens: int = DEFAULT_TOKENS, polygraphy: Path | None = None, backend: str = "auto",
+    plugin: Path | None = None, progress: Progress = lambda stage: None,
 ) -> VerifyReport:  # fmt: skip
     """Check the bundle at `path` against its model.
 
@@ -91,12 +92,12 @@ def verify_bundle(
     Hugging Face in float32, without them against the numpy model on the same weights; without a checkpoint only against
     the rows recorded at build. prompts: texts, token ids or a file of them (None: built-in ones). tokens: to generate
     for each prompt. polygraphy: a folder for what Polygraphy's own command line needs to check each graph; its commands
-    then run, too.
+    then run, too. backend, plugin: as of Bundle.open.
     A check that does not hold is in the report; raises IntegrityError where the bundle is not intact, UsageError for a
     checkpoint or prompts that cannot be used, MissingBackend without Polygraphy where it is asked for.
     """
     progress("hashes")
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, backend=backend, plugin=plugin)
     if polygraphy is not None:
         check_polygraphy(bundle, polygraphy)
     if bundle.manifest.task != c.CAUSAL_LM:
