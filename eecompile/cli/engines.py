@@ -1,12 +1,15 @@
 """The command that finishes a bundle on its device: engines."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from eecompile.cli.console import print_json, print_table, say, stages, user_faults
 from eecompile.cli.options import BUNDLE, JSON
+
+if TYPE_CHECKING:
+    from eecompile.engines.records import EngineRecord
 
 
 @click.command()
@@ -37,20 +40,24 @@ def engines(
     if as_json:
         print_json({"record": record.model_dump(mode="json"), "built": list(found.built)})
         return
-    print_table(f"engines of {bundle} for {record.target}", *engine_rows(record.engines))
+    print_table(f"engines of {bundle} for {record.target}", *engine_rows(record))
     kept = len(record.engines) - len(found.built)
-    say(f"TensorRT {record.tensorrt}, SM {', '.join(map(str, record.sm))}: {len(found.built)} built, {kept} kept")
+    say(f"{len(found.built)} built, {kept} kept, by {record.backend} {record.tensorrt} for SM {_listed(record.sm)}")
 
 
-def engine_rows(engines: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table of EngineFiles by name: sizes, times and the kinds of layers that matter."""
+def engine_rows(record: "EngineRecord") -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table of engines: sizes, times and the kinds of layers that matter."""
     from eecompile.engines.records import shown_layers
 
     columns = ["engine", "MB", "seconds", "peak MB", "layers"]
     return columns, [
         [name, f"{e.bytes / 1e6:.1f}", f"{e.seconds:.1f}", f"{e.peak / 1e6:.0f}", shown_layers(e)]
-        for name, e in engines.items()
+        for name, e in record.engines.items()
     ]
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 COMMANDS = (engines,)

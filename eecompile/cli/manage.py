@@ -12,6 +12,7 @@ from click.shell_completion import get_completion_class
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.cli.console import print_json, print_table, say, user_faults
+from eecompile.cli.engines import engine_rows
 from eecompile.cli.options import BUNDLE, JSON, KEY, changes_from_options
 from eecompile.errors import UsageError
 
@@ -31,14 +32,16 @@ _NEEDED = ("onnxruntime", "onnx", "tokenizers", "cryptography")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds: model, schedule, sizes, policy, calibrations, hashes."""
     from eecompile.bundle.read import read_bundle
+    from eecompile.engines.records import all_records
 
     files = read_bundle(bundle, integrity="size")
+    records = all_records(files.path)
     if as_json:
         documents = {"calibrations": files.calibrations, "profiles": files.profiles}
         overlays = {name: [o.model_dump(mode="json") for o in found] for name, found in documents.items()}
         print_json({
             "manifest": files.manifest.model_dump(mode="json"), "policy": files.policy.model_dump(mode="json"),
-            **overlays,
+            **overlays, "engines": [record.model_dump(mode="json") for record in records],
         })  # fmt: skip
         return
     m = files.manifest
@@ -61,6 +64,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
         found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
         how = "" if x.kv == "catch_up" else f", {_EXITS[x.kv] if m.labels else x.kv}"
         say(f"calibrated for {x.precision}{how} by {x.method}: {x.promise}, {x.documents} documents, {found}")
+    for record in records:
+        print_table(f"engines for {record.target}", *engine_rows(record))
+    if m.device is not None and m.device.target not in {record.target for record in records}:
+        say(f"engines for {m.device.target}: none yet; build them on the device with `eecompile engines BUNDLE`")
 
 
 @click.command()

@@ -181,3 +181,8 @@ def shown_layers(engine: EngineFile) -> str:
     told = [f"{text} {count}" for text, count in found.items() if count]
     rest = sum(engine.layers.values()) - sum(found.values())
     return ", ".join([*told, f"{'others' if told else 'plain'} {rest}"])
+
+
+def all_records(bundle: Path) -> list[EngineRecord]:
+    """The records of every target that a bundle has engines for. Raises IntegrityError where one is not valid."""
+    return [read_record(path.parent) for path in sorted((bundle / "engines").glob(f"*/{RECORD}"))]
