@@ -13,7 +13,7 @@ def polygraphy(*arguments: object) -> "subprocess.CompletedProcess[str]":
     assert "eecompile" in entry_points(group="polygraphy.run.plugins").names, (
         "install eecompile again: pip install -e ."
     )
-    main = [sys.executable, "-c", "from polygraphy.tools import main; main()"]
+    main = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]
     return subprocess.run(
         [*main, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         timeout=400,

@@ -22,7 +22,7 @@ from eecompile.verify.tolerances import coarsest
 Progress = Callable[[str], None]
 INPUTS, COMPARE, COMMANDS = "inputs.py", "compare.py", "commands.sh"
 MADE_UP, RECORDED = "reference_made_up", "reference_recorded"
-_MAIN = "from polygraphy.tools import main; main()"  # what the `polygraphy` command runs
+_MAIN = "import sys; from polygraphy.tools import main; sys.exit(main())"  # what the `polygraphy` command runs
 
 
 @dataclass(frozen=True)

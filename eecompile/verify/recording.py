@@ -97,8 +97,18 @@ class Recording:
             rows, before = self._rows_at(exit_, runs)
             flat = rows if info.layers else rows.reshape(-1, size)
             some = (len(before), c.CANDIDATE_COUNT)
-            nothing = {c.CANDIDATES: np.full(some, -1, np.int64), c.LAST_LOCAL: np.zeros(some, np.float32)}
-            given = {**feed, c.HIDDEN: flat, c.PREVIOUS: before, **nothing, **weights, **caches}
+            nothing: dict[str, NDArray[Any]] = {
+                c.CANDIDATES: np.full(some, -1, np.int64),
+                c.LAST_LOCAL: np.zeros(some, np.float32),
+            }
+            given = {
+                **feed,
+                c.HIDDEN: flat,
+                c.PREVIOUS: before,
+                **nothing,
+                **weights,
+                **caches,
+            }
             inputs = {t.name: given[t.name] for t in info.inputs}
             yield inputs
             if caches:
