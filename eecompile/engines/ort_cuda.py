@@ -19,8 +19,8 @@ from eecompile.schema import GraphInfo
 
 PROVIDER = "CUDAExecutionProvider"
 _MEND = (
-    "pip uninstall onnxruntime and pip install 'eecompile[gpu]' (one of the two packages, never both), with the CUDA "
-    "and cuDNN that it asks for; or use the back end onnxruntime"
+    "have onnxruntime-gpu instead of onnxruntime (two packages of the same files: uninstall both, then install the "
+    "one), with the CUDA and cuDNN that it asks for; or use the back end onnxruntime"
 )
 
 

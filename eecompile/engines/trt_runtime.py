@@ -21,6 +21,7 @@ from eecompile import contract as c
 from eecompile.engines.cuda import CudaDevice
 from eecompile.engines.cuda_memory import ALIGNMENT, CudaMemory, DeviceArray
 from eecompile.engines.interface import Array, Buffers, shape_of, sizes_by_symbol
+from eecompile.engines.refit import refit_engine
 from eecompile.errors import DeviceError, IntegrityError, MissingBackend, UsageError
 from eecompile.schema import GraphInfo, TensorInfo
 
@@ -60,7 +61,7 @@ class TrtRuntime:
         if engine is None:
             raise IntegrityError("TensorRT cannot load this engine", where=str(path), mend=_BUILD)
         if weights is not None:
-            self._refit(engine, weights)
+            refit_engine(self.trt, engine, weights, self._logger)
         found = TrtEngine(self, engine, info, path, copied or {})
         self._need("scratch", int(engine.device_memory_size_v2))
         self._need("loose", found.loose_bytes)
@@ -71,12 +72,6 @@ class TrtRuntime:
         if kind not in self._blocks:
             self._blocks[kind] = self.memory.scratch((self._needs[kind],), np.uint8)
         return self._blocks[kind]
-
-    def _refit(self, engine: Any, weights: Path) -> None:
-        refitter = self.trt.Refitter(engine, self._logger)
-        parser = self.trt.OnnxParserRefitter(refitter, self._logger)
-        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
-            raise IntegrityError("TensorRT cannot put these weights into their engine", where=str(weights), mend=_BUILD)
 
     def _need(self, kind: str, nbytes: int) -> None:
         if kind in self._blocks:

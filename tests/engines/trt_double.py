@@ -43,7 +43,9 @@ class FakeTensorRT:
         self.contexts: list[weakref.ref[Context]] = []
         self.DataType = SimpleNamespace(**{kind: kind for kind in _KINDS.values()})
         self.ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="static", USER_MANAGED="user")
-        self.Refitter = lambda engine, logger: SimpleNamespace(engine=engine, refit_cuda_engine=lambda: engine.refit())
+        self.Refitter = lambda engine, logger: SimpleNamespace(
+            engine=engine, refit_cuda_engine=engine.refit, get_missing_weights=lambda: []
+        )
         self.OnnxParserRefitter = lambda refitter, logger: SimpleNamespace(refit_from_file=refitter.engine.weights_from)
         self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, least: None})
 
