@@ -32,8 +32,8 @@ class Stream:
 
 
 class FakeCuda:
-    """The functions of the module, under their names. `refuse`: functions that report a failure; `calls`: what was
-    called, by name."""
+    """The functions of the module, under their names. `refuse`: functions that report a failure; `calls`: how
+    often each was called; `arguments`: with what, last."""
 
     cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocMapped, cudaHostAllocPortable = 1, 2, 2, 1
     cudaError_t = SimpleNamespace(cudaSuccess=OK)
@@ -43,6 +43,7 @@ class FakeCuda:
     def __init__(self, gpus: int = 1) -> None:
         self.gpus, self.refuse = gpus, set[str]()
         self.calls: dict[str, int] = {}
+        self.arguments: dict[str, tuple[Any, ...]] = {}
         self.memory: dict[int, tuple[str, Any, int]] = {}  # kind, what keeps it, bytes; by address
         self.streams: dict[int, Stream] = {}
         self.events: dict[int, tuple[int, int]] = {}  # stream, work that was queued before it
@@ -54,7 +55,12 @@ class FakeCuda:
         if not name.startswith("cuda") or not callable(found):
             return found
         self.calls[name] = self.calls.get(name, 0) + 1
-        return (lambda *_: (FAILED, None)) if name in self.refuse else found
+
+        def call(*arguments: Any) -> Any:
+            self.arguments[name] = arguments
+            return (FAILED, None) if name in self.refuse else found(*arguments)
+
+        return call
 
     # -- what it knows of itself --
     def cudaGetDeviceCount(self) -> Any:

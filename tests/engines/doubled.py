@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from trt_double import FakeTensorRT
 
 from eecompile.bundle.digest import file_sha256
 from eecompile.bundle.read import read_bundle
+from eecompile.engines.interface import HostMemory
+from eecompile.engines.ort import OrtEngine
 from eecompile.engines.plan import GraphPlan, read_plan
 from eecompile.engines.records import EngineFile, EngineOptions, EngineRecord, engines_folder, write_record
 from eecompile.pipeline import BuildOptions, build
+from eecompile.runtime import Bundle, backends
+from eecompile.schema import GraphInfo
 from eecompile.student.student import open_student
 from eecompile.target import load_target
 
@@ -30,9 +35,9 @@ def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeTensorRT:
     return trt
 
 
-def device_bundle(out: Path, source: Path, at: Sequence[int] = (), **options: Any) -> Path:
+def device_bundle(out: Path, source: Path, at: Sequence[int] = (), *, target: str = TARGET, **options: Any) -> Path:
     """Build the checkpoint at `source` for a Jetson; options are BuildOptions'."""
-    build(open_student(source, at), load_target(TARGET), out, BuildOptions(**options))
+    build(open_student(source, at), load_target(target), out, BuildOptions(**options))
     return out
 
 
@@ -51,6 +56,22 @@ def add_engines(bundle: Path, *, target: str = TARGET, **changes: Any) -> Path:
     }  # fmt: skip
     write_record(folder, EngineRecord(**{**fields, **changes}))
     return bundle
+
+
+def on_host(bundle: Path) -> Bundle:
+    """A bundle whose device graphs ONNX Runtime runs, as the CPU's back end runs a bundle's own."""
+    opened = Bundle.open(bundle, backend="onnxruntime")
+    manifest, memory = opened.manifest, HostMemory()
+    assert manifest.device is not None
+    memory.length = read_plan(bundle / manifest.device.plan).length
+    paths = backends._device_paths(manifest)
+
+    def load(info: GraphInfo) -> OrtEngine:
+        engine = OrtEngine(bundle / paths[info.path], info)
+        engine.memory = memory
+        return engine
+
+    return replace(opened, graphs=backends._loaded(backends._Request(opened.files, False, None), load, memory))
 
 
 def _engine(bundle: Path, folder: Path, graph: GraphPlan, *, stripped: bool) -> EngineFile:

@@ -2,17 +2,20 @@
 
 import hashlib
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-from cuda_double import RuleBroken
-from doubled import add_engines, device_bundle, install
+from commands import cli_json
+from cuda_double import FakeCuda, RuleBroken
+from doubled import add_engines, device_bundle, install, on_host
 from trt_double import FakeTensorRT
 
 from eecompile.engines import cuda_memory
@@ -33,6 +36,7 @@ EXITS = [
 ]
 BOLD: dict[int, Thresholds | None] = {1: {"learned": 0.4, "max_prob": 0.02}, 3: {"margin": 0.0}}
 COUNT = 24
+_KIND_AT = {"cudaMemcpyAsync": 3, "cudaMemcpy2DAsync": 6, "cudaStreamBeginCapture": 1}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,41 @@ def test_sessions_give_the_tokens_of_the_cpu(
     assert made.stats.mean_depth < 4 or how["mode"] == "full"
     assert trt.cuda.calls["cudaGraphLaunch"] > COUNT
     assert not runtime_of(gpu).uncaptured
+
+
+def test_float16_engines_give_what_their_graphs_give(built: dict[str, Path], trt: FakeTensorRT, tmp_path: Path) -> None:
+    bundle = add_engines(device_bundle(tmp_path / "half", built["plain"].parent / "checkpoint", context=96))
+    host, gpu = on_host(bundle), Bundle.open(bundle, backend="tensorrt")
+    for how in (MODES[0], MODES[2]):
+        expected = tiny.tokens(host, PROMPTS[1], COUNT, stop=(), **how)
+        assert tiny.tokens(gpu, PROMPTS[1], COUNT, stop=(), **how) == expected
+    assert runtime_of(gpu).memory.length == 160
+
+
+def test_the_older_dialect_runs(built: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Plain operators, caches that are copied, the decision a plugin's, of which the double has the function."""
+    install(monkeypatch, version="10.3.0")
+    source, older = built["plain"].parent / "checkpoint", "jetson-orin-jp6"
+    bundle = device_bundle(tmp_path / "b", source, target=older, precision="fp32", cache="fp32", context=96)
+    add_engines(bundle, target=older, tensorrt="10.3.0")
+    cpu, gpu = (Bundle.open(bundle, backend=name) for name in ("onnxruntime", "tensorrt"))
+    for how in (MODES[0], MODES[2]):
+        expected = tiny.tokens(cpu, PROMPTS[0], COUNT, stop=(), **how)
+        assert tiny.tokens(gpu, PROMPTS[0], COUNT, stop=(), **how) == expected
+    assert not runtime_of(gpu).uncaptured
+
+
+def test_verify_bench_and_run_take_the_back_end(built: dict[str, Path], trt: FakeTensorRT) -> None:
+    """`run` says the same; `verify` holds the engines to the model; `bench` leaves out the uncut graph, the CPU's."""
+    words = ("run", built["engines"], "--prompt-ids", "5,6,7", "--max-new-tokens", "9", "--backend")
+    assert cli_json(*words, "tensorrt")["token_ids"] == cli_json(*words, "onnxruntime")["token_ids"]
+    launched = trt.cuda.calls["cudaGraphLaunch"]
+    assert cli_json("verify", built["engines"], "--backend", "tensorrt", "--tokens", "4")["passed"]
+    assert trt.cuda.calls["cudaGraphLaunch"] > launched
+    measured = cli_json(
+        "bench", built["engines"], "--backend", "tensorrt", "--rounds", "1", "--max-new-tokens", "4"
+    )  # fmt: skip
+    assert (measured["machine"]["backend"], measured["uncut"]) == ("tensorrt", None)
 
 
 def test_samples_read_the_logits(built: dict[str, Path], trt: FakeTensorRT) -> None:
@@ -435,8 +474,8 @@ def test_auto_takes_the_engines_where_they_can_run(built: dict[str, Path], monke
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda m, t: m.setitem(__import__("sys").modules, "tensorrt", None), "needs the Python package tensorrt"),
-        (lambda m, t: m.setitem(__import__("sys").modules, "cuda.bindings.runtime", None), "cuda-bindings"),
+        (lambda m, t: m.setitem(sys.modules, "tensorrt", None), "needs the Python package tensorrt"),
+        (lambda m, t: m.setitem(sys.modules, "cuda.bindings.runtime", None), "cuda-bindings"),
         (lambda m, t: setattr(t.cuda, "gpus", 0), "there is no GPU here"),
         (lambda m, t: setattr(t, "__version__", "10.2.0"), "older than 10.3"),
     ],
@@ -469,9 +508,28 @@ def test_a_failing_gpu_is_no_bug(built: dict[str, Path], trt: FakeTensorRT, func
 
 
 def test_the_double_has_nothing_of_its_own() -> None:
-    """Every function that the double of CUDA has is one of the package's, of the same number of arguments."""
+    """Every name that the double of CUDA has is the package's, and so is every member of its enumerations."""
     runtime = pytest.importorskip("cuda.bindings.runtime")
-    from cuda_double import FakeCuda
-
     for name in [n for n in vars(FakeCuda) if n.startswith("cuda")]:
         assert hasattr(runtime, name), name
+        for member in vars(getattr(FakeCuda, name)) if isinstance(vars(FakeCuda)[name], SimpleNamespace) else ():
+            assert hasattr(getattr(runtime, name), member), member
+
+
+def test_the_package_takes_these_arguments(
+    built: dict[str, Path], trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU each function of CUDA fails, but not before it has looked at what it was given."""
+    list(opened(built).generate_many([[3], [4, 5]], slots=2, max_new_tokens=4, stop=()))
+    monkeypatch.delitem(sys.modules, "cuda.bindings.runtime")
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaGetDeviceCount()[1]:
+        pytest.skip("there is a GPU, and these addresses are not its own")
+    enumerated = {"cudaMemcpyAsync": "cudaMemcpyKind", "cudaMemcpy2DAsync": "cudaMemcpyKind",
+                  "cudaStreamBeginCapture": "cudaStreamCaptureMode"}  # fmt: skip
+    for name, arguments in trt.cuda.arguments.items():
+        kind = enumerated.get(name)
+        given = [getattr(runtime, kind)(a) if kind and i == _KIND_AT[name] else a for i, a in enumerate(arguments)]
+        status = getattr(runtime, name)(*given)[0]
+        assert isinstance(status, runtime.cudaError_t), name
+    assert "cudaGraphLaunch" in trt.cuda.arguments

@@ -16,11 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import tiny
 from cuda_double import SPOILED, FakeCuda, RuleBroken
 
+from eecompile import contract as c
 from eecompile.engines.ort import ELEMENT
+from eecompile.segments.decision import decision_function
 
 Shape = tuple[int, ...]
 ALIGNED = 256
@@ -71,7 +74,9 @@ class Engine:
         options.use_per_session_threads = False
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-        self.session = ort.InferenceSession(plan["onnx"], options, providers=["CPUExecutionProvider"])
+        folder = str(Path(plan["onnx"]).parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        self.session = ort.InferenceSession(_model(plan["onnx"]), options, providers=["CPUExecutionProvider"])
         self.inputs = {t.name: t for t in self.session.get_inputs()}
         self.outputs = {t.name: t for t in self.session.get_outputs()}
         self._names = [*self.inputs, *self.outputs]
@@ -153,7 +158,7 @@ class Context:
                 raise RuleBroken("a shape before a profile")
             fixed = self.engine.get_tensor_shape(name)
             least, _, most = self.engine.profiles[self.profile][name] if -1 in fixed else (fixed,) * 3
-            fits = len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+            fits = len(shape) == len(least) and all(a <= b <= d for a, b, d in zip(least, shape, most, strict=True))
             if fits:
                 self.shapes[name] = tuple(shape)
             return fits
@@ -253,6 +258,14 @@ class Context:
             yield
         finally:
             self._busy.release()
+
+
+def _model(path: str) -> bytes:
+    """A graph, with the decision's function where it has none and would call the plugin."""
+    model = onnx.load(path, load_external_data=False)
+    if any(node.domain == c.DECISION_DOMAIN for node in model.graph.node) and not model.functions:
+        model.functions.append(decision_function(next(o.version for o in model.opset_import if not o.domain)))
+    return bytes(model.SerializeToString())
 
 
 def _meet(pause: threading.Barrier) -> None:
