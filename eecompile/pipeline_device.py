@@ -77,7 +77,8 @@ def _graph_plan(root: Path, info: GraphInfo, sizes: PassSizes, *, in_place: bool
     model = onnx.load(root / info.path, load_external_data=False)
     files = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
     outputs = {tensor.name for tensor in info.outputs}
-    updated = {t.name: c.updated(t.name) for t in info.inputs if c.updated(t.name) in outputs}
+    caches = [t.name for t in info.inputs if c.updated(t.name) in outputs and t.name != c.HIDDEN]
+    updated = {name: c.updated(name) for name in caches}
     integers = {t.name for t in info.inputs if t.dtype == "int64"}
     aliased = {name: out for name, out in updated.items() if in_place and name not in integers}
     return GraphPlan(

@@ -19,6 +19,7 @@ from eecompile.errors import UsageError
 _PACKAGES = {
     "onnxruntime": "the CPU back end", "onnx": "graphs", "tokenizers": "text", "cryptography": "signatures",
     "torch": "extra verify", "transformers": "extra verify", "polygraphy": "extra verify",
+    "tensorrt": "engines", "tensorrt-rtx-cu13": "extra rtx", "cuda-bindings": "runs engines",
     "onnxruntime-genai": "a peer for bench", "llama-cpp-python": "a peer for bench",
 }  # fmt: skip
 _EXITS: dict[str, str] = {rule: f"exits per {granularity}" for granularity, rule in c.GRANULARITIES.items()}
@@ -51,6 +52,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
         *([["encoder", f"{m.graphs.encoder.layers} layers over a source"]] if m.graphs.encoder else []),
         *([["task", f"{m.task}, labels {', '.join(m.labels)}"]] if m.labels else []),
         ["size", f"{sum(f.bytes for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files"],
+        *([["engines", f"{len(m.device.graphs.all())} graphs for {m.device.target}, {m.device.dialect} opset "
+            f"{m.device.opset}, computed in {m.device.compute}, caches in {m.device.cache}"]] if m.device else []),
         ["digest", m.digest],
         *([name, value] for name, value in m.provenance.items()),
     ])  # fmt: skip
@@ -176,19 +179,33 @@ def doctor(as_json: bool) -> None:
     """Say what this machine has and what is missing; exit status 3 if something needed is."""
     versions = {name: _version(name) for name in _PACKAGES}
     clash = _version("onnxruntime") and _version("onnxruntime-gpu")
+    gpu = _gpu()
     found = {
         "eecompile": __version__, "python": platform.python_version(), "machine": platform.machine(),
-        "packages": versions, "clash": "onnxruntime and onnxruntime-gpu are both installed" if clash else None,
+        "gpu": gpu, "packages": versions,
+        "clash": "onnxruntime and onnxruntime-gpu are both installed" if clash else None,
     }  # fmt: skip
     if as_json:
         print_json(found)
     else:
         rows = [[name, version or "not installed", _PACKAGES[name]] for name, version in versions.items()]
+        rows.append(["GPU", gpu or "none", "engines"])
         print_table(f"eecompile {__version__} on {platform.machine()}", ["package", "version", "for"], rows)
         if clash:
             say("onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall one")
     if clash or any(versions[name] is None for name in _NEEDED):
         sys.exit(3)
+
+
+def _gpu() -> str | None:
+    from eecompile.engines.machine import read_gpu
+    from eecompile.errors import MissingBackend
+
+    try:
+        gpu = read_gpu()
+    except MissingBackend:
+        return None
+    return f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda}"
 
 
 def _version(package: str) -> str | None:

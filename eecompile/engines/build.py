@@ -66,7 +66,6 @@ def build_engines(
     folder.mkdir(parents=True, exist_ok=True)
     built = []
     with _locked(folder) as lock:
-        remove_temporaries(folder)
         record = _kept(folder, _heading(core, plan, builder, request), plan)
         write_record(folder, record)
         for number, graph in enumerate(plan.graphs, 1):
@@ -150,11 +149,14 @@ def _locked(folder: Path) -> Iterator[int]:
     """One build at a time. A building process inherits the lock, so that one whose parent was killed holds it still."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_temporaries(folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            mend = "wait for it to end; a build that was killed may have left its last engine's process running"
-            raise UsageError("another process builds engines here", where=str(folder), mend=mend) from e
-        yield lock
+            yield lock
+        finally:
+            remove_temporaries(folder)
+    except BlockingIOError as e:
+        mend = "wait for it to end; a build that was killed may have left its last engine's process running"
+        raise UsageError("another process builds engines here", where=str(folder), mend=mend) from e
     finally:
         os.close(lock)

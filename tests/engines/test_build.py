@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import fake_tensorrt
 import onnx
 import pytest
 import tiny
+from commands import cli, cli_json
 from planned import plan_of
 
 from eecompile.bundle.manifest import Manifest
@@ -346,6 +348,38 @@ def test_a_process_builds_and_answers(source: Source, importable: Callable[[str]
     assert done.peak > 1 << 20
 
 
+def test_an_interrupt_leaves_neither_a_process_nor_half_a_file(
+    source: Source, bundle: Path, importable: Callable[[str], None]
+) -> None:
+    importable(MODULE + WAIT_IN_THE_SECOND)
+    plan = plan_of(*source)
+    folder = engines_folder(bundle, "jetson-orin")
+
+    def interrupt(stage: str) -> None:
+        if stage == "2/5 segment_0: Building":
+            while not list(folder.glob(".segment_0.plan.tmp-*")):
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, CORE, plan, orin(plan, fake_tensorrt.make()), EngineRequest(), progress=interrupt)
+    assert list(read_record(folder).engines) == ["embed"]
+    assert {p.name for p in folder.iterdir()} == {RECORD, "embed.plan", "timing.cache"}
+
+
+WAIT_IN_THE_SECOND = """
+import os, time
+from pathlib import Path
+
+replace = os.replace
+def wait(source, target):
+    if Path(target).name == "segment_0.plan":
+        time.sleep(600)
+    replace(source, target)
+os.replace = wait
+"""
+
+
 @pytest.mark.parametrize(
     ("module", "kind", "said"),
     [
@@ -361,6 +395,27 @@ def test_whatever_ends_a_process_is_said(
     importable(module)
     with open(os.devnull) as lock, pytest.raises(kind, match=f"(?s){said}"):
         processes.run_in_process(_job(source, "embed"), lambda stage: None, lock.fileno())
+
+
+def test_the_command_finishes_a_bundle_on_its_device(
+    tmp_path: Path, importable: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From checkpoint to engines, on a machine whose GPU and TensorRT are doubles; a build there makes them at once."""
+    builder = partial(tensorrt_builder, gpu=lambda: Gpu("Orin", 87, "13.2"), load=lambda name: fake_tensorrt.make())
+    source, options = tiny.checkpoint(tmp_path / "checkpoint"), ("--exits", "2", "--context", "64")
+    built = ["embed", "segment_0", "segment_1", "exit_0", "head"]
+    cli("build", source, "--target", "jetson-orin", *options, "-o", tmp_path / "foreign")
+    importable(MODULE)
+    monkeypatch.setattr("eecompile.engines.builders.tensorrt_builder", builder)
+    said = cli_json("engines", tmp_path / "foreign", "--strip", "--timing-cache", tmp_path / "cache")
+    assert said["built"] == built
+    assert said["record"]["options"]["flags"] == ["STRONGLY_TYPED", "REFIT_IDENTICAL", "STRIP_PLAN"]
+    assert said["record"]["options"]["stripped"]
+    assert (tmp_path / "cache").is_file()
+    assert "0 built, 5 kept" in cli("engines", tmp_path / "foreign", "--strip").stdout
+    assert "attention 2, cache update 4" in cli("inspect", tmp_path / "foreign").stdout
+    here = cli_json("build", source, "--target", "jetson-orin", *options, "-o", tmp_path / "here")
+    assert here["engines"] == built
 
 
 KILLED = """
