@@ -69,7 +69,10 @@ class Runner:
                 at = hidden if info.layers else hidden[live]
                 yield from self._asked(f"exit {step.exit}", info, {**shared, c.HIDDEN: at}, seed)
         for name, info in [("head", self.graphs.head), *((f"head {i}", g) for i, g in enumerate(self.graphs.heads))]:
-            given = {c.HIDDEN: hidden[live], c.THRESHOLDS: np.tile(np.float32(c.NO_BOUND), (int(live.sum()), 1))}
+            given = {
+                c.HIDDEN: hidden[live],
+                c.THRESHOLDS: np.tile(np.array(c.NO_BOUND, np.float32), (int(live.sum()), 1)),
+            }
             outputs = self._call(info, given)
             yield name, outputs[c.LOGITS]
             decided = np.stack([outputs[part] for part in (c.MAX_PROB, c.MARGIN, c.ENTROPY)], axis=1)
@@ -131,7 +134,8 @@ def passes(ids: Sequence[int], context: int, slots: int) -> list[Pass]:
     that its rows stand elsewhere from then on."""
     first = max(1, min(PREFILL, context - SEVERAL - 1, len(ids) - SEVERAL - 1))
     lag = np.array([LAG if slot % 2 and first > LAG else 0 for slot in range(slots)])
-    made, start = [], np.zeros(slots, np.int64)
+    made: list[Pass] = []
+    start = np.zeros(slots, np.int64)
     for rows in (first, 1, min(SEVERAL, context - first - 1)):
         live = np.full(slots, rows, np.int64) - (lag if not made else 0)
         places = (start[:, None] + np.arange(rows)) % len(ids)
@@ -166,7 +170,8 @@ def check_device(root: Path, manifest: Manifest, ids: Sequence[int], compare: Co
     if device.compute == "bfloat16":
         return [Check(name, True, note=f"{what}: not run, it has no bfloat16")]
     bounds, most = DEVICE[device.compute], DEVICE_SCORES[device.compute]
-    figures, passed, worst = {**dict.fromkeys(bounds, 0.0), "score": 0.0}, True, ""
+    figures: dict[str, float] = {**dict.fromkeys(bounds, 0.0), "score": 0.0}
+    passed, worst = True, ""
     for where, (actual, expected) in compare_device(root, manifest, device, ids, min(manifest.slots, 2)).items():
         if is_score(where):
             figure = largest_difference(actual, expected)
@@ -176,7 +181,8 @@ def check_device(root: Path, manifest: Manifest, ids: Sequence[int], compare: Co
             if not figure <= figures[statistic]:
                 figures[statistic], worst = figure, where
             passed = passed and holds
-    tolerance = {statistic: at_most(bound) for statistic, bound in {**bounds, "score": most}.items()}
+    tolerance: dict[str, str] = {statistic: at_most(bound) for statistic, bound in bounds.items()}
+    tolerance["score"] = at_most(most)
     return [Check(name, passed, figures, tolerance, f"{what}; worst at {worst}")]
 
 

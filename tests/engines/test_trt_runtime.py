@@ -48,9 +48,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("engines")
     source = tiny.add_exits(tiny.checkpoint(root / "checkpoint"), EXITS)
     plain = device_bundle(
-        root / "plain", source, context=96, precision="fp32", cache="fp32", kv=("catch_up", "propagate"), slots=3
+        root / "plain",
+        source,
+        context=96,
+        precision="fp32",
+        cache="fp32",
+        kv=("catch_up", "propagate", "selected"),
+        slots=3,
     )
-    tiny.calibrate(plain, [BOLD[1], BOLD[3]])
+    for kv in ("propagate", "selected", "catch_up"):
+        tiny.calibrate(plain, [BOLD[1], BOLD[3]], kv)
     return {"plain": plain} | {
         name: add_engines(Path(shutil.copytree(plain, root / name))) for name in ("engines", "copied")
     }
@@ -86,10 +93,13 @@ def runtime_of(bundle: Bundle) -> TrtRuntime:
     return engine.shared
 
 
+EXACT: dict[str, Any] = {"mode": "exact", "thresholds": BOLD}
 MODES: list[dict[str, Any]] = [
     {"mode": "full"},
     {"mode": "confident"},
-    {"mode": "exact", "thresholds": BOLD},
+    {"mode": "confident", "kv": "propagate"},
+    {"mode": "confident", "kv": "selected"},
+    EXACT,
     {"mode": "exact", "thresholds": BOLD, "pending_cap": 2},
 ]
 
@@ -112,7 +122,7 @@ def test_sessions_give_the_tokens_of_the_cpu(
 def test_float16_engines_give_what_their_graphs_give(built: dict[str, Path], trt: FakeTensorRT, tmp_path: Path) -> None:
     bundle = add_engines(device_bundle(tmp_path / "half", built["plain"].parent / "checkpoint", context=96))
     host, gpu = on_host(bundle), Bundle.open(bundle, backend="tensorrt")
-    for how in (MODES[0], MODES[2]):
+    for how in (MODES[0], EXACT):
         expected = tiny.tokens(host, PROMPTS[1], COUNT, stop=(), **how)
         assert tiny.tokens(gpu, PROMPTS[1], COUNT, stop=(), **how) == expected
     assert runtime_of(gpu).memory.length == 160
@@ -125,7 +135,7 @@ def test_the_older_dialect_runs(built: dict[str, Path], monkeypatch: pytest.Monk
     bundle = device_bundle(tmp_path / "b", source, target=older, precision="fp32", cache="fp32", context=96)
     add_engines(bundle, target=older, tensorrt="10.3.0")
     cpu, gpu = (Bundle.open(bundle, backend=name) for name in ("onnxruntime", "tensorrt"))
-    for how in (MODES[0], MODES[2]):
+    for how in (MODES[0], EXACT):
         expected = tiny.tokens(cpu, PROMPTS[0], COUNT, stop=(), **how)
         assert tiny.tokens(gpu, PROMPTS[0], COUNT, stop=(), **how) == expected
     assert not runtime_of(gpu).uncaptured

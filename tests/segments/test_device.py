@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from eecompile import contract as c
+from eecompile.bundle.factors import read_factors
 from eecompile.bundle.manifest import DeviceGraphs, Manifest
 from eecompile.bundle.read import read_bundle
 from eecompile.engines.plan import read_plan
@@ -20,7 +21,7 @@ from eecompile.student.loops import Loops
 from eecompile.student.student import open_student
 from eecompile.target import load_target
 from eecompile.verify.compare import Comparator, measure_with_numpy
-from eecompile.verify.device import compare_device, is_score, largest_difference
+from eecompile.verify.device import Pass, Runner, compare_device, is_score, largest_difference
 
 TARGETS = {"modern": "h100", "classic": "jetson-orin-jp6"}
 IDS = np.random.default_rng(0).integers(0, tiny.VOCAB, 24).tolist()
@@ -219,3 +220,23 @@ def test_bfloat16_graphs_are_written(shelf: Any, tmp_path: Path) -> None:
             assert types[node.output[0]] == onnx.TensorProto.BFLOAT16
         if node.op_type == "RMSNormalization":
             assert types[node.output[0]] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("dialect", TARGETS)
+@pytest.mark.parametrize("name", ["llama", "llama-every-head-its-keys"])
+def test_a_row_is_the_same_in_passes_of_every_width(shelf: Any, tmp_path: Path, name: str, dialect: str) -> None:
+    """As in the bundle's own graphs: exact mode rests on it."""
+    source = shelf.checkpoint(tiny.variants()[name])
+    path, manifest, device = built(tmp_path / "b", source, dialect, [2], precision="fp32")
+    seen = []
+    for widths in ([6], [1] * 6, [4, 2]):
+        runner, first, rows = Runner(path, device.graphs, manifest, 1), 0, []
+        for width in widths:
+            places = np.arange(first, first + width)
+            one = Pass(np.array([IDS])[:, places], np.array([first]), np.array([width]))
+            said = dict(runner.run(one, read_factors(path, manifest), 0))
+            rows.append(said["segment 1"])
+            first += width
+        seen.append(np.concatenate(rows))
+    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[0], seen[2])
