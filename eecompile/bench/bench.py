@@ -188,7 +188,7 @@ def _result(
         policy=bundle.files.policy.digest,
         precision=bundle.manifest.precision,
         layers=bundle.manifest.model.layers,
-        machine=machine_facts(bundle.threads, bundle.backend),
+        machine=machine_facts(bundle),
         prompts=len(prompts),
         prompt_tokens=sum(map(len, prompts)),
         max_new_tokens=max_new_tokens,
@@ -223,14 +223,14 @@ def _peer_result(peer: PeerProcess, runs: Runs, full: Runs) -> PeerResult:
     )
 
 
-def machine_facts(threads: int, backend: str = "onnxruntime") -> Machine:
-    """Where this runs."""
+def machine_facts(bundle: Bundle) -> Machine:
+    """Where this bundle runs."""
     return Machine(
-        device=device_name(),
+        device=bundle.graphs.embed.memory.gpu or device_name(),
         processors=processors(),
-        threads=threads,
+        threads=bundle.threads,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         onnxruntime=onnxruntime.__version__,
-        backend=backend,
+        backend=bundle.backend,
     )

@@ -103,7 +103,7 @@ class CudaMemory:
     """Rows that both sides see and caches that only the GPU does, each `length` rows long. Thread-safe."""
 
     def __init__(self, device: CudaDevice, length: int) -> None:
-        self.device, self.length = device, length
+        self.device, self.length, self.gpu = device, length, device.facts().name
         self._host = Blocks(partial(_pinned, device), partial(device.retire, "cudaFreeHost"))
         self._own = Blocks(partial(device.call, "cudaMalloc"), partial(device.retire, "cudaFree"))
 

@@ -29,10 +29,14 @@ class Memory(Protocol):
     """Where the buffers of an engine's passes lie. Thread-safe.
 
     length: T of every cache, whatever it holds; 0 where caches grow with what is in them, and are numpy arrays then.
+    gpu: the name of the GPU that passes run on, empty where they run on the processor.
     """
 
     @property
     def length(self) -> int: ...
+
+    @property
+    def gpu(self) -> str: ...
 
     def rows(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """Zeros that both the host and passes read and write. They live as long as a view of them."""
@@ -69,7 +73,7 @@ class Engine(Protocol):
 class HostMemory:
     """The process's own memory, through numpy: engines read and write the very arrays."""
 
-    length = 0
+    length, gpu = 0, ""
 
     def rows(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """As Memory.rows."""

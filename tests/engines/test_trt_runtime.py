@@ -18,6 +18,7 @@ from cuda_double import FakeCuda, RuleBroken
 from doubled import add_engines, device_bundle, install, on_host
 from trt_double import FakeTensorRT
 
+from eecompile.bench import profile
 from eecompile.engines import cuda_memory
 from eecompile.engines.cuda import CudaDevice
 from eecompile.engines.plan import BuildPlan
@@ -151,7 +152,17 @@ def test_verify_bench_and_run_take_the_back_end(built: dict[str, Path], trt: Fak
     measured = cli_json(
         "bench", built["engines"], "--backend", "tensorrt", "--rounds", "1", "--max-new-tokens", "4"
     )  # fmt: skip
-    assert (measured["machine"]["backend"], measured["uncut"]) == ("tensorrt", None)
+    assert measured["machine"]["backend"] == "tensorrt"
+    assert measured["machine"]["device"] == "Double"
+    assert measured["uncut"] is None
+
+
+def test_a_profile_is_the_gpus(built: dict[str, Path], trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "QUICK", profile.Effort((16, 40), (20,), 0.0, 1, 1))
+    measured = profile.measure_profile(opened(built), quick=True)
+    assert measured["device"] == "Double"
+    passes: Any = measured["passes"]
+    assert {"embed", "segment_0", "exit_1", "kv_1", "head"} <= {p["graph"] for p in passes}
 
 
 def test_samples_read_the_logits(built: dict[str, Path], trt: FakeTensorRT) -> None:
