@@ -230,7 +230,10 @@ class Pool:
 
     def reset(self) -> None:
         """Forget everything. Short caches are kept, and with them their bindings, which take a token's time to make."""
-        if self._encoded or (self.caches.rows > KEPT_ROWS and self.caches.shrink(0)):
+        stale = bool(self._encoded)
+        if stale or self.caches.rows > KEPT_ROWS:
+            stale = self.caches.shrink(0) or stale
+        if stale:
             self._bound, self._encoded = {}, {}
         for slot in range(len(self.slots)):
             self.caches.clear(slot, self.caches.rows)
