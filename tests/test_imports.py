@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "calibrate": VALUES | MODEL | {"runtime"},
     "verify": VALUES | MODEL | {"runtime"},
     "bench": VALUES | MODEL | {"runtime"},
-    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder"},
+    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device"},
     "pipeline_encoder": VALUES | MODEL,
     "polygraphy_plugin": VALUES | MODEL | {"verify"},
+    "pipeline_device": VALUES | MODEL,
     "cli": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder"},
     "__main__": {"cli"},
 }

@@ -14,6 +14,7 @@ from eecompile import contract as c
 from eecompile.schema import (
     CacheType,
     CalibrationResult,
+    ComputeType,
     GraphInfo,
     Index,
     KVRule,
@@ -46,6 +47,26 @@ class Graphs(Strict):
     reference: GraphInfo | None = None
     kv: Annotated[list[GraphInfo | None], Field(max_length=c.MAX_EXITS + 1)] = Field(default_factory=list)
     encoder: GraphInfo | None = None
+
+    def all(self) -> list[GraphInfo]:
+        """Every graph, those that a bundle may lack last."""
+        optional = [graph for graph in (*self.kv, self.reference, self.encoder) if graph is not None]
+        return [self.embed, *self.segments, *self.exits, self.head, *self.heads, *optional]
+
+
+class DeviceGraphs(Strict):
+    """The graphs that engines of the target `target` are made of: the bundle's own with the same inputs and outputs,
+    but computed in `compute`, in operators that its parser takes, and for caches of one length, context and slack. They
+    share the weight files. There is no reference among them. plan: the build plan (engines/plan.py).
+    """
+
+    target: Name
+    dialect: Literal["modern", "classic"]
+    opset: Annotated[int, Field(ge=13, le=64)]
+    compute: ComputeType
+    cache: Literal["fp32", "fp16"]
+    graphs: Graphs
+    plan: Name
 
 
 class CycleInfo(Strict):
@@ -120,7 +141,8 @@ class Manifest(Strict):
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
     another kernel. `slack`: positions past `context` that padding may have. `cache`: what keys and values are kept in.
     `source`: of an encoder-decoder, whose prompts are sources and whose decoder begins by itself. `labels`, in the
-    classifier's order, and `encoder` belong to every task but causal-lm.
+    classifier's order, and `encoder` belong to every task but causal-lm. `device`: of a target that engines are built
+    for, the graphs that they are made of.
     """
 
     format: Literal["eecompile-bundle"]
@@ -147,6 +169,7 @@ class Manifest(Strict):
     task: Task = "causal-lm"
     labels: Annotated[list[Name], Field(max_length=c.MAX_LABELS, default_factory=list)]
     encoder: EncoderInfo | None = None
+    device: DeviceGraphs | None = None
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
     digest: Sha256
 
@@ -241,6 +264,22 @@ class Manifest(Strict):
         return self
 
     @model_validator(mode="after")
+    def _device_graphs_take_the_place_of_the_others(self) -> Self:
+        device = self.device
+        if device is None:
+            return self
+        if (device.target, device.cache) != (self.target, self.cache):
+            raise ValueError("the device's graphs are for another target or cache type than the bundle")
+        if device.graphs.reference is not None:
+            raise ValueError("a device has no reference graph")
+        if _interfaces(device.graphs) != _interfaces(self.graphs, self.model.context + self.slack):
+            raise ValueError("the device's graphs do not have the inputs, outputs and layers of the bundle's own")
+        named = [graph.path for graph in device.graphs.all()]
+        if len(set(named)) != len(named) or {*named, device.plan} - self.files.keys():
+            raise ValueError("the device's graphs and plan are not files of the bundle, each its own")
+        return self
+
+    @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
         segments, exits = self.graphs.segments, self.exits
         depth, asked = 0, []
@@ -298,6 +337,20 @@ def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{tensor.name}, {tensor.dtype} {tensor.shape}, is no factor of float32 and fixed size")
         found[tensor.name] = sizes
     return found
+
+
+def _interfaces(graphs: Graphs, length: int | None = None) -> object:
+    """What two sets of graphs have in common where one can take the other's place: all but the files' names. length:
+    of the caches, where it is to be fixed."""
+
+    def stripped(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: stripped(member) for key, member in value.items() if key != "path"}
+        if isinstance(value, list):
+            return [stripped(member) for member in value]
+        return length if length is not None and value == c.LENGTH else value
+
+    return stripped(graphs.model_dump(exclude={"reference"}))
 
 
 def _is_of_source(name: str) -> bool:

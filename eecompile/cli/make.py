@@ -23,7 +23,8 @@ from eecompile.errors import UsageError
 @click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
-@click.option("--cache", type=click.Choice(c.CACHES), default="fp32", show_default=True, help="Keys and values.")
+@click.option("--cache", type=click.Choice(c.CACHES), help="Keys and values. Default: fp32; fp16 in engines.")
+@click.option("--compute", type=click.Choice(c.COMPUTE), help="In engines. Default: float16, or float32 with fp32.")
 @click.option(
     "--kv", default="catch_up", show_default=True, help=f"Rules for skipped layers, of {','.join(c.KV_RULES)}."
 )
@@ -37,7 +38,7 @@ from eecompile.errors import UsageError
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
     pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
-    kv: str, cache: str, as_json: bool,
+    kv: str, cache: str | None, compute: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
@@ -45,7 +46,8 @@ def build(
     from eecompile.student.encoder_student import EncoderStudent, open_checkpoint
     from eecompile.target import load_target
 
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, tuple(kv.split(",")), cache)
+    rules = tuple(kv.split(","))
+    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, rules, cache, compute)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_checkpoint(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
@@ -56,9 +58,10 @@ def build(
                 {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}, as_json
             )
             return
-        with stages("build", pipeline.stage_count(student)) as begin:
+        with stages("build", pipeline.stage_count(student, device)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
-    if not no_profile and not isinstance(student, EncoderStudent):
+    here = device.backend == "onnxruntime"  # engines have not been built yet, and this processor will not run them
+    if not no_profile and here and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
             pipeline.profile_and_choose(output, progress=begin)
     size = sum(info.bytes for info in manifest.files.values())
