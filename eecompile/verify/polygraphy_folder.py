@@ -13,7 +13,7 @@ from eecompile.errors import MissingBackend, UsageError
 from eecompile.runtime import Bundle
 from eecompile.verify.chain import Arrays
 from eecompile.verify.commands import chain_command
-from eecompile.verify.expected import Expected, expected_outputs
+from eecompile.verify.graph_checks import GraphCheck, graph_checks
 from eecompile.verify.outputs import OutputRules, same_weights
 from eecompile.verify.recording import UNCUT, Recording
 from eecompile.verify.report import Check, at_most
@@ -52,13 +52,18 @@ def write_folder(bundle: Bundle, folder: Path) -> list[Command]:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     recording = Recording(bundle.files)
-    expected = expected_outputs(bundle, recording)
-    for name, (outputs, _) in expected.items():
-        _save_outputs(folder / f"{name}.json", outputs)
-    rules = {"compare_outputs": same_weights(coarsest(bundle.manifest)), **{n: r for n, (_, r) in expected.items()}}
-    _write_inputs(folder / INPUTS, bundle.files.path, list(recording.graphs))
+    checks = graph_checks(bundle, recording)
+    rules = {"compare_outputs": same_weights(coarsest(bundle.manifest))}
+    for check in checks:
+        if check.expected is not None:
+            outputs, rules[check.name] = check.expected
+            _save_outputs(folder / f"{check.name}.json", outputs)
+    _write_inputs(folder / INPUTS, bundle.files.path, checks)
     _write_comparisons(folder / COMPARE, rules)
-    commands = _commands(bundle, folder, recording, expected)
+    whole = chain_command(bundle, recording.graphs[UNCUT])
+    given = ["--data-loader-script", str(folder / INPUTS), "--compare-func-script", str(folder / COMPARE)]
+    commands = [Command(MADE_UP, whole), Command(RECORDED, f"{whole} {shlex.join(given)}")]
+    commands += [_command(check, folder) for check in checks]
     (folder / COMMANDS).write_text("set -e\n" + "".join(f"{command.line}\n" for command in commands))
     return commands
 
@@ -81,32 +86,14 @@ def run_commands(commands: list[Command], folder: Path, progress: Progress) -> l
     return checks
 
 
-def _commands(bundle: Bundle, folder: Path, recording: Recording, expected: Mapping[str, Expected]) -> list[Command]:
-    """The uncut graph first, on made-up inputs and on the recorded ones; then every other graph."""
-    whole = chain_command(bundle, recording.graphs[UNCUT])
-    inputs = ["--data-loader-script", str(folder / INPUTS)]
-    found = [
-        Command(MADE_UP, whole),
-        Command(RECORDED, f"{whole} {shlex.join([*inputs, '--compare-func-script', str(folder / COMPARE)])}"),
-    ]
-    for name, info in recording.graphs.items():
-        if name == UNCUT:
-            continue
-        held = ["--validate"]
-        if name in expected:
-            held = [
-                "--load-outputs",
-                str(folder / f"{name}.json"),
-                "--compare-func-script",
-                f"{folder / COMPARE}:{name}",
-            ]
-        own = ["--data-loader-script", f"{folder / INPUTS}:{name}"]
-        found.append(
-            Command(
-                name, shlex.join(["polygraphy", "run", str(bundle.files.path / info.path), "--onnxrt", *own, *held])
-            )
-        )
-    return found
+def _command(check: GraphCheck, folder: Path) -> Command:
+    given = ["--data-loader-script", f"{folder / INPUTS}:{check.name}"]
+    if check.expected is None:
+        given += ["--validate"]  # that what comes out is finite
+    else:
+        given += ["--load-outputs", str(folder / f"{check.name}.json")]
+        given += ["--compare-func-script", f"{folder / COMPARE}:{check.name}"]
+    return Command(check.name, shlex.join(["polygraphy", "run", str(check.path), *check.runner, *given]))
 
 
 def _save_outputs(path: Path, outputs: list[Arrays]) -> None:
@@ -114,14 +101,14 @@ def _save_outputs(path: Path, outputs: list[Arrays]) -> None:
     from polygraphy.comparator import IterationResult, RunResults
     from polygraphy.json import save_json
 
-    runner = "float32 model, recorded at build"
+    runner = "expected"
     results = RunResults([(runner, [IterationResult(dict(found), runner_name=runner) for found in outputs])])
     save_json(results, str(path))
 
 
-def _write_inputs(path: Path, bundle: Path, graphs: list[str]) -> None:
-    names = ["load_data", *graphs[1:]]
-    functions = "".join(f'{n} = partial(_feeds, "{graph}")\n' for n, graph in zip(names, graphs, strict=True))
+def _write_inputs(path: Path, bundle: Path, checks: list[GraphCheck]) -> None:
+    feeds: dict[str, tuple[str, int | None]] = {"load_data": (UNCUT, None), **{c.name: c.feeds for c in checks}}
+    functions = "".join(f"{name} = partial(_feeds, {graph!r}, {length})\n" for name, (graph, length) in feeds.items())
     path.write_text(
         f'''"""What the graphs of a bundle take when its recorded prompt runs: functions for --data-loader-script."""
 
@@ -134,8 +121,8 @@ from eecompile.verify.recording import Recording
 BUNDLE = Path({str(bundle)!r})
 
 
-def _feeds(graph):
-    return Recording(read_bundle(BUNDLE, integrity="size")).feeds(graph)
+def _feeds(graph, length):
+    return Recording(read_bundle(BUNDLE, integrity="size"), length).feeds(graph)
 
 
 {functions}'''
