@@ -1,10 +1,11 @@
 """The folder that `verify --polygraphy` writes: what Polygraphy's own command line needs to check each graph (inputs,
 expected outputs, comparisons), the commands, and what they said."""
 
+import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from eecompile.verify.tolerances import coarsest
 Progress = Callable[[str], None]
 INPUTS, COMPARE, COMMANDS = "inputs.py", "compare.py", "commands.sh"
 MADE_UP, RECORDED = "reference_made_up", "reference_recorded"
-_MAIN = "import sys; from polygraphy.tools import main; sys.exit(main())"  # what the `polygraphy` command runs
+_SERVER = [sys.executable, "-m", "eecompile.verify.polygraphy_process"]
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,28 @@ def write_folder(bundle: Bundle, folder: Path) -> list[Command]:
     return commands
 
 
-def run_commands(commands: list[Command], folder: Path, progress: Progress) -> list[Check]:
+def run_commands(commands: Sequence[Command], folder: Path, progress: Progress) -> list[Check]:
     """Run each in a process of its own; one check each, and its output in the folder."""
     checks = []
-    for command in commands:
-        progress(f"polygraphy {command.name}")
-        arguments = [sys.executable, "-c", _MAIN, *shlex.split(command.line)[1:]]
-        done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        log = folder / f"{command.name}.log"
-        log.write_text(done.stdout)
-        faults = [line.strip() for line in done.stdout.splitlines() if "FAILED | " in line or line.startswith("[!]")]
-        note = f"{'; '.join(faults[:4])} (see {log})" if done.returncode else "polygraphy run"
-        checks.append(
-            Check(f"polygraphy {command.name}", not done.returncode, {"status": done.returncode},
-                  {"status": at_most(0)}, note)
-        )  # fmt: skip
+    folder = folder.resolve()
+    with subprocess.Popen(_SERVER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for command in commands:
+            progress(f"polygraphy {command.name}")
+            log = folder / f"{command.name}.log"
+            server.stdin.write(json.dumps([str(log), shlex.split(command.line)[1:]]) + "\n")
+            server.stdin.flush()
+            checks.append(_check(command, int(server.stdout.readline()), log))
+        server.stdin.close()
     return checks
+
+
+def _check(command: Command, status: int, log: Path) -> Check:
+    lines = log.read_text(errors="replace").splitlines() if status else []
+    faults = [line.strip() for line in lines if "FAILED | " in line or line.startswith("[!]")]
+    note = f"{'; '.join(faults[:4])} (see {log})" if status else "polygraphy run"
+    return Check(f"polygraphy {command.name}", not status, {"status": status}, {"status": at_most(0)}, note)
 
 
 def _command(check: GraphCheck, folder: Path) -> Command:
