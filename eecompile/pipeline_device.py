@@ -27,7 +27,7 @@ def refuse_device(target: Target, what: str) -> None:
 
 
 def choose_device(target: Target, precision: str, cache: str | None, compute: str | None) -> dict[str, str]:
-    """What keys and values are kept in and what engines compute in; raises UsageError where these do not go together."""
+    """What keys and values are kept in and engines compute in; raises UsageError where these do not go together."""
     if target.backend == "onnxruntime":
         if compute is not None:
             raise UsageError(f"{target.name} runs no engines to compute in {compute}", mend="leave --compute out")

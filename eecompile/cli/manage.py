@@ -48,6 +48,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
         *([["encoder", f"{m.graphs.encoder.layers} layers over a source"]] if m.graphs.encoder else []),
         *([["task", f"{m.task}, labels {', '.join(m.labels)}"]] if m.labels else []),
         ["size", f"{sum(f.bytes for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files"],
+        *([["engines", f"{len(m.device.graphs.all())} graphs for {m.device.target}, {m.device.dialect} opset "
+            f"{m.device.opset}, computed in {m.device.compute}, caches in {m.device.cache}"]] if m.device else []),
         ["digest", m.digest],
         *([name, value] for name, value in m.provenance.items()),
     ])  # fmt: skip

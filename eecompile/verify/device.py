@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import helper
 
 from eecompile import contract as c
 from eecompile.bundle.factors import Factors, read_factors
@@ -23,10 +22,11 @@ from eecompile.schema import GraphInfo
 from eecompile.segments.decision import decision_function
 from eecompile.verify.compare import Comparator
 from eecompile.verify.report import Check, at_most
-from eecompile.verify.tolerances import DEVICE
+from eecompile.verify.tolerances import DEVICE, DEVICE_SCORES
 
 Arrays = dict[str, NDArray[Any]]
 Float = NDArray[np.float32]
+SCORES = ("decision", c.CONFIDENCE, c.SATURATION, c.PREDICTION)
 PREFILL, SEVERAL, LAG = 16, 5, 3  # rows of the passes, and rows that the second slot has less
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int64": np.int64, "bool": np.bool_}
 
@@ -69,7 +69,10 @@ class Runner:
                 at = hidden if info.layers else hidden[live]
                 yield from self._asked(f"exit {step.exit}", info, {**shared, c.HIDDEN: at}, seed)
         for name, info in [("head", self.graphs.head), *((f"head {i}", g) for i, g in enumerate(self.graphs.heads))]:
-            given = {c.HIDDEN: hidden[live], c.THRESHOLDS: np.tile(np.float32(c.NO_BOUND), (int(live.sum()), 1))}
+            given = {
+                c.HIDDEN: hidden[live],
+                c.THRESHOLDS: np.tile(np.array(c.NO_BOUND, np.float32), (int(live.sum()), 1)),
+            }
             outputs = self._call(info, given)
             yield name, outputs[c.LOGITS]
             decided = np.stack([outputs[part] for part in (c.MAX_PROB, c.MARGIN, c.ENTROPY)], axis=1)
@@ -79,7 +82,7 @@ class Runner:
         """What an exit makes of rows, its gates' weights being made up."""
         rng = np.random.default_rng(seed)
         rows = given[c.HIDDEN].shape[:-1]
-        sizes = {"N": rows[0], "B": self.slots, c.LENGTH: self.manifest.model.context + self.manifest.slack}
+        sizes = {"N": int(np.prod(rows)), "B": self.slots, c.LENGTH: self.manifest.model.context + self.manifest.slack}
         for t in (t for t in info.inputs if t.name not in given):
             shape = [sizes[d] if isinstance(d, str) else d for d in t.shape]
             if t.dtype == "float32" and "_cache_" not in t.name:
@@ -121,6 +124,7 @@ def open_graph(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")  # products of the type given
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -130,7 +134,8 @@ def passes(ids: Sequence[int], context: int, slots: int) -> list[Pass]:
     that its rows stand elsewhere from then on."""
     first = max(1, min(PREFILL, context - SEVERAL - 1, len(ids) - SEVERAL - 1))
     lag = np.array([LAG if slot % 2 and first > LAG else 0 for slot in range(slots)])
-    made, start = [], np.zeros(slots, np.int64)
+    made: list[Pass] = []
+    start = np.zeros(slots, np.int64)
     for rows in (first, 1, min(SEVERAL, context - first - 1)):
         live = np.full(slots, rows, np.int64) - (lag if not made else 0)
         places = (start[:, None] + np.arange(rows)) % len(ids)
@@ -164,14 +169,29 @@ def check_device(root: Path, manifest: Manifest, ids: Sequence[int], compare: Co
     what = f"{device.dialect}, {device.compute}, against the bundle's own in ONNX Runtime"
     if device.compute == "bfloat16":
         return [Check(name, True, note=f"{what}: not run, it has no bfloat16")]
-    bounds = DEVICE[device.compute]
-    figures, passed, worst = dict.fromkeys(bounds, 0.0), True, ""
+    bounds, most = DEVICE[device.compute], DEVICE_SCORES[device.compute]
+    figures: dict[str, float] = {**dict.fromkeys(bounds, 0.0), "score": 0.0}
+    passed, worst = True, ""
     for where, (actual, expected) in compare_device(root, manifest, device, ids, min(manifest.slots, 2)).items():
-        if where.endswith("decision"):
+        if is_score(where):
+            figure = largest_difference(actual, expected)
+            figures["score"], passed = max(figures["score"], figure), passed and figure <= most
             continue
         for statistic, (figure, holds) in compare(actual, expected, bounds).items():
             if not figure <= figures[statistic]:
                 figures[statistic], worst = figure, where
             passed = passed and holds
-    tolerance = {statistic: at_most(bound) for statistic, bound in bounds.items()}
+    tolerance: dict[str, str] = {statistic: at_most(bound) for statistic, bound in bounds.items()}
+    tolerance["score"] = at_most(most)
     return [Check(name, passed, figures, tolerance, f"{what}; worst at {worst}")]
+
+
+def is_score(where: str) -> bool:
+    """Whether what has this name are scores: probabilities, entropies and cosines, that are compared as they are."""
+    return where.endswith(SCORES)
+
+
+def largest_difference(actual: Float, expected: Float) -> float:
+    """The largest difference of scores; those that are no number in both, as the cosine with nothing, are equal."""
+    off = np.abs(actual.astype(np.float64) - expected)
+    return float(np.where(np.isnan(actual) & np.isnan(expected), 0.0, off).max())

@@ -1,7 +1,8 @@
 """`verify`: does this bundle compute its model, and do its modes keep their promises?
 
 In order: hashes; the weights against the checkpoint's; passes of different widths against each other; every boundary
-against a reference; the exit graphs and the decision node; exit decisions; exact mode against full mode.
+against a reference; the exit graphs and the decision node; exit decisions; a device's graphs; exact mode against full
+mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from eecompile.verify.commands import polygraphy_commands
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
+from eecompile.verify.device import check_device
 from eecompile.verify.exact import check_exact
 from eecompile.verify.exits import check_exits, check_modules, exit_math
 from eecompile.verify.gates import check_gates
@@ -120,6 +122,10 @@ def verify_bundle(
     rows = node_rows(subject.walks, walker.rows)
     checks.append(check_node(walker, rows))
     checks += check_small_heads(bundle, walker, rows, student, subject.compare) + check_gates(bundle, subject.walks)
+    if bundle.manifest.device is not None:
+        progress("device graphs")
+        recorded, *_ = read_recorded(bundle.files.path, bundle.manifest)
+        checks += check_device(bundle.files.path, bundle.manifest, recorded, subject.compare)
     checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)
     commands = polygraphy_commands(bundle)
     if polygraphy is not None:
