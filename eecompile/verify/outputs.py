@@ -17,7 +17,7 @@ from eecompile import contract as c
 from eecompile.verify.compare import Float, Statistic, measure_with_numpy, scaled
 from eecompile.verify.criteria import Double, fires
 from eecompile.verify.report import at_most
-from eecompile.verify.tolerances import ARITHMETIC, BANDS, CONFIDENCE, DEVICE, EXITS, PARITY, Band
+from eecompile.verify.tolerances import ARITHMETIC, BANDS, CONFIDENCE, DEVICE, DEVICE_SCORES, EXITS, PARITY, Band
 
 Outputs = Mapping[str, NDArray[Any]]
 GATES: Mapping[str, str] = {c.CONFIDENCE: "learned", c.SATURATION: "saturation", c.PREDICTION: "predictor"}
@@ -98,7 +98,7 @@ def device_graph(precision: str, compute: str) -> OutputRules:
         return OutputRules(ARITHMETIC[precision].bounds, BANDS[precision])
     if compute == "bfloat16":  # eight times as coarse as float16; not measured
         return OutputRules({"mean": 8 * DEVICE["float16"]["mean"]}, BANDS["int8"])
-    return OutputRules(DEVICE[compute], BANDS["fp32" if compute == "float32" else "fp16"])
+    return OutputRules(DEVICE[compute], Band(DEVICE_SCORES[compute], DEVICE_SCORES[compute]))
 
 
 def exit_graph(gates: Mapping[str, Sequence[float]]) -> OutputRules:
