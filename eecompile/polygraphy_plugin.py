@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.logger import G_LOGGER
-from polygraphy.tools.args import ComparatorCompareArgs, CompareFuncSimpleArgs, DataLoaderArgs, ModelArgs
+from polygraphy.tools.args import ComparatorCompareArgs, DataLoaderArgs, ModelArgs
 from polygraphy.tools.args import util as args_util
 from polygraphy.tools.args.base import BaseArgs, BaseRunnerArgs
 from polygraphy.tools.script import Script, make_invocable
@@ -24,7 +24,6 @@ from polygraphy.tools.script import Script, make_invocable
 from eecompile.errors import EECompileError
 
 Found = TypeVar("Found")
-_TOLERANCES = ("rtol", "atol", "check_error_stat", "error_quantile")  # of Polygraphy's own comparison
 
 
 def arg_groups() -> list[BaseArgs]:
@@ -73,7 +72,6 @@ class EECompileRunnerArgs(BaseRunnerArgs):
 
         - ModelArgs
         - DataLoaderArgs
-        - CompareFuncSimpleArgs
         - ComparatorCompareArgs
     """
 
@@ -91,8 +89,11 @@ class EECompileRunnerArgs(BaseRunnerArgs):
         )
 
     def parse_impl(self, args: Namespace) -> None:
-        """Take in the option: `bundle` is its value, or None."""
+        """Take in the options: `bundle`, or None, and whether a comparison was chosen."""
         self.bundle = args_util.get(args, "eecompile_bundle")
+        options = ("compare_func_script", "rtol", "atol", "check_error_stat", "error_quantile")
+        chosen = args_util.get(args, "compare") not in (None, "simple", ["simple"])  # a list from 0.50 on
+        self._compares = chosen or any(args_util.get(args, option) is not None for option in options)
         if self.bundle is None and "eecompile" in args_util.get(args, "runners", []):
             G_LOGGER.critical("--eecompile needs a bundle: add --eecompile-bundle DIRECTORY")
 
@@ -124,9 +125,8 @@ class EECompileRunnerArgs(BaseRunnerArgs):
         """Compare by the precision's tolerance, if nothing else was chosen."""
         from eecompile.verify import polygraphy_compare
 
-        compare, simple = self.arg_groups[ComparatorCompareArgs], self.arg_groups[CompareFuncSimpleArgs]
-        chosen = compare.compare_func_script or any(getattr(simple, name, None) for name in _TOLERANCES)
-        if not chosen and compare.compare_funcs == ["simple"]:
+        if not self._compares:
+            compare = self.arg_groups[ComparatorCompareArgs]
             compare.compare_func_script = polygraphy_compare.__file__
             compare.compare_func_name = polygraphy_compare.BY_PRECISION[precision]
 

@@ -17,7 +17,7 @@ from eecompile import contract as c
 from eecompile.verify.compare import Float, Statistic, measure_with_numpy, scaled
 from eecompile.verify.criteria import Double, fires
 from eecompile.verify.report import at_most
-from eecompile.verify.tolerances import ARITHMETIC, BANDS, CONFIDENCE, EXITS, PARITY, Band
+from eecompile.verify.tolerances import ARITHMETIC, BANDS, CONFIDENCE, DEVICE, DEVICE_SCORES, EXITS, PARITY, Band
 
 Outputs = Mapping[str, NDArray[Any]]
 GATES: Mapping[str, str] = {c.CONFIDENCE: "learned", c.SATURATION: "saturation", c.PREDICTION: "predictor"}
@@ -89,6 +89,16 @@ def same_weights(precision: str, gates: Mapping[str, Sequence[float]] | None = N
 def float32_model(precision: str) -> OutputRules:
     """Rules for weights stored in `precision` against a model in float32."""
     return OutputRules(PARITY[precision].bounds, BANDS[precision])
+
+
+def device_graph(precision: str, compute: str) -> OutputRules:
+    """Rules for a graph that computes in `compute` against the bundle's own, on the same weights and inputs; what the
+    bundle's own rounds in products of quantised weights comes on top."""
+    if precision in c.QUANTISED:
+        return OutputRules(ARITHMETIC[precision].bounds, BANDS[precision])
+    if compute == "bfloat16":  # eight times as coarse as float16; not measured
+        return OutputRules({"mean": 8 * DEVICE["float16"]["mean"]}, BANDS["int8"])
+    return OutputRules(DEVICE[compute], Band(DEVICE_SCORES[compute], DEVICE_SCORES[compute]))
 
 
 def exit_graph(gates: Mapping[str, Sequence[float]]) -> OutputRules:

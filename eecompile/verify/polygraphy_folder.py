@@ -1,10 +1,11 @@
 """The folder that `verify --polygraphy` writes: what Polygraphy's own command line needs to check each graph (inputs,
 expected outputs, comparisons), the commands, and what they said."""
 
+import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from eecompile.errors import MissingBackend, UsageError
 from eecompile.runtime import Bundle
 from eecompile.verify.chain import Arrays
 from eecompile.verify.commands import chain_command
-from eecompile.verify.expected import Expected, expected_outputs
+from eecompile.verify.graph_checks import GraphCheck, graph_checks
 from eecompile.verify.outputs import OutputRules, same_weights
 from eecompile.verify.recording import UNCUT, Recording
 from eecompile.verify.report import Check, at_most
@@ -22,7 +23,7 @@ from eecompile.verify.tolerances import coarsest
 Progress = Callable[[str], None]
 INPUTS, COMPARE, COMMANDS = "inputs.py", "compare.py", "commands.sh"
 MADE_UP, RECORDED = "reference_made_up", "reference_recorded"
-_MAIN = "import sys; from polygraphy.tools import main; sys.exit(main())"  # what the `polygraphy` command runs
+_SERVER = [sys.executable, "-m", "eecompile.verify.polygraphy_process"]
 
 
 @dataclass(frozen=True)
@@ -52,61 +53,54 @@ def write_folder(bundle: Bundle, folder: Path) -> list[Command]:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     recording = Recording(bundle.files)
-    expected = expected_outputs(bundle, recording)
-    for name, (outputs, _) in expected.items():
-        _save_outputs(folder / f"{name}.json", outputs)
-    rules = {"compare_outputs": same_weights(coarsest(bundle.manifest)), **{n: r for n, (_, r) in expected.items()}}
-    _write_inputs(folder / INPUTS, bundle.files.path, list(recording.graphs))
+    checks = graph_checks(bundle, recording)
+    rules = {"compare_outputs": same_weights(coarsest(bundle.manifest))}
+    for check in checks:
+        if check.expected is not None:
+            outputs, rules[check.name] = check.expected
+            _save_outputs(folder / f"{check.name}.json", outputs)
+    _write_inputs(folder / INPUTS, bundle.files.path, checks)
     _write_comparisons(folder / COMPARE, rules)
-    commands = _commands(bundle, folder, recording, expected)
+    whole = chain_command(bundle, recording.graphs[UNCUT])
+    given = ["--data-loader-script", str(folder / INPUTS), "--compare-func-script", str(folder / COMPARE)]
+    commands = [Command(MADE_UP, whole), Command(RECORDED, f"{whole} {shlex.join(given)}")]
+    commands += [_command(check, folder) for check in checks]
     (folder / COMMANDS).write_text("set -e\n" + "".join(f"{command.line}\n" for command in commands))
     return commands
 
 
-def run_commands(commands: list[Command], folder: Path, progress: Progress) -> list[Check]:
+def run_commands(commands: Sequence[Command], folder: Path, progress: Progress) -> list[Check]:
     """Run each in a process of its own; one check each, and its output in the folder."""
     checks = []
-    for command in commands:
-        progress(f"polygraphy {command.name}")
-        arguments = [sys.executable, "-c", _MAIN, *shlex.split(command.line)[1:]]
-        done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        log = folder / f"{command.name}.log"
-        log.write_text(done.stdout)
-        faults = [line.strip() for line in done.stdout.splitlines() if "FAILED | " in line or line.startswith("[!]")]
-        note = f"{'; '.join(faults[:4])} (see {log})" if done.returncode else "polygraphy run"
-        checks.append(
-            Check(f"polygraphy {command.name}", not done.returncode, {"status": done.returncode},
-                  {"status": at_most(0)}, note)
-        )  # fmt: skip
+    folder = folder.resolve()
+    with subprocess.Popen(_SERVER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for command in commands:
+            progress(f"polygraphy {command.name}")
+            log = folder / f"{command.name}.log"
+            server.stdin.write(json.dumps([str(log), shlex.split(command.line)[1:]]) + "\n")
+            server.stdin.flush()
+            checks.append(_check(command, int(server.stdout.readline()), log))
+        server.stdin.close()
     return checks
 
 
-def _commands(bundle: Bundle, folder: Path, recording: Recording, expected: Mapping[str, Expected]) -> list[Command]:
-    """The uncut graph first, on made-up inputs and on the recorded ones; then every other graph."""
-    whole = chain_command(bundle, recording.graphs[UNCUT])
-    inputs = ["--data-loader-script", str(folder / INPUTS)]
-    found = [
-        Command(MADE_UP, whole),
-        Command(RECORDED, f"{whole} {shlex.join([*inputs, '--compare-func-script', str(folder / COMPARE)])}"),
-    ]
-    for name, info in recording.graphs.items():
-        if name == UNCUT:
-            continue
-        held = ["--validate"]
-        if name in expected:
-            held = [
-                "--load-outputs",
-                str(folder / f"{name}.json"),
-                "--compare-func-script",
-                f"{folder / COMPARE}:{name}",
-            ]
-        own = ["--data-loader-script", f"{folder / INPUTS}:{name}"]
-        found.append(
-            Command(
-                name, shlex.join(["polygraphy", "run", str(bundle.files.path / info.path), "--onnxrt", *own, *held])
-            )
-        )
-    return found
+def _check(command: Command, status: int, log: Path) -> Check:
+    lines = log.read_text(errors="replace").splitlines() if status else []
+    faults = [line.strip() for line in lines if "FAILED | " in line or line.startswith("[!]")]
+    note = f"{'; '.join(faults[:4])} (see {log})" if status else "polygraphy run"
+    return Check(f"polygraphy {command.name}", not status, {"status": status}, {"status": at_most(0)}, note)
+
+
+def _command(check: GraphCheck, folder: Path) -> Command:
+    given = ["--data-loader-script", f"{folder / INPUTS}:{check.name}"]
+    if check.expected is None:
+        given += ["--validate"]  # that what comes out is finite
+    else:
+        given += ["--load-outputs", str(folder / f"{check.name}.json")]
+        given += ["--compare-func-script", f"{folder / COMPARE}:{check.name}"]
+    return Command(check.name, shlex.join(["polygraphy", "run", str(check.path), *check.runner, *given]))
 
 
 def _save_outputs(path: Path, outputs: list[Arrays]) -> None:
@@ -114,14 +108,14 @@ def _save_outputs(path: Path, outputs: list[Arrays]) -> None:
     from polygraphy.comparator import IterationResult, RunResults
     from polygraphy.json import save_json
 
-    runner = "float32 model, recorded at build"
+    runner = "expected"
     results = RunResults([(runner, [IterationResult(dict(found), runner_name=runner) for found in outputs])])
     save_json(results, str(path))
 
 
-def _write_inputs(path: Path, bundle: Path, graphs: list[str]) -> None:
-    names = ["load_data", *graphs[1:]]
-    functions = "".join(f'{n} = partial(_feeds, "{graph}")\n' for n, graph in zip(names, graphs, strict=True))
+def _write_inputs(path: Path, bundle: Path, checks: list[GraphCheck]) -> None:
+    feeds: dict[str, tuple[str, int | None]] = {"load_data": (UNCUT, None), **{c.name: c.feeds for c in checks}}
+    functions = "".join(f"{name} = partial(_feeds, {graph!r}, {length})\n" for name, (graph, length) in feeds.items())
     path.write_text(
         f'''"""What the graphs of a bundle take when its recorded prompt runs: functions for --data-loader-script."""
 
@@ -134,8 +128,8 @@ from eecompile.verify.recording import Recording
 BUNDLE = Path({str(bundle)!r})
 
 
-def _feeds(graph):
-    return Recording(read_bundle(BUNDLE, integrity="size")).feeds(graph)
+def _feeds(graph, length):
+    return Recording(read_bundle(BUNDLE, integrity="size"), length).feeds(graph)
 
 
 {functions}'''

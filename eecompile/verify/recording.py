@@ -31,10 +31,10 @@ class Recording:
 
     `spans` are the rows (from, to) of its passes, `rows` what the float32 model made of them at build. Memory: the
     weights of the graphs that run. Raises UsageError where the bundle has no uncut graph, IntegrityError where what was
-    recorded does not fit.
+    recorded does not fit. length: rows of the caches, where they are to be longer than the prompt needs.
     """
 
-    def __init__(self, files: BundleFiles) -> None:
+    def __init__(self, files: BundleFiles, length: int | None = None) -> None:
         self._files, self._manifest = files, files.manifest
         self.chain = Chain(files)
         self._uncut = self.chain.uncut
@@ -43,6 +43,8 @@ class Recording:
         cut = max(1, len(ids) - 1)
         self.spans = list(pairwise(sorted({0, cut, len(ids)})))
         self._thresholds = _thresholds(len(ids), self.rows.logits)
+        # and the one row of padding that fused attention writes behind the prompt
+        self._length = length or -(-(len(ids) + 1) // c.CACHE_BUCKET) * c.CACHE_BUCKET
 
     @property
     def graphs(self) -> dict[str, GraphInfo]:
@@ -153,11 +155,6 @@ class Recording:
             kept = [t.name for t in cache_inputs(self.graphs[run.name])]
             caches |= {numbered(name, run.first): run.outputs[c.updated(name)] for name in kept}
             yield run
-
-    @property
-    def _length(self) -> int:
-        """Cache rows for the prompt, and the one of padding that fused attention writes behind it."""
-        return -(-(len(self._ids) + 1) // c.CACHE_BUCKET) * c.CACHE_BUCKET
 
     def _fixed(self) -> Arrays:
         """What is the same in every pass: LoRA, and what an encoder made of the source."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from eecompile import contract as c
 from eecompile.verify.expected import decided
-from eecompile.verify.outputs import OutputRules, exit_graph, float32_model, same_weights
+from eecompile.verify.outputs import OutputRules, device_graph, exit_graph, float32_model, same_weights
 from eecompile.verify.tolerances import BANDS, Band
 
 RULES = same_weights("fp32")
@@ -146,3 +146,11 @@ def test_rules_say_what_they_were_made_of() -> None:
     """A script is written of them: their text is Python that makes the same rules."""
     for rules in (same_weights("int4"), float32_model("fp16"), exit_graph({c.CONFIDENCE: [0.25]})):
         assert eval(repr(rules), {"OutputRules": OutputRules, "Band": Band}) == rules
+
+
+def test_a_device_s_rules_go_by_what_it_computes_in() -> None:
+    """The coarser it computes, or the coarser the weights are that both round, the further rows may be apart."""
+    means = [device_graph("fp16", compute).bounds["mean"] for compute in ("float32", "float16", "bfloat16")]
+    assert means == sorted(means)
+    assert device_graph("int4", "float16") == same_weights("int4")
+    assert "largest" not in device_graph("fp16", "bfloat16").bounds

@@ -129,3 +129,17 @@ def test_a_real_bundle_by_polygraphy(tmp_path: Path) -> None:
     chosen = [commands[name] for name in ("reference_recorded", "segment_1")]
     for check in run_commands(chosen, tmp_path, lambda stage: None):
         assert check.passed, check.note
+
+
+def test_a_command_that_dies_takes_no_other_with_it(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "dying.py"
+    script.write_text("import os\n\n\ndef load_data():\n    os.abort()\n")
+    embed = lines(folder)["embed"]
+    commands = [
+        Command("dies", shlex.join(["polygraphy", *embed[:3], "--data-loader-script", str(script)])),
+        Command("lives", shlex.join(["polygraphy", *embed])),
+    ]
+    dies, lives = run_commands(commands, tmp_path, lambda stage: None)
+    assert dies.figures == {"status": -6}
+    assert not dies.passed
+    assert lives.passed
