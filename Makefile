@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
 
-.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory plugin clean
+.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory gpu-test plugin clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
@@ -40,6 +40,9 @@ bench-encoders: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ##
 
 memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
 	$(BIN)/python -m pytest -m slow
+
+gpu-test: $(VENV)/gpu.stamp inputs ## engines on this machine's GPU: parity, exactness, speed, into build/gpu-test/report.txt
+	$(BIN)/python tools/gpu_test.py build/inputs/smollm2 --out build/gpu-test
 
 plugin: ## the exit decision's kernels for every GPU that targets name, and the TensorRT plugin where its headers are (TENSORRT=folder); needs nvcc and cmake
 	@command -v $(NVCC) >/dev/null || { echo "$(NVCC) not found: install the CUDA toolkit, or name it: make plugin NVCC=/path/to/nvcc" >&2; exit 3; }
@@ -80,6 +83,10 @@ $(VENV)/train.stamp: $(VENV)/base.stamp
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[dev,rtx]"
+	touch $@
+
+$(VENV)/gpu.stamp: $(VENV)/base.stamp ## TensorRT itself is the machine's (on a Jetson: a .venv made with --system-site-packages), or pip install tensorrt
+	$(BIN)/python -m pip install --quiet "cuda-bindings>=12.6"
 	touch $@
 
 $(VENV)/peers.stamp: $(VENV)/dev.stamp

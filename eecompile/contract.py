@@ -140,6 +140,9 @@ PREFILL_ROWS: Final = 128  # rows of a prefill pass
 PENDING_CAP: Final = 8  # tokens that may wait before a deeper segment
 SLACK: Final = 64  # positions past the context: padding rows may have them
 
+# -- back ends --------------------------------------------------------------------------------------------------
+BACKENDS: Final = ("onnxruntime", "tensorrt", "cuda")  # cuda: ONNX Runtime on a GPU
+
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024
 MAX_EXITS: Final = 64

@@ -7,7 +7,7 @@ import click
 
 from eecompile import contract as c
 from eecompile.cli.console import print_json, print_table, say, stages, user_faults
-from eecompile.cli.options import BUNDLE, JSON, KEY, refuse_given
+from eecompile.cli.options import BACKEND, BUNDLE, JSON, KEY, PLUGIN, refuse_given
 from eecompile.errors import UsageError
 
 
@@ -16,14 +16,23 @@ from eecompile.errors import UsageError
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with this model in PyTorch, float32.")
 @click.option("--prompts", type=click.Path(path_type=Path), help=".txt with a prompt a line, or .jsonl.")
 @click.option("--tokens", default=32, show_default=True, help="Tokens to generate for each prompt.")
+@click.option("--polygraphy", type=click.Path(path_type=Path), help="Also check each graph by Polygraphy, from here.")
+@BACKEND
+@PLUGIN
 @JSON
 @user_faults
-def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: int, as_json: bool) -> None:
+def verify(
+    bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: int, polygraphy: Path | None, backend: str,
+    plugin: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Prove BUNDLE: hashes, parity at every boundary, exact = full token for token, decisions near thresholds."""
     from eecompile.verify import verify_bundle
 
     with stages("verify") as begin:
-        report = verify_bundle(bundle, checkpoint=checkpoint, prompts=prompts, tokens=tokens, progress=begin)
+        report = verify_bundle(
+            bundle, checkpoint=checkpoint, prompts=prompts, tokens=tokens, polygraphy=polygraphy, backend=backend,
+            plugin=plugin, progress=begin,
+        )  # fmt: skip
     if as_json:
         print_json(report.to_dict())
     else:
@@ -45,19 +54,21 @@ def verify(bundle: Path, checkpoint: Path | None, prompts: Path | None, tokens: 
 @click.option("--batch", type=int, help="Also run so many sequences side by side.")
 @click.option("--beside", type=click.Path(path_type=Path), help="Another bundle of the model, in the same rounds.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the processors at hand.")
+@BACKEND
+@PLUGIN
 @JSON
 @user_faults
 def bench(
     bundle: Path, prompts: Path | None, max_new_tokens: int, rounds: int, against: str, checkpoint: Path | None,
     gguf: Path | None, batch: int | None, kv: bool, beside: Path | None, threads: int | None,
-    as_json: bool,
+    backend: str, plugin: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure BUNDLE: speed, quality against full depth, and the work saved, for each mode and for peers."""
     from eecompile.bench.bench import bench_tables, run_bench
     from eecompile.bench.classifier import classifier_tables, run_classifier_bench
     from eecompile.runtime import Bundle
 
-    opened = Bundle.open(bundle, threads=threads)
+    opened = Bundle.open(bundle, threads=threads, backend=backend, plugin=plugin)
     if opened.manifest.task != c.CAUSAL_LM:
         refuse_given("max_new_tokens", "against", "checkpoint", "gguf", "batch", "beside")
         with stages("bench") as begin:
@@ -72,8 +83,8 @@ def bench(
     with stages("bench") as begin:
         result = run_bench(
             opened, prompts, max_new_tokens=max_new_tokens, rounds=rounds, peers=peers, checkpoint=checkpoint,
-            gguf=gguf, batch=batch, kv=kv, beside=None if beside is None else Bundle.open(beside, threads=threads),
-            progress=begin,
+            gguf=gguf, batch=batch, kv=kv, progress=begin,
+            beside=None if beside is None else Bundle.open(beside, threads=threads, backend=backend, plugin=plugin),
         )  # fmt: skip
     if as_json:
         print_json(result.model_dump(mode="json"))

@@ -54,7 +54,7 @@ class GraphPlan(Strict):
 
     flags: what its network has to be made with. in_place: outputs that are bound to the address of an input, by the
     input's name; where the dialect has no operator for that, `copied` has them, and each needs memory of its own: after
-    a pass the runtime exchanges the two.
+    a pass the runtime copies them over those inputs.
     """
 
     name: Name

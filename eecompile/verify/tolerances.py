@@ -8,6 +8,8 @@ Runtime 1.31 on x86-64; in brackets the worst that was seen. The bounds leave a 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from eecompile import contract as c
+from eecompile.bundle.manifest import Manifest
 from eecompile.verify.compare import Statistic
 
 CLEAR_MARGIN = 0.3  # a row is clear where the reference prefers its first token by this much probability
@@ -33,6 +35,21 @@ class Band:
     def of(self, criterion: str) -> float:
         """The band of one criterion."""
         return self.nats if criterion == "entropy" else self.probability
+
+
+# A device's engines multiply in these: the precision whose tolerances they keep. bfloat16 has 8 bits.
+_COMPUTED: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "int8"}
+
+
+def coarsest(manifest: Manifest, backend: str = "onnxruntime") -> str:
+    """The coarsest of the weights' precision, the caches' type, and what the back end computes in: what tolerances go
+    by."""
+    return max(manifest.precision, manifest.cache, computed(manifest, backend), key=c.PRECISIONS.index)
+
+
+def computed(manifest: Manifest, backend: str) -> str:
+    """The precision whose tolerances the back end's arithmetic keeps."""
+    return _COMPUTED[manifest.device.compute] if manifest.device is not None and backend == "tensorrt" else "fp32"
 
 
 # Against a float32 model on the checkpoint's weights.

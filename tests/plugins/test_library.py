@@ -41,7 +41,7 @@ def load(registry: Registry, dlopen: Any = None) -> None:
     load_library(trt, PluginLibrary(Path("/lib.so"), "0" * 64), dlopen or registry.open)
 
 
-@pytest.fixture()
+@pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(library, "_BUILT", tmp_path / "built")
     return tmp_path / "built"
