@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from eecompile import contract as c
+from eecompile.bundle.device import device_fault
 from eecompile.schema import (
     CacheType,
     CalibrationResult,
@@ -265,18 +266,8 @@ class Manifest(Strict):
 
     @model_validator(mode="after")
     def _device_graphs_take_the_place_of_the_others(self) -> Self:
-        device = self.device
-        if device is None:
-            return self
-        if (device.target, device.cache) != (self.target, self.cache):
-            raise ValueError("the device's graphs are for another target or cache type than the bundle")
-        if device.graphs.reference is not None:
-            raise ValueError("a device has no reference graph")
-        if _interfaces(device.graphs) != _interfaces(self.graphs, self.model.context + self.slack):
-            raise ValueError("the device's graphs do not have the inputs, outputs and layers of the bundle's own")
-        named = [graph.path for graph in device.graphs.all()]
-        if len(set(named)) != len(named) or {*named, device.plan} - self.files.keys():
-            raise ValueError("the device's graphs and plan are not files of the bundle, each its own")
+        if reason := device_fault(self):
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
@@ -337,20 +328,6 @@ def factor_shapes(segment: GraphInfo) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{tensor.name}, {tensor.dtype} {tensor.shape}, is no factor of float32 and fixed size")
         found[tensor.name] = sizes
     return found
-
-
-def _interfaces(graphs: Graphs, length: int | None = None) -> object:
-    """What two sets of graphs have in common where one can take the other's place: all but the files' names. length:
-    of the caches, where it is to be fixed."""
-
-    def stripped(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: stripped(member) for key, member in value.items() if key != "path"}
-        if isinstance(value, list):
-            return [stripped(member) for member in value]
-        return length if length is not None and value == c.LENGTH else value
-
-    return stripped(graphs.model_dump(exclude={"reference"}))
 
 
 def _is_of_source(name: str) -> bool:

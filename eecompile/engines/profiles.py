@@ -26,15 +26,21 @@ def profile_shapes(inputs: Sequence[TensorInfo], sizes: PassSizes) -> list[Profi
     """The profiles of a graph with these inputs: decoding, and prefill.
 
     Symbols (contract.py): a decode pass has 1 to pending_cap + 1 rows R of each of its slots B, a prefill pass up to
-    prefill_rows; N are the rows of a pass flattened. Passes of fewer rows than the minimum are padded to it.
+    prefill_rows; N are the rows of a pass flattened, which in a graph that has them both ways are B R. Passes of fewer
+    rows than the minimum are padded to it.
     """
     names: tuple[ProfileName, ...] = ("decode", "prefill")
-    return [
-        ProfileShapes(name=name, shapes={t.name: _shape(t, _symbols(name, sizes)) for t in inputs}) for name in names
-    ]
+    profiles = []
+    for name in names:
+        symbols = _symbols(name, sizes)
+        if any("R" in t.shape for t in inputs):
+            least, best, most = (b * r for b, r in zip(symbols["B"], symbols["R"], strict=True))
+            symbols |= {"N": (least, best, most)}
+        profiles.append(ProfileShapes(name=name, shapes={t.name: _shape(t, symbols) for t in inputs}))
+    return profiles
 
 
-def _symbols(name: ProfileName, sizes: PassSizes) -> Mapping[str, Range]:
+def _symbols(name: ProfileName, sizes: PassSizes) -> dict[str, Range]:
     """The range of each symbol in a profile, the value to tune for in the middle."""
     least = sizes.minimum_rows
     if name == "decode":

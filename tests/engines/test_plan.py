@@ -53,6 +53,11 @@ def test_profiles_cover_what_passes_may_be() -> None:
     (flat, wide) = profile_shapes([TensorInfo(name="hidden", dtype="float32", shape=["N", 32])], SIZES)
     assert flat.shapes["hidden"].max == [36, 32]  # every pending row of every slot
     assert wide.shapes["hidden"].max == [128, 32]
+    previous = TensorInfo(name="previous", dtype="float32", shape=["N", 32])
+    for profile in profile_shapes([*INPUTS, previous], SIZES):
+        hidden, flat = profile.shapes["hidden"], profile.shapes["previous"]
+        for whole, rows in ((hidden.min, flat.min), (hidden.opt, flat.opt), (hidden.max, flat.max)):
+            assert rows == [whole[0] * whole[1], 32]
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

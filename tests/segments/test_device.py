@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+from commands import cli, cli_json
 
 from eecompile import contract as c
 from eecompile.bundle.factors import read_factors
@@ -14,12 +15,14 @@ from eecompile.bundle.manifest import DeviceGraphs, Manifest
 from eecompile.bundle.read import read_bundle
 from eecompile.engines.plan import read_plan
 from eecompile.errors import UsageError
-from eecompile.pipeline import BuildOptions, build
+from eecompile.pipeline import BuildOptions, build, plan, stage_count
+from eecompile.segments.device import device_form
+from eecompile.segments.passes.check import NEWEST
 from eecompile.shapes import HeadShape, PredictorShape, RouterShape
 from eecompile.student.exits import ExitSpec
 from eecompile.student.loops import Loops
 from eecompile.student.student import open_student
-from eecompile.target import load_target
+from eecompile.target import load_target, target_names
 from eecompile.verify.compare import Comparator, measure_with_numpy
 from eecompile.verify.device import Pass, Runner, compare_device, is_score, largest_difference
 
@@ -124,11 +127,11 @@ def test_graphs_for_the_rules_propagate_and_selected(shelf: Any, tmp_path: Path,
     rules = ("catch_up", "propagate", "selected")
     path, manifest, device = built(tmp_path / "b", source, dialect, [2], precision="fp16", cache="fp16", kv=rules)
     assert max(errors(compare_device(path, manifest, device, IDS, 2)).values()) < 3e-2
-    plan = read_plan(path / device.plan)
-    assert [graph.name for graph in plan.graphs][-1] == "kv_1"
-    copied = plan.graph("segment_0").copied
+    made = read_plan(path / device.plan)
+    assert [graph.name for graph in made.graphs][-1] == "kv_1"
+    copied = made.graph("segment_0").copied
     assert copied.pop(c.KEY_POSITIONS) == c.updated(c.KEY_POSITIONS)
-    assert (plan.graph("segment_0").in_place == {}) == (dialect == "classic") == bool(copied)
+    assert (made.graph("segment_0").in_place == {}) == (dialect == "classic") == bool(copied)
 
 
 def test_dialects_hold_what_they_say(shelf: Any, tmp_path: Path) -> None:
@@ -156,24 +159,24 @@ def test_weights_are_shared(shelf: Any, tmp_path: Path) -> None:
         options = {"precision": precision, "cache": "fp16", "context": 64}
         path, manifest, device = built(tmp_path / precision, shelf.checkpoint(), "modern", [2], **options)
         assert 0 < manifest.files["segments/device.weights"].bytes < most
-        plan = read_plan(path / device.plan)
-        assert plan.graph("segment_0").weights == [
+        made = read_plan(path / device.plan)
+        assert made.graph("segment_0").weights == [
             "segments/device.weights", *(["segments/segment_0.weights", "segments/shared.weights"][:1]),
         ]  # fmt: skip
-        assert all(graph.sha256 == manifest.files[graph.path].sha256 for graph in plan.graphs)
+        assert all(graph.sha256 == manifest.files[graph.path].sha256 for graph in made.graphs)
 
 
 def test_a_plan_covers_every_graph(shelf: Any, tmp_path: Path) -> None:
     path, manifest, device = built(tmp_path / "b", shelf.checkpoint(), "modern", [2], precision="fp16", cache="fp16")
-    plan = read_plan(path / device.plan)
-    assert [graph.path for graph in plan.graphs] == [info.path for info in device.graphs.all()]
-    assert (plan.plugin, plan.sm, plan.compute, plan.length) == ("preferred", [90], "float16", 320)
-    assert [graph.name for graph in plan.graphs if graph.plugin] == ["head"]
-    segment = plan.graph("segment_0")
+    made = read_plan(path / device.plan)
+    assert [graph.path for graph in made.graphs] == [info.path for info in device.graphs.all()]
+    assert (made.plugin, made.sm, made.compute, made.length) == ("preferred", [90], "float16", 320)
+    assert [graph.name for graph in made.graphs if graph.plugin] == ["head"]
+    segment = made.graph("segment_0")
     assert segment.in_place == {
         f"{kind}_cache_{i}": f"{kind}_cache_{i}_out" for i in (0, 1) for kind in ("key", "value")
     }
-    for info, graph in zip(device.graphs.all(), plan.graphs, strict=True):
+    for info, graph in zip(device.graphs.all(), made.graphs, strict=True):
         assert [set(profile.shapes) for profile in graph.profiles] == [{t.name for t in info.inputs}] * 2
     assert manifest.slots == 2
 
@@ -245,3 +248,34 @@ def test_a_row_is_the_same_in_passes_of_every_width(shelf: Any, tmp_path: Path, 
         seen.append(np.concatenate(rows))
     np.testing.assert_array_equal(seen[0], seen[1])
     np.testing.assert_array_equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if load_target(name).backend != "onnxruntime"])
+def test_every_target_can_be_built_for_in_every_precision_it_names(shelf: Any, name: str) -> None:
+    student, target = open_student(shelf.checkpoint(), [2]), load_target(name)
+    for precision in target.precisions:
+        chosen = plan(student, target, BuildOptions(precision=precision))
+        assert chosen["compute"] == ("float32" if precision == "fp32" else "float16")
+        assert chosen["cache"] == "fp16"
+        form = device_form(8, 64, dialect=target.dialect, opset=target.opset, compute=chosen["compute"])
+        assert form.opset == NEWEST[target.dialect]
+
+
+def test_progress_names_them_once(shelf: Any, tmp_path: Path) -> None:
+    student, target = open_student(shelf.checkpoint(), [2]), load_target("h100")
+    said: list[str] = []
+    build(student, target, tmp_path / "b", BuildOptions(), progress=said.append)
+    assert said.count("device graphs") == 1
+    assert len(said) == stage_count(student, target) == stage_count(student) + 1
+
+
+def test_the_command_line_chooses_the_type(shelf: Any, tmp_path: Path) -> None:
+    source = shelf.checkpoint()
+    options = ("build", source, "--target", "h100", "--exits", "2", "-o", tmp_path / "b")
+    assert cli_json(*options, "--dry-run")["compute"] == "float16"
+    assert cli_json(*options, "--compute", "bfloat16")["compute"] == "bfloat16"
+    opened = read_bundle(tmp_path / "b")
+    assert opened.manifest.device is not None
+    assert opened.manifest.device.compute == "bfloat16"
+    assert opened.profiles == (), "this processor will not run what was built"
+    cli("build", source, "--target", "cpu", "--compute", "float16", "-o", tmp_path / "c", status=2)
