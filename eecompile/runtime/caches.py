@@ -69,6 +69,8 @@ class Caches:
 
     def _resize(self, cache: int, rows: int) -> None:
         rows = self._memory.length or -(-rows // c.CACHE_BUCKET) * c.CACHE_BUCKET
+        if self.tensors[cache] and rows == self.lengths[cache]:
+            return
         kept, old, new = min(rows, self.lengths[cache]), self.tensors[cache], {}
         for info in self._infos[cache]:
             shape = shape_of(info.shape, {"B": self._slots, c.LENGTH: rows})

@@ -2,12 +2,14 @@
 
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from cuda_double import FakeCuda
 from trt_double import FakeTensorRT
 
@@ -17,13 +19,31 @@ from eecompile.engines.interface import HostMemory
 from eecompile.engines.ort import OrtEngine
 from eecompile.engines.plan import GraphPlan, read_plan
 from eecompile.engines.records import EngineFile, EngineOptions, EngineRecord, engines_folder, write_record
+from eecompile.engines.trt_runtime import TrtEngine, TrtRuntime
 from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, backends
-from eecompile.schema import GraphInfo
+from eecompile.schema import GraphInfo, Thresholds
+from eecompile.student.exits import ExitSpec
 from eecompile.student.student import open_student
 from eecompile.target import load_target
 
 TARGET = "jetson-orin"
+PROMPTS = ([5, 6, 7], [9] * 40)
+EXITS = [
+    ExitSpec(layer=1, gates=["learned", "max_prob"], gate_units=8, adapter="affine"),
+    ExitSpec(layer=3, gates=["margin"]),
+]
+BOLD: dict[int, Thresholds | None] = {1: {"learned": 0.4, "max_prob": 0.02}, 3: {"margin": 0.0}}
+COUNT = 24
+EXACT: dict[str, Any] = {"mode": "exact", "thresholds": BOLD}
+MODES: list[dict[str, Any]] = [
+    {"mode": "full"},
+    {"mode": "confident"},
+    {"mode": "confident", "kv": "propagate"},
+    {"mode": "confident", "kv": "selected"},
+    EXACT,
+    {**EXACT, "pending_cap": 2},
+]
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeTensorRT:
@@ -72,6 +92,37 @@ def on_host(bundle: Path) -> Bundle:
         return engine
 
     return replace(opened, graphs=backends._loaded(backends._Request(opened.files, False, None), load, memory))
+
+
+def opened(built: dict[str, Path], name: str = "engines") -> Bundle:
+    """One of the bundles that the fixture `built` has, on the back end tensorrt."""
+    return Bundle.open(built[name], backend="tensorrt")
+
+
+def runtime_of(bundle: Bundle) -> TrtRuntime:
+    """What the engines of a bundle share."""
+    engine = bundle.graphs.embed
+    assert isinstance(engine, TrtEngine)
+    return engine.shared
+
+
+def in_threads(gpu: Bundle, trt: FakeTensorRT) -> list[list[int] | BaseException]:
+    """What sessions in two threads give that are let into each other's passes wherever nothing keeps them out."""
+    trt.pause = threading.Barrier(2, timeout=0.05)
+    found: list[list[int] | BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(tiny.tokens(gpu, PROMPTS[0], 3, stop=()))
+        except BaseException as e:
+            found.append(e)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
 
 
 def _engine(bundle: Path, folder: Path, graph: GraphPlan, *, stripped: bool) -> EngineFile:

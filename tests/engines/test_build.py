@@ -1,73 +1,26 @@
 """Building engines: what the builder is asked for, what is kept, what a kill leaves, what is refused and how."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fake_tensorrt
 import onnx
 import pytest
-import tiny
-from commands import cli, cli_json
-from planned import plan_of
+from planned import CORE, Source, engine, inside, job_of, orin, plan_of
 
-from eecompile.bundle.manifest import Manifest
-from eecompile.bundle.read import read_bundle
-from eecompile.engines import processes
 from eecompile.engines.build import EngineRequest, build_engines
 from eecompile.engines.builders import builder_for, plan_for_target
-from eecompile.engines.child import run_job
 from eecompile.engines.jobs import EngineDone, EngineJob
 from eecompile.engines.machine import Gpu, read_gpu
 from eecompile.engines.network import build_engine
-from eecompile.engines.plan import BuildPlan
 from eecompile.engines.records import RECORD, Machine, check, checked_engine, engines_folder, read_record
-from eecompile.engines.tensorrt import tensorrt_builder
 from eecompile.engines.tensorrt_rtx import rtx_builder
 from eecompile.errors import EECompileError, MissingBackend, UsageError
-from eecompile.plugins.library import PluginLibrary, find_library, load_library
+from eecompile.plugins.library import PluginLibrary, find_library
 from eecompile.target import load_target
-
-CORE = "c" * 64
-ORIN = Gpu("Orin", 87, "12.6")
-Source = tuple[Path, Manifest]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """A tiny bundle of two slots, whose graphs are of standard operators."""
-    root = tmp_path_factory.mktemp("engines")
-    path = tiny.bundle_at(root / "bundle", tiny.checkpoint(root / "checkpoint"), [2], slots=2)
-    return path, read_bundle(path).manifest
-
-
-@pytest.fixture
-def bundle(source: Source, tmp_path: Path) -> Path:
-    """A bundle of one's own; its files are the source's."""
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "segments").symlink_to(source[0] / "segments")
-    return tmp_path / "bundle"
-
-
-def inside(trt: Any) -> Callable[[EngineJob, Any, int], EngineDone]:
-    """Runs jobs in this process, with `trt` in place of the module."""
-
-    def run(job: EngineJob, progress: Callable[[str], None], lock: int) -> EngineDone:
-        os.fstat(lock)
-        return run_job(job, progress, load=lambda name: trt, register=partial(load_library, dlopen=trt.dlopen))
-
-    return run
-
-
-def orin(plan: BuildPlan, trt: Any, plugin: PluginLibrary | None = None, gpu: Gpu = ORIN) -> Any:
-    return tensorrt_builder(plan, plugin, gpu=lambda: gpu, load=lambda name: trt)
 
 
 def plugin_at(folder: Path) -> PluginLibrary:
@@ -75,11 +28,6 @@ def plugin_at(folder: Path) -> PluginLibrary:
     library = find_library(folder / "libplugin.so")
     assert library is not None
     return library
-
-
-def engine(bundle: Path, name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((engines_folder(bundle, "jetson-orin") / f"{name}.plan").read_text())
-    return document
 
 
 def test_every_graph_becomes_an_engine_of_the_target(source: Source, bundle: Path) -> None:
@@ -284,7 +232,7 @@ def test_without_a_gpu_or_the_package_the_status_is_three(source: Source, monkey
     with pytest.raises(MissingBackend, match="tensorrt_rtx cannot be imported") as refused:
         builder_for(plan_for_target(plan_of(*source), load_target("rtx")))
     assert "pip install" in str(refused.value)
-    trt, job = fake_tensorrt.make(gpu=False), _job(source, "embed")
+    trt, job = fake_tensorrt.make(gpu=False), job_of(source, "embed")
     with pytest.raises(MissingBackend, match="CUDA initialization failure"):
         build_engine(trt, job)
 
@@ -313,159 +261,6 @@ def test_the_driver_says_which_gpu_is_here() -> None:
     assert read_gpu(lambda name: Driver()) == Gpu("Orin", 87, "13.2")
     with pytest.raises(MissingBackend, match="cuInit returned 100"):
         read_gpu(lambda name: Driver(100))
-
-
-def _job(source: Source, name: str) -> EngineJob:
-    graph = plan_of(*source).graph(name)
-    out = source[0].parent / f"{name}.plan"
-    return EngineJob(
-        module="tensorrt", graph=name, onnx=str(source[0] / graph.path), out=str(out), profiles=graph.profiles
-    )
-
-
-MODULE = "import fake_tensorrt, sys\nsys.modules[__name__] = fake_tensorrt.make()\n"
-
-
-@pytest.fixture
-def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a text the module `tensorrt` of processes that are started."""
-
-    def place(text: str) -> None:
-        (tmp_path / "tensorrt.py").write_text(text)
-
-    path = [str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-    return place
-
-
-def test_a_process_builds_and_answers(source: Source, importable: Callable[[str], None], tmp_path: Path) -> None:
-    importable(MODULE + "print('what a library prints')\n")
-    said: list[str] = []
-    job = _job(source, "embed")
-    with open(os.devnull) as lock:
-        done = processes.run_in_process(job, said.append, lock.fileno())
-    assert said == ["parse", "build", "Building"]
-    assert done.bytes == Path(job.out).stat().st_size
-    assert done.version == "10.16.2"
-    assert done.peak > 1 << 20
-
-
-def test_an_interrupt_leaves_neither_a_process_nor_half_a_file(
-    source: Source, bundle: Path, importable: Callable[[str], None]
-) -> None:
-    importable(MODULE + WAIT_IN_THE_SECOND)
-    plan = plan_of(*source)
-    folder = engines_folder(bundle, "jetson-orin")
-
-    def interrupt(stage: str) -> None:
-        if stage == "2/5 segment_0: Building":
-            while not list(folder.glob(".segment_0.plan.tmp-*")):
-                time.sleep(0.05)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_engines(bundle, CORE, plan, orin(plan, fake_tensorrt.make()), EngineRequest(), progress=interrupt)
-    assert list(read_record(folder).engines) == ["embed"]
-    assert {p.name for p in folder.iterdir()} == {RECORD, "embed.plan", "timing.cache"}
-
-
-WAIT_IN_THE_SECOND = """
-import os, time
-from pathlib import Path
-
-replace = os.replace
-def wait(source, target):
-    if Path(target).name == "segment_0.plan":
-        time.sleep(600)
-    replace(source, target)
-os.replace = wait
-"""
-
-
-@pytest.mark.parametrize(
-    ("module", "kind", "said"),
-    [
-        ("raise OSError('libnvinfer.so.10 is missing')", MissingBackend, "libnvinfer"),
-        ("import os; os.abort()", EECompileError, "killed by SIGABRT"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", EECompileError, "run out of memory"),
-        ("import sys; sys.stderr.write('bad news'); sys.exit(7)", EECompileError, "status 7; it said: .*bad news"),
-    ],
-)
-def test_whatever_ends_a_process_is_said(
-    source: Source, importable: Callable[[str], None], module: str, kind: type[EECompileError], said: str
-) -> None:
-    importable(module)
-    with open(os.devnull) as lock, pytest.raises(kind, match=f"(?s){said}"):
-        processes.run_in_process(_job(source, "embed"), lambda stage: None, lock.fileno())
-
-
-def test_the_command_finishes_a_bundle_on_its_device(
-    tmp_path: Path, importable: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From checkpoint to engines, on a machine whose GPU and TensorRT are doubles; a build there makes them at once."""
-    builder = partial(tensorrt_builder, gpu=lambda: Gpu("Orin", 87, "13.2"), load=lambda name: fake_tensorrt.make())
-    source, options = tiny.checkpoint(tmp_path / "checkpoint"), ("--exits", "2", "--context", "64")
-    built = ["embed", "segment_0", "segment_1", "exit_0", "head"]
-    cli("build", source, "--target", "jetson-orin", *options, "-o", tmp_path / "foreign")
-    importable(MODULE)
-    monkeypatch.setattr("eecompile.engines.builders.tensorrt_builder", builder)
-    said = cli_json("engines", tmp_path / "foreign", "--strip", "--timing-cache", tmp_path / "cache")
-    assert said["built"] == built
-    assert said["record"]["options"]["flags"] == ["STRONGLY_TYPED", "REFIT_IDENTICAL", "STRIP_PLAN"]
-    assert said["record"]["options"]["stripped"]
-    assert (tmp_path / "cache").is_file()
-    assert "0 built, 5 kept" in cli("engines", tmp_path / "foreign", "--strip").stdout
-    assert "attention 2, cache update 4" in cli("inspect", tmp_path / "foreign").stdout
-    here = cli_json("build", source, "--target", "jetson-orin", *options, "-o", tmp_path / "here")
-    assert here["engines"] == built
-
-
-KILLED = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{here!r}, {tests!r}]
-from planned import plan_of
-from eecompile.bundle.read import read_bundle
-from eecompile.engines.build import EngineRequest, build_engines
-from eecompile.engines.machine import Builder
-root = Path({root!r})
-manifest = read_bundle(root, integrity="size").manifest
-builder = Builder("tensorrt", (87,), "10.16.2", "12.6")
-build_engines(Path({out!r}), "c" * 64, plan_of(root, manifest), builder, EngineRequest())
-"""
-
-
-def test_a_build_that_was_killed_goes_on(source: Source, bundle: Path, importable: Callable[[str], None]) -> None:
-    """Both processes are killed in the middle of the third engine, a temporary of it on the disk."""
-    importable(MODULE + KILL_IN_THE_THIRD)
-    here = Path(__file__).parent
-    program = KILLED.format(here=str(here), tests=str(here.parent), root=str(source[0]), out=str(bundle))
-    first = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert first.returncode == -signal.SIGKILL, first.stderr
-    folder = engines_folder(bundle, "jetson-orin")
-    assert list(read_record(folder).engines) == ["embed", "segment_0"]
-    assert list(folder.glob(".segment_1.plan.tmp-*"))
-    importable(MODULE)
-    second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stderr
-    record = read_record(folder)
-    assert list(record.engines) == ["embed", "segment_0", "segment_1", "exit_0", "head"]
-    assert not list(folder.glob(".*"))
-
-
-KILL_IN_THE_THIRD = """
-import os, signal
-from pathlib import Path
-import eecompile.engines.files as files
-
-replace = os.replace
-def kill(source, target):
-    if Path(target).name == "segment_1.plan":
-        os.kill(os.getppid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = kill
-"""
 
 
 def test_the_double_refuses_what_tensorrt_does(source: Source) -> None:
