@@ -4,9 +4,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
-PLUGIN_SMS := 80 86 87 89 90 100 110 120
 
-.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory plugin cpp-deps cpp clean
+.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory gpu-test plugin cpp-deps cpp clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
@@ -17,7 +16,7 @@ classifier: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ## an 
 train-demo: $(VENV)/train.stamp build/inputs/.extraction ## train the student of the demo again, and measure it: up to 90 minutes
 	$(BIN)/python samples/05_train/demo.py
 
-test: $(VENV)/dev.stamp inputs build/inputs/.encoders ## every test
+test: $(VENV)/dev.stamp inputs build/inputs/.encoders build/tensorrt-headers/.done ## every test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/dev.stamp ## style and types
@@ -42,13 +41,17 @@ bench-encoders: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ##
 memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
 	$(BIN)/python -m pytest -m slow
 
-plugin: build/plugin/exit_decision.o ## the exit decision's kernels for every GPU that targets name; needs nvcc
+gpu-test: $(VENV)/gpu.stamp inputs ## engines on this machine's GPU: parity, exactness, speed, into build/gpu-test/report.txt
+	$(BIN)/python tools/gpu_test.py build/inputs/smollm2 --out build/gpu-test
 
-build/plugin/exit_decision.o: $(wildcard eecompile/plugins/exit_decision/*)
-	@command -v $(NVCC) >/dev/null || { echo "$(NVCC) not found: install the CUDA toolkit (>= 13.0), or name it: make plugin NVCC=/path/to/nvcc" >&2; exit 3; }
-	mkdir -p $(@D)
-	$(NVCC) -O3 -std=c++17 -Xcompiler -fPIC $(foreach sm,$(PLUGIN_SMS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
-		-c eecompile/plugins/exit_decision/kernel.cu -o $@
+plugin: ## the exit decision's kernels for every GPU that targets name, and the TensorRT plugin where its headers are (TENSORRT=folder); needs nvcc and cmake
+	@command -v $(NVCC) >/dev/null || { echo "$(NVCC) not found: install the CUDA toolkit, or name it: make plugin NVCC=/path/to/nvcc" >&2; exit 3; }
+	cmake -S eecompile/plugins/exit_decision -B build/plugin -DCMAKE_CUDA_COMPILER=$(NVCC) $(if $(TENSORRT),-DTensorRT_ROOT=$(TENSORRT))
+	cmake --build build/plugin
+
+build/tensorrt-headers/.done: $(BIN)/python tests/plugins/headers.txt ## headers of TensorRT 10.14, for the plugin's compile check
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --target $(@D) --upgrade -r tests/plugins/headers.txt
+	touch $@
 
 cpp-deps: build/deps/.done ## headers and libraries of the C++ runtime, into a prefix for CMake; needs apt-get
 
@@ -89,7 +92,11 @@ $(VENV)/train.stamp: $(VENV)/base.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,rtx]"
+	touch $@
+
+$(VENV)/gpu.stamp: $(VENV)/base.stamp ## TensorRT itself is the machine's (on a Jetson: a .venv made with --system-site-packages), or pip install tensorrt
+	$(BIN)/python -m pip install --quiet "cuda-bindings>=12.6"
 	touch $@
 
 $(VENV)/peers.stamp: $(VENV)/dev.stamp

@@ -14,6 +14,8 @@ MANIFEST: Final = "manifest.json"
 POLICY: Final = "overlays/policy.json"
 REPORT: Final = "report.html"
 SIGNATURE_SUFFIX: Final = ".sig"
+DEVICE_PREFIX: Final = "device_"  # of the files of a device's graphs, which lie beside the weights that they share
+DEVICE_PLAN: Final = "segments/device_plan.json"
 EARLY_EXIT: Final = "early_exit.json"
 EARLY_EXIT_WEIGHTS: Final = "early_exit.safetensors"
 
@@ -111,6 +113,7 @@ KV_RULES: Final[tuple[str, ...]] = ("catch_up", "propagate", "selected")  # of a
 # of these, rules by which a token that leaves changes what later ones see
 APPROXIMATE: Final[tuple[Literal["propagate", "selected"], ...]] = ("propagate", "selected")
 CACHES: Final = ("fp32", "fp16", "int8")  # what keys and values are kept in
+COMPUTE: Final = ("float32", "float16", "bfloat16")  # what products and attention in engines are of
 CAUSAL_LM: Final = "causal-lm"
 TOKENS: Final = "token-classification"
 CLASSIFY_MODES: Final = ("full", "confident")
@@ -136,6 +139,9 @@ CACHE_BUCKET: Final = 16  # cache lengths are multiples of this, the widest vect
 PREFILL_ROWS: Final = 128  # rows of a prefill pass
 PENDING_CAP: Final = 8  # tokens that may wait before a deeper segment
 SLACK: Final = 64  # positions past the context: padding rows may have them
+
+# -- back ends --------------------------------------------------------------------------------------------------
+BACKENDS: Final = ("onnxruntime", "tensorrt", "cuda")  # cuda: ONNX Runtime on a GPU
 
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024

@@ -55,6 +55,12 @@ class IntegrityError(EECompileError):
     exit_status = 4
 
 
+class DeviceError(EECompileError):
+    """A GPU or its driver refused or failed to do something."""
+
+    exit_status = 1
+
+
 class NumericError(EECompileError):
     """The model computed no usable number (NaN or infinite logits)."""
 

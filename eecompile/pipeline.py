@@ -15,10 +15,11 @@ from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import IntegrityError, UsageError
+from eecompile.pipeline_device import choose_device, refuse_device, write_device
 from eecompile.pipeline_encoder import build_encoder, plan_encoder
 from eecompile.runtime import Bundle
 from eecompile.schema import CalibrationResult
-from eecompile.segments.split import WrittenGraphs, write_segments
+from eecompile.segments.split import Cut, WrittenGraphs, write_segments
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
 from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.exits import ExitSpec
@@ -36,7 +37,8 @@ class BuildOptions:
     """precision None: the target's own. context None: the model's, at most 2048. minimum_rows: pad shorter passes, for
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
     most; a bundle of one slot may use faster operators. kv: rules for skipped layers; catch_up is always among them.
-    cache: what keys and values are kept in."""
+    cache: what keys and values are kept in; None: float16 for engines, else float32. compute: the type of
+    products and attention in engines; None: float32 for float32 weights, else float16."""
 
     precision: str | None = None
     context: int | None = None
@@ -44,12 +46,14 @@ class BuildOptions:
     minimum_rows: int = 1
     slots: int = 1
     kv: tuple[str, ...] = ("catch_up",)
-    cache: str = "fp32"
+    cache: str | None = None
+    compute: str | None = None
 
 
 def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
     """What a build would do, checked against model and target; raises UsageError where it cannot be done."""
     if isinstance(student, EncoderStudent):
+        refuse_device(target, "an encoder")
         decoders = {"minimum of rows": options.minimum_rows, "number of slots": options.slots}
         others = {"pending cap": options.pending_cap, **{name: None if n == 1 else n for name, n in decoders.items()}}
         return plan_encoder(student, target, options.precision, options.context, others)
@@ -67,14 +71,17 @@ def plan(student: Student | EncoderStudent, target: Target, options: BuildOption
         raise UsageError(f"minimum rows {options.minimum_rows} is not from 1 to {MOST_MINIMUM_ROWS}")
     if not 1 <= options.slots <= target.batch:
         raise UsageError(f"a batch of {options.slots} is not from 1 to the target's {target.batch}")
-    if options.cache not in c.CACHES:
+    if options.cache not in (None, *c.CACHES):
         raise UsageError(f"there is no cache type {options.cache!r}", mend=f"types: {', '.join(c.CACHES)}")
+    types = choose_device(target, precision, options.cache, options.compute)
+    if isinstance(student.spec, EncoderDecoderSpec):
+        refuse_device(target, "an encoder-decoder")
     if isinstance(student.spec, EncoderDecoderSpec) and options.slots > 1:
         raise UsageError("an encoder-decoder runs one sequence at a time", mend="build it with --batch 1")
     kv = _kv_rules(student, options)
     exits = [e.depth for e in student.exits.schema.exits]
     sizes = {"slots": options.slots, "context": context, "pending_cap": cap, "minimum_rows": options.minimum_rows}
-    return {"precision": precision, "cache": options.cache, "kv": kv, **sizes, "exits": exits}
+    return {"precision": precision, **types, "kv": kv, **sizes, "exits": exits}
 
 
 def _kv_rules(student: Student, options: BuildOptions) -> list[str]:
@@ -110,23 +117,26 @@ def build(
     student = student.at_context(chosen["context"])
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
-        graphs = write_segments(
+        cut = Cut(
             student,
-            writer.path,
-            precision=chosen["precision"],
-            context=chosen["context"],
-            slack=slack,
+            chosen["precision"],
+            chosen["context"],
+            slack,
             fused=target.backend == "onnxruntime" and chosen["slots"] == 1,
             propagate="propagate" in chosen["kv"],
             selected="selected" in chosen["kv"],
             cache=chosen["cache"],
-            progress=progress,
         )
+        graphs = write_segments(cut, writer.path, progress=progress)
+        device = None
+        if target.backend != "onnxruntime":
+            progress("device graphs")
+            device = write_device(cut, target, chosen, writer.path, graphs.book)
         _copy_tokenizer(student, writer.path)
         progress("reference")
         _record_reference(student, writer.path / "reference", chosen["context"])
         progress("bundle")
-        fields = _manifest_fields(student, target, graphs, chosen, slack)
+        fields = {**_manifest_fields(student, target, graphs, chosen, slack), "device": device}
         try:
             return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
         except IntegrityError as e:
@@ -160,15 +170,8 @@ def _manifest_fields(
         "exits": [e.model_dump() for e in _exit_infos(student)],
         "heads": [head.model_dump() for head in student.exits.schema.heads],
         "schedule": graphs.schedule,
-        "caches": [graphs.segments[step["segment"]].layers for step in graphs.schedule],
-        "graphs": {
-            "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
-            "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(),
-            "heads": [g.model_dump() for g in graphs.heads],
-            "reference": graphs.reference and graphs.reference.model_dump(),
-            "kv": [None if g is None else g.model_dump() for g in graphs.kv],
-            "encoder": None if graphs.encoder is None else graphs.encoder.model_dump(),
-        },
+        "caches": [graphs.graphs.segments[step["segment"]].layers for step in graphs.schedule],
+        "graphs": graphs.described(),
         "source": {"context": chosen["context"], "start": spec.start} if isinstance(spec, EncoderDecoderSpec) else None,
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
@@ -244,10 +247,10 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
         np.save(folder / f"{name}.npy", array)
 
 
-def stage_count(student: Student | EncoderStudent) -> int:
-    """How often `build` calls its progress function."""
-    schema = student.exits.schema
-    return 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
+def stage_count(student: Student | EncoderStudent, target: Target | None = None) -> int:
+    """How often `build` calls its progress function; for the CPU unless a target is given."""
+    schema, engines = student.exits.schema, target is not None and target.backend != "onnxruntime"
+    return engines + 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
 
 
 def build_plain(student: Student | EncoderStudent, out: Path) -> None:
@@ -266,3 +269,11 @@ def profile_and_choose(
     profile = measure_profile(opened, quick=quick, progress=progress)
     write_profile(bundle, profile, key=key)
     return apply_default_policy(bundle, key=key)
+
+
+def choose_for_device(bundle: Path, target: Target, *, key: Path | None = None) -> Policy | None:
+    """Choose which exits are open by the cost model, for a device that is not at hand; None, and nothing is changed,
+    where its target has no data sheet."""
+    from eecompile.bench.defaults import apply_default_policy
+
+    return apply_default_policy(bundle, key=key, target=target) if target.bandwidth else None

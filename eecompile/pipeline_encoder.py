@@ -83,11 +83,8 @@ def _manifest_fields(
         "slots": _UNUSED,
         "exits": [e.model_dump() for e in _exit_infos(student)],
         "schedule": graphs.schedule,
-        "caches": [segment.layers for segment in graphs.segments],
-        "graphs": {
-            "embed": graphs.embed.model_dump(), "segments": [g.model_dump() for g in graphs.segments],
-            "exits": [g.model_dump() for g in graphs.exits], "head": graphs.head.model_dump(), "reference": None,
-        },
+        "caches": [segment.layers for segment in graphs.graphs.segments],
+        "graphs": graphs.described(),
         "tokenizer": bool(student.tokenizer_files),
         "provenance": {**student.exits.schema.provenance, "checkpoint": student.path.name},
     }  # fmt: skip

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from eecompile.errors import UsageError
@@ -17,18 +17,20 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "targets"
+CLASSIC_OPSET = 20
 Version = Annotated[str, Field(pattern=r"^(\d{1,3}\.\d{1,3})?$")]
 
 
 class Target(Strict):
-    """A device. Rates are what its data sheet promises, 0 where that depends on the machine.
+    """A device. Rates are what its data sheet promises for dense operands, 0 where that depends on the machine.
 
     backend: what runs the graphs. dialect: what its parser takes, opset-24 operators (`modern`) or plain ones of opset
-    20 (`classic`). context, batch, pending: most that a build may ask for. built: where engines are made: nowhere, since
-    none are needed (`anywhere`), on the device, or wherever the compiler runs (`here`). sm: compute capabilities, as 87.
-    tensorrt: the first version and, exclusive, the last (`tensorrt_below`) that bundles for it may meet; cuda: the
-    oldest. memory: bytes; unified where host and device share them. bandwidth: bytes/s of memory. flops: dense float
-    operations/s by precision.
+    20 (`classic`). context, batch, pending: most that a build may ask for. built: where engines are made: nowhere as
+    none are needed (`anywhere`), on the device, or wherever the compiler runs (`here`). sm: compute capabilities, 87
+    for 8.7. tensorrt: the first version and, exclusive, the last (`tensorrt_below`) that bundles for it may meet; cuda:
+    the oldest. memory: bytes; unified where host and device share them. bandwidth: bytes/s of memory. flops:
+    operations/s by the type that is multiplied. attained: the share of these rates that kernels reach. launch: seconds
+    that a pass takes beyond its kernels; kernel: the least seconds of a kernel.
     """
 
     name: Name
@@ -49,13 +51,28 @@ class Target(Strict):
     memory: Annotated[int, Field(ge=0, le=1 << 50)] = 0
     unified: bool = False
     bandwidth: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    flops: dict[Precision, float] = Field(default_factory=dict)
+    flops: dict[Precision, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    attained: Annotated[float, Field(gt=0, le=1)] = 1.0
+    launch: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kernel: Annotated[float, Field(ge=0, le=1)] = 0.0
     sources: list[Text] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _default_is_one_of_them(self) -> Self:
         if self.precision not in self.precisions:
             raise ValueError(f"the default precision {self.precision} is not among the precisions")
+        return self
+
+    @model_validator(mode="after")
+    def _back_end_has_what_it_needs(self) -> Self:
+        if (self.backend == "onnxruntime") != (self.built == "anywhere"):
+            raise ValueError(f"{self.backend} is not built {self.built}: onnxruntime, and it alone, is built anywhere")
+        if self.backend != "onnxruntime" and not (self.sm and self.tensorrt):
+            raise ValueError(f"{self.backend} needs sm and tensorrt: what its engines are for")
+        if self.tensorrt_below and _version(self.tensorrt_below) <= _version(self.tensorrt):
+            raise ValueError(f"tensorrt_below {self.tensorrt_below} is not above tensorrt {self.tensorrt}")
+        if self.dialect == "classic" and self.opset > CLASSIC_OPSET:
+            raise ValueError(f"the classic dialect stops at opset {CLASSIC_OPSET}, and opset is {self.opset}")
         return self
 
 
@@ -74,5 +91,19 @@ def load_target(name: str) -> Target:
         )
     try:
         return Target.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as e:
+        raise UsageError(f"not a valid target: {_faults(e)}", where=str(path)) from e
     except (OSError, ValueError) as e:
         raise UsageError(f"not a valid target: {e}", where=str(path)) from e
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part)
+
+
+def _faults(error: ValidationError) -> str:
+    """Each field that is refused, and why."""
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
+        for fault in error.errors()
+    )

@@ -13,6 +13,10 @@ import tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = {
+    "eecompile ": ["-m", "eecompile"],
+    "polygraphy ": ["-c", "import sys; from polygraphy.tools import main; sys.exit(main())"],
+}
 WORDS = ["the", "other", "bath", "these", "path", "then", "moth", "that", "with", "them", "thaw", "hat", "tooth"]
 
 
@@ -22,9 +26,9 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every eecompile command of the README, in order."""
+    """Every eecompile and polygraphy command of the README, in order."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("eecompile ")]
+    return [line.split("  #")[0].strip() for line in lines if line.startswith(tuple(PROGRAMS))]
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,10 @@ def test_the_readme_has_commands() -> None:
 
 
 def test_readme_commands_and_python_run_in_order(place: Path) -> None:
+    pytest.importorskip("polygraphy")
     for command in commands():
-        run(["-m", "eecompile", *shlex.split(command)[1:]], place)
+        program, *arguments = shlex.split(command)
+        run([*PROGRAMS[f"{program} "], *arguments], place)
     for code in blocks("python"):
         assert run(["-c", code], place).strip()
     run([str(ROOT / "samples/01_quickstart/generate.py"), "build/bundle"], place)

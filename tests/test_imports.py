@@ -11,7 +11,7 @@ import tiny
 
 ROOT = Path(__file__).parents[1] / "eecompile"
 VALUES = {"errors", "contract", "schema", "shapes", "target"}
-MODEL = {"student", "segments", "engines", "bundle"}
+MODEL = {"student", "segments", "engines", "plugins", "bundle"}
 MAY_IMPORT = {
     "errors": set(),
     "contract": set(),
@@ -20,18 +20,24 @@ MAY_IMPORT = {
     "target": {"schema", "errors", "contract"},
     "student": VALUES,
     "segments": VALUES | {"student"},
-    "engines": VALUES,
+    "plugins": VALUES,
+    "engines": VALUES | {"plugins"},
     "bundle": VALUES,
-    "runtime": VALUES | {"bundle", "engines"},
+    "runtime": VALUES | {"bundle", "engines", "plugins"},
     "calibrate": VALUES | MODEL | {"runtime"},
     "verify": VALUES | MODEL | {"runtime"},
     "bench": VALUES | MODEL | {"runtime"},
-    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder"},
+    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device"},
     "pipeline_encoder": VALUES | MODEL,
-    "cli": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder"},
+    "pipeline_device": VALUES | MODEL,
+    "pipeline_engines": VALUES | MODEL,
+    "polygraphy_plugin": VALUES | MODEL | {"verify"},
+    "cli": VALUES
+    | MODEL
+    | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder", "pipeline_engines"},
     "__main__": {"cli"},
 }
-EDGE = ("bundle", "engines", "runtime")  # what a device without torch runs
+EDGE = ("bundle", "engines", "plugins", "runtime")  # what a device without torch runs
 HEAVY = {"torch", "transformers", "eecompile_training"}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -81,6 +87,14 @@ def test_torch_is_never_imported_with_a_module(path: Path) -> None:
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert not HEAVY & {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_polygraphys_own_plugin_imports_it_with_a_module(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tops = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {a.name for n in tops for a in n.names} | {getattr(n, "module", "") for n in tops}
+    assert part(path) == "polygraphy_plugin" or "polygraphy" not in {name.split(".")[0] for name in names if name}
 
 
 BLOCKED = """

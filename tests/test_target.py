@@ -63,6 +63,53 @@ def test_fields_out_of_range(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert caught.value.where == path
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"context": 0}, "context: Input should be greater than or equal to 1"),
+        ({"pending": 64, "opset": 12}, "opset: .*; pending: "),
+        ({"built": "device"}, "onnxruntime is not built device"),
+        ({"backend": "tensorrt"}, "tensorrt is not built anywhere"),
+        ({"backend": "tensorrt", "built": "device"}, "tensorrt needs sm and tensorrt"),
+        ({"backend": "tensorrt", "built": "device", "sm": [87]}, "tensorrt needs sm and tensorrt"),
+        ({"tensorrt": "10.9", "tensorrt_below": "10.9"}, "tensorrt_below 10.9 is not above tensorrt 10.9"),
+        ({"dialect": "classic", "opset": 21}, "the classic dialect stops at opset 20, and opset is 21"),
+        ({"tensorrt": "ten"}, "tensorrt: String should match"),
+        ({"attained": 1.5}, "attained: "), ({"launch": -1e-6}, "launch: "), ({"kernel": 2.0}, "kernel: "),
+    ],
+)  # fmt: skip
+def test_faults_name_the_field_and_the_reason(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=f"not a valid target: (.*; )?{why}") as caught:
+        load_target(written(tmp_path / "bad.toml", changes))
+    assert "For further information" not in caught.value.what
+
+
+def test_versions_are_compared_as_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path / "mine.toml", {"tensorrt": "10.9", "tensorrt_below": "10.10"})
+    assert load_target(path).tensorrt_below == "10.10"
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_a_rate_is_above_zero(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"flops\.fp16"):
+        Target.model_validate({**CPU, "flops": {"fp16": rate}})
+
+
+def test_devices_have_what_a_prediction_needs() -> None:
+    """All but the two that stand for machines of many kinds."""
+    for target in (load_target(name) for name in target_names()):
+        known = target.name not in ("cpu", "rtx")
+        assert bool(target.memory and target.bandwidth) == known
+        assert {"fp32", "fp16"} <= set(target.flops) or not known
+
+
+def test_a_context_leaves_room_for_the_model() -> None:
+    """The keys and values of one sequence of an 8B-class model (128 KiB a token) take at most a quarter of memory."""
+    for target in (load_target(name) for name in target_names()):
+        assert not target.memory or target.context * (128 << 10) <= target.memory / 4
+
+
 @pytest.mark.parametrize("content", [b"name = ", b"\xff", b"[[["])
 def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.toml").write_bytes(content)

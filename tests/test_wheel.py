@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def tree() -> dict[str, Path]:
-    """Every file of both packages, by its name in a wheel."""
-    folders = [ROOT / "eecompile", ROOT / "training" / "eecompile_training"]
+    """Every file of the packages, by its name in a wheel."""
+    folders = [ROOT / "eecompile", ROOT / "training" / "eecompile_training", ROOT / "optimum"]
     paths = [p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     return {str(p.relative_to(ROOT)).removeprefix("training/"): p for p in paths}
 
@@ -50,6 +50,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
     assert (metadata["Name"], metadata["Version"]) == ("eecompile", eecompile.__version__)
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
-    assert "eecompile = eecompile.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    entry_points = wheel.read(f"{info}/entry_points.txt").decode()
+    assert "eecompile = eecompile.cli:main" in entry_points
+    assert "[polygraphy.run.plugins]\neecompile = eecompile.polygraphy_plugin:arg_groups" in entry_points
     needed = {line.split(";")[0] for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line}
     assert not [line for line in needed if line.startswith(("torch", "transformers"))]

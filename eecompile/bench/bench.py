@@ -58,7 +58,7 @@ def run_bench(
     contenders, refused = _modes(bundle)
     _warm_up(contenders, ids[0], max_new_tokens, progress)
     memory = peak_memory_mb()
-    if bundle.manifest.graphs.reference is not None:
+    if bundle.manifest.graphs.reference is not None and bundle.backend == "onnxruntime":
         contenders[UNCUT] = UncutContender(bundle)
         _warm_up({UNCUT: contenders[UNCUT]}, ids[0], max_new_tokens, progress)
     others = {} if beside is None else _beside(bundle, beside)
@@ -188,7 +188,7 @@ def _result(
         policy=bundle.files.policy.digest,
         precision=bundle.manifest.precision,
         layers=bundle.manifest.model.layers,
-        machine=machine_facts(bundle.threads),
+        machine=machine_facts(bundle),
         prompts=len(prompts),
         prompt_tokens=sum(map(len, prompts)),
         max_new_tokens=max_new_tokens,
@@ -223,13 +223,14 @@ def _peer_result(peer: PeerProcess, runs: Runs, full: Runs) -> PeerResult:
     )
 
 
-def machine_facts(threads: int) -> Machine:
-    """Where this runs."""
+def machine_facts(bundle: Bundle) -> Machine:
+    """Where this bundle runs."""
     return Machine(
-        device=device_name(),
+        device=bundle.graphs.embed.memory.gpu or device_name(),
         processors=processors(),
-        threads=threads,
+        threads=bundle.threads,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         onnxruntime=onnxruntime.__version__,
+        backend=bundle.backend,
     )

@@ -112,7 +112,7 @@ def run_classifier_bench(
         precision=files.manifest.precision,
         task=files.manifest.task,
         layers=files.manifest.model.layers,
-        machine=machine_facts(bundle.threads),
+        machine=machine_facts(bundle),
         texts=len(given),
         tokens=sum(len(text.ids) for text in contenders["full"].encoder.encode(given)),
         rounds=rounds,

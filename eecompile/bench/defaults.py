@@ -1,4 +1,4 @@
-"""The default policy of a bundle: which exits pay on the profile that was measured.
+"""The default policy of a bundle: which exits pay on the profile that was measured, or by the cost model before that.
 
 An exit that is calibrated may still lose time: its head costs more than the layers that it saves, or its drafts are
 refused too often. For each mode the open exits are the subset with the least simulated time a token (cost.simulate),
@@ -15,15 +15,15 @@ from typing import Literal
 
 from eecompile import contract as c
 from eecompile.bench.cost import PassCosts, full_depth_seconds, simulate
-from eecompile.bench.profile import device_name
+from eecompile.bench.device_costs import costs_of_bundle
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.manifest import Calibration, Policy, Profile
 from eecompile.bundle.policy import read_for_change
 from eecompile.bundle.ranges import calibrated_thresholds, matching_calibrations
 from eecompile.bundle.read import BundleFiles
 from eecompile.bundle.write import write_overlay
-from eecompile.errors import UsageError
 from eecompile.schema import Thresholds
+from eecompile.target import Target
 
 MARGIN = 0.03  # of the time at full depth that the open exits have to save; also what a profile is uncertain by
 EXHAUSTIVE = 10  # candidates up to which every subset is simulated
@@ -49,7 +49,11 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     are. Each exit's `reason` says why.
     Raises UsageError where the profile is not of this bundle's graphs.
     """
-    costs = PassCosts.from_profile(profile)
+    return choose_by_costs(files, PassCosts.from_profile(profile))
+
+
+def choose_by_costs(files: BundleFiles, costs: PassCosts) -> Policy:
+    """As `choose_policy`, by these costs."""
     confident, drafts = _choose_confident(files, costs), _choose_drafts(files, costs)
     for kv in c.APPROXIMATE:
         other = _try_rule(files, costs, kv)
@@ -68,19 +72,15 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     return files.policy.model_copy(update={"exits": exits, "kv": confident.kv})
 
 
-def apply_default_policy(bundle: Path, key: Path | None = None) -> Policy:
-    """Choose by the bundle's profile (this device's, where it has several), write the policy and return it.
+def apply_default_policy(bundle: Path, key: Path | None = None, *, target: Target | None = None) -> Policy:
+    """Choose by what the bundle's passes cost (device_costs.costs_of_bundle), write the policy and return it.
 
-    key: PEM file of the private key of a signed bundle. Raises UsageError where there is no profile or the key is
-    missing, IntegrityError where the bundle is not intact.
+    key: PEM file of the private key of a signed bundle. target: the bundle's, where that is a file of one's own. Raises
+    UsageError where nothing is known of the costs or the key is missing, IntegrityError where the bundle is not intact.
     """
     files = read_for_change(bundle, key)
-    if not files.profiles:
-        mend = "measure it first: `eecompile profile BUNDLE`"
-        raise UsageError("the bundle has no profile to choose by", where=str(bundle), mend=mend)
-    here = device_name()
-    profile = next((p for p in files.profiles if p.device == here), files.profiles[0])
-    return Policy.model_validate(write_overlay(bundle, c.POLICY, choose_policy(files, profile), key=key))
+    policy = choose_by_costs(files, costs_of_bundle(files, target))
+    return Policy.model_validate(write_overlay(bundle, c.POLICY, policy, key=key))
 
 
 def best_subset(candidates: Sequence[int], seconds: Callable[[frozenset[int]], float]) -> frozenset[int]:
@@ -102,7 +102,7 @@ def _choose_confident(files: BundleFiles, costs: PassCosts) -> _Choice:
     matching = matching_calibrations(files.manifest, files.policy, files.calibrations, "catch_up")
     if not matching:
         return _Choice([None] * count, ["never in confident mode: not calibrated"] * count)
-    traces = _sample(matching[0].traces, count)
+    traces = sample_traces(matching[0].traces, count)
     if not traces:
         given = [e.confident if files.policy.kv == "catch_up" else None for e in files.policy.exits]
         return _Choice(given, ["in confident mode as given: the calibration has no traces"] * count)
@@ -114,7 +114,7 @@ def _try_rule(files: BundleFiles, costs: PassCosts, kv: str) -> _Choice | None:
     manifest, count = files.manifest, len(files.manifest.exits)
     for found in matching_calibrations(manifest, files.policy, files.calibrations, kv):
         thresholds = _at_chosen(found)
-        traces, open_exits = _sample(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
+        traces, open_exits = sample_traces(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
         if not traces or any(manifest.exits[i].layer < files.policy.minimum_depth for i in open_exits):
             continue
         length = min(TYPICAL_LENGTH, manifest.model.context)
@@ -123,7 +123,7 @@ def _try_rule(files: BundleFiles, costs: PassCosts, kv: str) -> _Choice | None:
             kv=kv,
         )  # fmt: skip
         ratio = replayed.seconds_per_token / full_depth_seconds(manifest, costs, length)
-        said = f"{_OPEN['confident']} with {kv}: {ratio:.3f}x the time of full depth on this profile"
+        said = f"{_OPEN['confident']} with {kv}: {ratio:.3f}x the time of full depth on {costs.basis}"
         reasons = [said if t is not None else f"{_NEVER['confident']}: no threshold" for t in thresholds]
         return _Choice(thresholds, reasons, ratio, kv)
     return None
@@ -134,7 +134,7 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
     gates = gates_digest(files.manifest.exits, files.policy.exits)
     kind = files.manifest.precision, files.manifest.pending_cap, gates
     for found in files.calibrations:  # drafts need no point that passed
-        traces = _sample(found.draft_traces, count)
+        traces = sample_traces(found.draft_traces, count)
         if traces and (found.precision, found.pending_cap, found.gates) == kind and found.cache == files.manifest.cache:
             traced = found.draft if len(found.draft) == count else given
             bold = _pick(files, costs, traced, traces, "exact")
@@ -145,7 +145,7 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
 def _sure_drafts(files: BundleFiles, costs: PassCosts, found: Calibration) -> list[_Choice]:
     """Drafts at the thresholds of the calibration's chosen point, where it has one: fewer, but seldom rejected, which
     is what pays where a row more in a pass costs time."""
-    traces = _sample(found.traces, len(files.manifest.exits))
+    traces = sample_traces(found.traces, len(files.manifest.exits))
     if found.chosen is None or found.kv != "catch_up" or not traces:
         return []
     return [_pick(files, costs, _at_chosen(found), traces, "exact")]
@@ -155,7 +155,7 @@ def _at_chosen(found: Calibration) -> list[Thresholds | None]:
     return [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(found)]
 
 
-def _sample(traces: Sequence[str], exits: int) -> list[str]:
+def sample_traces(traces: Sequence[str], exits: int) -> list[str]:
     """Documents from all over `traces`, as many tokens as a search of that many exits may replay at a time."""
     letters = exits * (REPLAYED_TOKENS >> min(exits, EXHAUSTIVE))
     used = [t for t in traces if len(t) >= exits > 0]
@@ -186,7 +186,7 @@ def _pick(
     reasons = []
     for i in range(len(thresholds)):
         if i in chosen or i in candidates:
-            reasons.append(_judged(i, chosen, ratio, mode))
+            reasons.append(_judged(i, chosen, ratio, mode, costs.basis))
         else:
             reasons.append(_NEVER[mode] + (f": before the minimum depth of {depth}" if i in able else ": no threshold"))
     return _Choice([t if i in chosen else None for i, t in enumerate(thresholds)], reasons, ratio(chosen))
@@ -197,14 +197,15 @@ _NEVER = {"confident": "never in confident mode", "exact": "never drafts"}
 
 
 def _judged(
-    exit_: int, chosen: frozenset[int], ratio: Callable[[frozenset[int]], float], mode: Literal["confident", "exact"]
-) -> str:
-    """Why an exit that could be open is, or is not."""
+    exit_: int, chosen: frozenset[int], ratio: Callable[[frozenset[int]], float], mode: Literal["confident", "exact"],
+    basis: str,
+) -> str:  # fmt: skip
+    """Why an exit that could be open is, or is not. basis: of the ratios."""
     now = ratio(chosen)
     if exit_ in chosen:
-        return f"{_OPEN[mode]}: the open exits take {now:.3f}x the time of full depth on this profile"
+        return f"{_OPEN[mode]}: the open exits take {now:.3f}x the time of full depth on {basis}"
     opened = ratio(chosen | {exit_})
-    said = f"{_NEVER[mode]}: {opened:.3f}x the time of full depth on this profile"
+    said = f"{_NEVER[mode]}: {opened:.3f}x the time of full depth on {basis}"
     if chosen:
         return f"{said}, {now:.3f}x without it"
     return said if opened > 1 else f"{said}, which does not save {MARGIN:.0%}"

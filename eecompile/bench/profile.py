@@ -70,7 +70,7 @@ def measure_profile(bundle: Bundle, *, quick: bool, progress: Progress = lambda 
         {"graph": graph, "rows": rows, "length": length, "seconds": median(times)}
         for (graph, rows, length), times in sorted(walker.times.items())
     ]
-    return {"device": device_name(), "threads": bundle.threads, "passes": passes}
+    return {"device": bundle.graphs.embed.memory.gpu or device_name(), "threads": bundle.threads, "passes": passes}
 
 
 def write_profile(bundle: Path, profile: Mapping[str, object], key: Path | None = None) -> Profile:
@@ -114,7 +114,7 @@ class _Walker:
             stairs.begin([0] * length)  # a source as long as the target, where there is one
             stairs.caches.resize(length)
             stairs.watch(self._askers[length], range(len(manifest.exits)))
-            for tensors in stairs.caches.tensors:
+            for tensors in stairs.caches.tensors if not bundle.graphs.embed.memory.gpu else ():
                 for cache in tensors.values():  # untouched memory is one page of zeros, faster to read than a real one
                     cache[:] = 0.01
 

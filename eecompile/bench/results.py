@@ -141,7 +141,7 @@ class KVResult(Strict):
 
 
 class Machine(Strict):
-    """Where it was measured. threads: of the process-wide pool."""
+    """Where it was measured. threads: of the process-wide pool. backend: what ran the graphs."""
 
     device: Name
     processors: Annotated[int, Field(ge=1, le=65536)]
@@ -149,6 +149,7 @@ class Machine(Strict):
     system: Name
     python: Name
     onnxruntime: Name
+    backend: Name = "onnxruntime"
 
 
 class BenchResult(Strict):

@@ -1,10 +1,11 @@
 """A bundle whose engine passes note how long they took; the bundle itself, and what runs it, stay as they are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import NamedTuple
 
-from eecompile.engines.ort import Buffers, OrtEngine, OrtPass
+from eecompile.engines.interface import Array, Buffers, Engine, Memory, Pass
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.heads import head_graph
 from eecompile.runtime.staircase import LoadedGraphs
@@ -31,12 +32,12 @@ class PassLog:
         return taken
 
 
-class TimedPass(OrtPass):
+class TimedPass:
     """A bound pass that notes its time."""
 
     __slots__ = ("_graph", "_inner", "_log", "_rows")
 
-    def __init__(self, inner: OrtPass, graph: str, rows: int, log: PassLog) -> None:
+    def __init__(self, inner: Pass, graph: str, rows: int, log: PassLog) -> None:
         self._inner, self._graph, self._rows, self._log = inner, graph, rows, log
 
     def __call__(self) -> None:
@@ -45,23 +46,28 @@ class TimedPass(OrtPass):
         self._log.passes.append(PassRecord(self._graph, self._rows, perf_counter() - began))
 
 
-class TimedEngine(OrtEngine):
+class TimedEngine:
     """A loaded graph whose passes note their times. It shares the engine's memory."""
 
-    def __init__(self, engine: OrtEngine, graph: str, log: PassLog) -> None:
-        self.info, self.session = engine.info, engine.session
+    def __init__(self, engine: Engine, graph: str, log: PassLog) -> None:
+        self.info: GraphInfo = engine.info
+        self.memory: Memory = engine.memory
         self._engine, self._graph, self._log = engine, graph, log
 
-    def bind(self, buffers: Buffers) -> OrtPass:
-        """As OrtEngine.bind."""
+    def bind(self, buffers: Buffers) -> Pass:
+        """As Engine.bind."""
         return TimedPass(self._engine.bind(buffers), self._graph, _rows(self.info, buffers), self._log)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """As Engine.run; not timed."""
+        return self._engine.run(inputs)
 
 
 def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
     """`bundle` with every pass of its sessions noted in `log`. One log belongs to one thread at a time."""
     graphs = bundle.graphs
 
-    def timed(engine: OrtEngine, name: str) -> OrtEngine:
+    def timed(engine: Engine, name: str) -> Engine:
         return TimedEngine(engine, name, log)
 
     loaded = LoadedGraphs(

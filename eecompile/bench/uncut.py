@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.bench.timing import PassLog, TimedEngine
 from eecompile.bundle.factors import uncut_factors
-from eecompile.engines.ort import OrtEngine, OrtPass
+from eecompile.engines.interface import Engine, Pass
+from eecompile.engines.ort import OrtEngine
 from eecompile.errors import UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.caches import Caches
@@ -36,7 +37,7 @@ class UncutModel:
         engine = OrtEngine(bundle.files.path / info.path, info)
         self._manifest, self._encoder = manifest, bundle.graphs.encoder
         self._encoded: Encoded = {}
-        self._engine = engine if log is None else TimedEngine(engine, "uncut", log)
+        self._engine: Engine = engine if log is None else TimedEngine(engine, "uncut", log)
         self._minimum, self._most = manifest.minimum_rows, manifest.prefill_rows
         rows = max(self._most, self._minimum)
         self._length = 0
@@ -47,7 +48,7 @@ class UncutModel:
         self._measures = {name: np.zeros(rows, np.float32) for name in c.HEAD_CRITERIA}
         self._caches = Caches([info])
         self._factors = uncut_factors(manifest, [bundle.graphs.factors_of(k) for k in range(len(manifest.schedule))])
-        self._bound: dict[int, OrtPass] = {}
+        self._bound: dict[int, Pass] = {}
 
     def generate(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], float]:
         """Continue `prompt` by `tokens` tokens, whatever they are; returns them and the seconds after the first."""
@@ -78,7 +79,7 @@ class UncutModel:
         self._length += rows
         return int(self._token[rows - 1])
 
-    def _bind(self, rows: int) -> OrtPass:
+    def _bind(self, rows: int) -> Pass:
         buffers: dict[str, NDArray[Any]] = {
             c.TOKEN_IDS: self._ids[:rows].reshape(1, rows), c.POSITIONS: self._positions[:rows].reshape(1, rows),
             c.WRITE_INDEX: self._start, c.THRESHOLDS: self._thresholds[:rows], c.TOKEN: self._token[:rows],

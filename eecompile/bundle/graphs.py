@@ -62,8 +62,11 @@ def check_model_sizes(root: Path, manifest: Manifest) -> None:
     known |= {c.THRESHOLDS: (-1, 3), c.GATE_W1: (model.hidden, -1)}
     known |= {c.PREVIOUS: (-1, model.hidden), f"{c.ROUTER}_w1": (model.hidden, -1)}
     known |= dict.fromkeys((c.KEY_POSITIONS, c.updated(c.KEY_POSITIONS)), positions)
+    sets = [manifest.graphs, *([manifest.device.graphs] if manifest.device is not None else [])]
     narrow = {
-        graph.path: head.rows(model.vocab) for graph, head in zip(manifest.graphs.heads, manifest.heads, strict=True)
+        graph.path: head.rows(model.vocab)
+        for graphs in sets
+        for graph, head in zip(graphs.heads, manifest.heads, strict=True)
     }
     for info in _declared(manifest):
         known[c.LOGITS] = (-1, narrow.get(info.path, manifest.classes))
@@ -88,9 +91,7 @@ def tensor_bytes(dims: list[int], dtype: int) -> int | None:
 
 
 def _declared(manifest: Manifest) -> list[GraphInfo]:
-    graphs = manifest.graphs
-    optional = [graph for graph in (*graphs.kv, graphs.reference, graphs.encoder) if graph is not None]
-    return [graphs.embed, *graphs.segments, *graphs.exits, graphs.head, *graphs.heads, *optional]
+    return [*manifest.graphs.all(), *(manifest.device.graphs.all() if manifest.device is not None else [])]
 
 
 def _check_graph(path: Path, name: str, info: GraphInfo | None, sizes: Mapping[str, int]) -> None:

@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from eecompile import contract as c
+from eecompile.bundle.device import device_fault
 from eecompile.schema import (
     CacheType,
     CalibrationResult,
+    ComputeType,
     GraphInfo,
     Index,
     KVRule,
@@ -46,6 +48,26 @@ class Graphs(Strict):
     reference: GraphInfo | None = None
     kv: Annotated[list[GraphInfo | None], Field(max_length=c.MAX_EXITS + 1)] = Field(default_factory=list)
     encoder: GraphInfo | None = None
+
+    def all(self) -> list[GraphInfo]:
+        """Every graph, those that a bundle may lack last."""
+        optional = [graph for graph in (*self.kv, self.reference, self.encoder) if graph is not None]
+        return [self.embed, *self.segments, *self.exits, self.head, *self.heads, *optional]
+
+
+class DeviceGraphs(Strict):
+    """The graphs that engines of the target `target` are made of: the bundle's own with the same inputs and outputs,
+    but computed in `compute`, in operators that its parser takes, and for caches of one length, context and slack. They
+    share the weight files. There is no reference among them. plan: the build plan (engines/plan.py).
+    """
+
+    target: Name
+    dialect: Literal["modern", "classic"]
+    opset: Annotated[int, Field(ge=13, le=64)]
+    compute: ComputeType
+    cache: Literal["fp32", "fp16"]
+    graphs: Graphs
+    plan: Name
 
 
 class CycleInfo(Strict):
@@ -120,7 +142,8 @@ class Manifest(Strict):
     `minimum_rows`: passes of fewer rows are padded to this many, where the engine would compute a lone row by
     another kernel. `slack`: positions past `context` that padding may have. `cache`: what keys and values are kept in.
     `source`: of an encoder-decoder, whose prompts are sources and whose decoder begins by itself. `labels`, in the
-    classifier's order, and `encoder` belong to every task but causal-lm.
+    classifier's order, and `encoder` belong to every task but causal-lm. `device`: of a target that engines are built
+    for, the graphs that they are made of.
     """
 
     format: Literal["eecompile-bundle"]
@@ -147,6 +170,7 @@ class Manifest(Strict):
     task: Task = "causal-lm"
     labels: Annotated[list[Name], Field(max_length=c.MAX_LABELS, default_factory=list)]
     encoder: EncoderInfo | None = None
+    device: DeviceGraphs | None = None
     files: Annotated[dict[Name, FileInfo], Field(max_length=c.MAX_FILES)]
     digest: Sha256
 
@@ -238,6 +262,12 @@ class Manifest(Strict):
             raise ValueError("an encoder-decoder has one slot")
         if self.kv_rules != ["catch_up"]:
             raise ValueError("an encoder-decoder knows the rule catch_up alone")
+        return self
+
+    @model_validator(mode="after")
+    def _device_graphs_take_the_place_of_the_others(self) -> Self:
+        if reason := device_fault(self):
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from eecompile import contract as c
 from eecompile.cli.console import err, print_json, print_table, stages, user_faults
@@ -23,7 +24,8 @@ from eecompile.errors import UsageError
 @click.option("--precision", type=click.Choice(c.PRECISIONS), help="Default: the target's.")
 @click.option("--context", type=int, help="Tokens of K/V cache. Default: the model's, at most 2048.")
 @click.option("--pending-cap", type=int, help=f"Tokens that may wait for deep layers. Default: {c.PENDING_CAP}.")
-@click.option("--cache", type=click.Choice(c.CACHES), default="fp32", show_default=True, help="Keys and values.")
+@click.option("--cache", type=click.Choice(c.CACHES), help="Keys and values. Default: fp32; fp16 in engines.")
+@click.option("--compute", type=click.Choice(c.COMPUTE), help="In engines. Default: float16, or float32 with fp32.")
 @click.option(
     "--kv", default="catch_up", show_default=True, help=f"Rules for skipped layers, of {','.join(c.KV_RULES)}."
 )
@@ -37,7 +39,7 @@ from eecompile.errors import UsageError
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
     pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
-    kv: str, cache: str, as_json: bool,
+    kv: str, cache: str | None, compute: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
@@ -45,22 +47,26 @@ def build(
     from eecompile.student.encoder_student import EncoderStudent, open_checkpoint
     from eecompile.target import load_target
 
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, tuple(kv.split(",")), cache)
+    rules = tuple(kv.split(","))
+    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, rules, cache, compute)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_checkpoint(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
         plan = pipeline.plan(student, device, options)
         if dry_run:
             check_replaceable(output)
-            _show(
-                {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}, as_json
-            )
+            _show_plan(student, device, plan, as_json)
             return
-        with stages("build", pipeline.stage_count(student)) as begin:
+        with stages("build", pipeline.stage_count(student, device)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
     if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
-            pipeline.profile_and_choose(output, progress=begin)
+            if device.backend == "onnxruntime":
+                pipeline.profile_and_choose(output, progress=begin)
+            else:
+                pipeline.choose_for_device(output, device)
+    if manifest.device is not None:
+        plan["engines"] = _engines_here(output)
     size = sum(info.bytes for info in manifest.files.values())
     _show({"bundle": str(output), "target": device.name, **plan, "bytes": size, "digest": manifest.digest}, as_json)
 
@@ -149,6 +155,7 @@ def calibrate(
     By Learn-then-Test (ltt: the risk holds with 1 - error confidence) or conformal risk control (crc: in expectation).
     """
     from eecompile.bench.defaults import apply_default_policy
+    from eecompile.bench.device_costs import is_elsewhere
     from eecompile.bundle.policy import read_for_change
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
     from eecompile.calibrate.classifier import calibrate_classifier
@@ -169,7 +176,8 @@ def calibrate(
                 opened, data, granularity=granularity, tolerance=tolerance, progress=begin, **common
             )
     apply_calibration(bundle, result, key=key)
-    if opened.files.profiles:
+    generates = opened.manifest.task == c.CAUSAL_LM
+    if opened.files.profiles or (generates and is_elsewhere(opened.manifest.target)):
         apply_default_policy(bundle, key=key)
     chosen = None if result.chosen is None else result.path[result.chosen].model_dump(mode="json")
     found = {"documents": result.documents, "tokens": result.tokens, "risk": risk, "guarantee": result.promise}
@@ -193,6 +201,36 @@ def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path
         yield folder / path.stem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _engines_here(bundle: Path) -> list[str]:
+    """Build a bundle's engines where this machine is their device; the names of those that it has then."""
+    from eecompile.pipeline_engines import engines_here
+
+    with stages("engines") as begin:
+        found = engines_here(bundle, progress=begin)
+    if isinstance(found, str):
+        err.print(escape(found))
+        return []
+    return list(found.record.engines)
+
+
+def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -> None:
+    """The plan, and what it would come to. Nothing is predicted of encoders, whose passes have any shape."""
+    from eecompile.bench.forecast import predict_build
+    from eecompile.cli.dry_run import print_prediction
+    from eecompile.student.encoder_student import EncoderStudent
+
+    values = {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}
+    with stages("predict") as begin:
+        begin(f"rates of {device.name}")
+        prediction = None if isinstance(student, EncoderStudent) else predict_build(student, device, plan)
+    if as_json:
+        print_json({**values, "predicted": prediction and prediction.to_dict()})
+        return
+    _show(values, as_json)
+    if prediction is not None:
+        print_prediction(prediction)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

@@ -12,6 +12,13 @@ from eecompile.schema import Criterion, Thresholds
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+BACKEND = click.option(
+    "--backend", type=click.Choice(["auto", *c.BACKENDS]), default="auto", show_default=True,
+    help="auto: the engines that were built on this machine, else ONNX Runtime. cuda: ONNX Runtime on a GPU.",
+)  # fmt: skip
+PLUGIN = click.option(
+    "--plugin", type=click.Path(path_type=Path), help="The exit decision's library, where engines call it."
+)
 KEY = click.option("--key", type=click.Path(path_type=Path), help="Ed25519 key in PEM form.")
 
 

@@ -10,7 +10,17 @@ from eecompile import contract as c
 from eecompile.cli.classify import CLASSIFYING, run_classifier
 from eecompile.cli.console import err, print_json, user_faults
 from eecompile.cli.many import result_json, run_file
-from eecompile.cli.options import BUNDLE, JSON, KEY, MODE, ids_from_text, refuse_given, thresholds_from_options
+from eecompile.cli.options import (
+    BACKEND,
+    BUNDLE,
+    JSON,
+    KEY,
+    MODE,
+    PLUGIN,
+    ids_from_text,
+    refuse_given,
+    thresholds_from_options,
+)
 from eecompile.errors import UsageError
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
@@ -44,6 +54,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
 @click.option("--granularity", type=click.Choice(list(c.GRANULARITIES)), help="What leaves a classifier's batch.")
 @click.option("--truncate", is_flag=True, help="Cut off texts that are too long for a classifier.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the processors at hand.")
+@BACKEND
+@PLUGIN
 @KEY
 @JSON
 @user_faults
@@ -52,7 +64,7 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     output, sooner; not for classifiers)."""
     from eecompile.runtime import Bundle, Sampling
 
-    opened = Bundle.open(bundle, threads=options["threads"], key=options["key"])
+    opened = Bundle.open(bundle, **{name: options[name] for name in ("threads", "key", "backend", "plugin")})
     if opened.manifest.task != c.CAUSAL_LM:
         run_classifier(opened, prompt, options)
         return

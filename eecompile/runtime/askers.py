@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
-from eecompile.engines.ort import OrtEngine, OrtPass
+from eecompile.engines.interface import Engine, Memory, Pass
 from eecompile.runtime.walk import Walk
 from eecompile.schema import Criterion
 from eecompile.shapes import ExitShape
@@ -43,15 +43,19 @@ class ExitAsker:
     """
 
     def __init__(
-        self, engine: OrtEngine, exits: Sequence[ExitShape], exit_: int, hidden: int, rows: int,
+        self, engine: Engine, exits: Sequence[ExitShape], exit_: int, hidden: int, rows: int,
         weights: Mapping[str, Float],
     ) -> None:  # fmt: skip
-        self._engine, self._exit, self._weights = engine, exit_, dict(weights)
+        self._engine, self._exit, self._weights = (
+            engine,
+            exit_,
+            {n: engine.memory.constant(w) for n, w in weights.items()},
+        )
         self._shape = exits[exit_]
         after = exits[exit_ + 1] if exit_ + 1 < len(exits) else None
         self._keeps = after is not None and "saturation" in after.gates
-        self._buffers = row_buffers(self._shape, hidden, rows)
-        self._bound: dict[int, tuple[OrtPass, Mapping[str, NDArray[Any]], ExitSaid]] = {}
+        self._buffers = row_buffers(self._shape, hidden, rows, engine.memory)
+        self._bound: dict[int, tuple[Pass, Mapping[str, NDArray[Any]], ExitSaid]] = {}
 
     def __call__(self, rows: Float, walk: Walk | None = None, slots: Sequence[int] = (0,)) -> ExitSaid:
         """Ask about hidden rows [N, D]. walk: what exits before it said of them, which is brought up to date; None
@@ -90,14 +94,14 @@ class ExitAsker:
         if c.CANDIDATES in view:
             walk.candidates, walk.local = view[c.CANDIDATES_OUT].copy(), view[c.LOCAL].copy()
 
-    def _binding(self, n: int) -> tuple[OrtPass, Mapping[str, NDArray[Any]], ExitSaid]:
+    def _binding(self, n: int) -> tuple[Pass, Mapping[str, NDArray[Any]], ExitSaid]:
         if n not in self._bound:
             view = {name: buffer[:n] for name, buffer in self._buffers.items()}
             self._bound[n] = self._engine.bind({**view, **self._weights}), view, self._said(view)
         return self._bound[n]
 
 
-def row_buffers(shape: ExitShape, hidden: int, rows: int) -> dict[str, NDArray[Any]]:
+def row_buffers(shape: ExitShape, hidden: int, rows: int, memory: Memory) -> dict[str, NDArray[Any]]:
     """A buffer of `rows` rows for every input and output that has them."""
     floats: dict[str, tuple[int, ...]] = {c.HIDDEN: (hidden,), c.EXIT_HIDDEN: (hidden,)}
     integers: dict[str, tuple[int, ...]] = {}
@@ -109,5 +113,5 @@ def row_buffers(shape: ExitShape, hidden: int, rows: int) -> dict[str, NDArray[A
     if shape.predictor is not None:
         floats |= {c.LAST_LOCAL: (c.CANDIDATE_COUNT,), c.LOCAL: (c.CANDIDATE_COUNT,)}
         integers = dict.fromkeys((c.CANDIDATES, c.CANDIDATES_OUT, c.CANDIDATE_TOKENS), (c.CANDIDATE_COUNT,))
-    made: dict[str, NDArray[Any]] = {name: np.zeros((rows, *rest), np.float32) for name, rest in floats.items()}
-    return made | {name: np.zeros((rows, *rest), np.int64) for name, rest in integers.items()}
+    made: dict[str, NDArray[Any]] = {name: memory.rows((rows, *rest)) for name, rest in floats.items()}
+    return made | {name: memory.rows((rows, *rest), np.int64) for name, rest in integers.items()}

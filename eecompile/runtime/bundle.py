@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from eecompile import contract as c
-from eecompile.bundle.cycles import read_cycles
-from eecompile.bundle.factors import read_factors
 from eecompile.bundle.gates import gate_inputs
 from eecompile.bundle.manifest import ExitPolicy, Manifest
 from eecompile.bundle.ranges import calibrated_thresholds, confident_fault, matching_calibrations, thresholds_fault
 from eecompile.bundle.read import BundleFiles, Integrity, read_bundle
-from eecompile.engines.ort import OrtEngine, processors, use_threads
+from eecompile.engines.ort import processors, use_threads
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.backends import choose_backend, load_graphs
 from eecompile.runtime.batch import Batch, run_all
 from eecompile.runtime.classifier_rules import check_mode, confident_rules, granularity_of
 from eecompile.runtime.classify import Classifier, check_task
@@ -29,7 +28,7 @@ from eecompile.runtime.session import Session
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.runtime.text import TextCodec
 from eecompile.runtime.texts import TextEncoder
-from eecompile.schema import GraphInfo, Thresholds
+from eecompile.schema import Thresholds
 
 DEFAULT_SLOTS = 8
 
@@ -48,22 +47,29 @@ class Bundle:
     graphs: LoadedGraphs
     text: TextCodec | None
     threads: int
+    backend: str = "onnxruntime"
 
     @classmethod
     def open(
-        cls, path: str | Path, *, threads: int | None = None, integrity: Integrity = "hash", key: Path | None = None
-    ) -> "Bundle":
+        cls, path: str | Path, *, threads: int | None = None, integrity: Integrity = "hash", key: Path | None = None,
+        backend: str = "auto", plugin: Path | None = None,
+    ) -> "Bundle":  # fmt: skip
         """Check and load the bundle at `path`.
 
         threads: of the process-wide pool (default: the processors this process may use). integrity: "hash" checks
-        every core file's SHA-256, "size" only sizes. key: refuse what this key did not sign.
-        Raises IntegrityError, UsageError.
+        every core file's SHA-256, "size" only sizes. key: refuse what this key did not sign. backend: what runs the
+        graphs: onnxruntime, on the CPU; tensorrt, the engines that were built on this machine; cuda, ONNX Runtime on a
+        GPU; auto: tensorrt where there are engines and a GPU, else onnxruntime. plugin: the exit decision's library for
+        engines that call it, unless `make plugin` made it in this checkout.
+        Raises IntegrityError, UsageError, MissingBackend.
         """
         files = read_bundle(Path(path), integrity=integrity, key=key)
         count = processors() if threads is None else threads
         use_threads(count)
         text = TextCodec(files.path / "tokenizer") if files.manifest.tokenizer else None
-        return cls(files, load_graphs(files.path, files.manifest), text, count)
+        chosen = choose_backend(backend, files)
+        graphs = load_graphs(chosen, files, hashed=integrity == "hash", plugin=plugin)
+        return cls(files, graphs, text, count, chosen)
 
     @property
     def manifest(self) -> Manifest:
@@ -260,19 +266,3 @@ class Bundle:
         fault = confident_fault(self.manifest, changed, calibrations, kv)
         if fault:
             raise Uncalibrated(fault, mend="choose thresholds inside the calibrated range, or calibrate at more risk")
-
-
-def load_graphs(root: Path, manifest: Manifest) -> LoadedGraphs:
-    """Load a bundle's graphs into ONNX Runtime. A recursive schedule shares its segment's one engine."""
-    infos, varied = manifest.graphs, manifest.task != c.CAUSAL_LM
-
-    def load(info: GraphInfo) -> OrtEngine:
-        return OrtEngine(root / info.path, info, varied=varied)
-
-    return LoadedGraphs(
-        load(infos.embed), [load(i) for i in infos.segments], [load(i) for i in infos.exits], load(infos.head),
-        {head.name: load(info) for head, info in zip(manifest.heads, infos.heads, strict=True)},
-        [None if i is None else load(i) for i in infos.kv],
-        None if infos.encoder is None else load(infos.encoder),
-        read_factors(root, manifest), read_cycles(root, manifest),
-    )  # fmt: skip

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
-from eecompile.engines.ort import OrtEngine, OrtPass
+from eecompile.engines.interface import Engine, Pass
 from eecompile.runtime.staircase import LoadedGraphs
 
 Float = NDArray[np.float32]
@@ -32,16 +32,18 @@ class Head:
     """A head over up to `rows` rows, with `vocab` logits. Not thread-safe; the engine is shared."""
 
     def __init__(
-        self, engine: OrtEngine, hidden: int, vocab: int, rows: int, minimum: int,
+        self, engine: Engine, hidden: int, vocab: int, rows: int, minimum: int,
         ids: NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
         self._engine, self._vocab, self._minimum, self._ids = engine, vocab, minimum, ids
+        self._memory = engine.memory
         rows = max(rows, minimum)
-        self._hidden = np.zeros((rows, hidden), np.float32)
-        self._thresholds = np.tile(np.array(c.NO_BOUND, np.float32), (rows, 1))
+        self._hidden: Float = self._memory.rows((rows, hidden))
+        self._thresholds: Float = self._memory.rows((rows, len(c.NO_BOUND)))
+        self._thresholds[:] = c.NO_BOUND
         self._bounded = False
         self._logits: Float | None = None
-        self._bound: dict[tuple[int, bool], tuple[OrtPass, Decisions]] = {}
+        self._bound: dict[tuple[int, bool], tuple[Pass, Decisions]] = {}
 
     def __call__(self, rows: Float, bounds: Float | None = None, *, logits: bool = False) -> Decisions:
         """Decide rows [N, D] (normalised) against bounds [3] or [N, 3] (default: none); logits [N, V] on request."""
@@ -56,15 +58,15 @@ class Head:
         run()
         return decisions
 
-    def _binding(self, n: int, logits: bool) -> tuple[OrtPass, Decisions]:
+    def _binding(self, n: int, logits: bool) -> tuple[Pass, Decisions]:
         if (n, logits) not in self._bound:
             padded = max(n, self._minimum)
-            floats = {name: np.zeros(padded, np.float32) for name in (c.MAX_PROB, c.MARGIN, c.ENTROPY)}
+            floats = {name: self._memory.rows((padded,)) for name in (c.MAX_PROB, c.MARGIN, c.ENTROPY)}
             buffers: dict[str, NDArray[Any]] = {
                 c.HIDDEN: self._hidden[:padded],
                 c.THRESHOLDS: self._thresholds[:padded],
-                c.TOKEN: np.zeros(padded, np.int64),
-                c.EXIT_FLAG: np.zeros(padded, np.bool_),
+                c.TOKEN: self._memory.rows((padded,), np.int64),
+                c.EXIT_FLAG: self._memory.rows((padded,), np.bool_),
                 **floats,
             }
             if logits:
@@ -80,7 +82,7 @@ class Head:
     def _logit_rows(self) -> Float:
         """One buffer for logits of any width, made when first asked for (V may be large)."""
         if self._logits is None:
-            self._logits = np.zeros((len(self._hidden), self._vocab), np.float32)
+            self._logits = self._memory.rows((len(self._hidden), self._vocab))
         return self._logits
 
 

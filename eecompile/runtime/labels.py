@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
-from eecompile.engines.ort import OrtEngine
+from eecompile.engines.interface import Engine
 from eecompile.runtime.rules import head_bounds
 from eecompile.schema import Criterion, Task
 
@@ -45,7 +45,7 @@ class Said:
 class AskedExit:
     """An exit, or the head, of an encoder. Thread-safe."""
 
-    def __init__(self, engine: OrtEngine, task: Task) -> None:
+    def __init__(self, engine: Engine, task: Task) -> None:
         self._engine, self._regression = engine, task == "regression"
 
     def __call__(self, rows: Float, rule: ClassRule | None, before: Float | None) -> Said:

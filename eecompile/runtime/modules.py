@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
-from eecompile.engines.ort import OrtEngine, OrtPass
+from eecompile.engines.interface import Engine, Pass
 from eecompile.runtime.askers import ExitAsker, ExitSaid, Float, row_buffers
-from eecompile.runtime.caches import GROWTH, Caches
+from eecompile.runtime.caches import Caches
 from eecompile.runtime.plan import PASS_ROWS, Range, plan_passes
 from eecompile.runtime.walk import Walk
 
@@ -30,7 +30,7 @@ class LayerAsker(ExitAsker):
     """
 
     def __init__(
-        self, engine: OrtEngine, manifest: Manifest, exit_: int, weights: Mapping[str, Float], slots: int = 1,
+        self, engine: Engine, manifest: Manifest, exit_: int, weights: Mapping[str, Float], slots: int = 1,
         each_pass: float = PASS_ROWS,
     ) -> None:  # fmt: skip
         self._minimum, self._each_pass = manifest.minimum_rows, each_pass
@@ -42,10 +42,11 @@ class LayerAsker(ExitAsker):
         self._last_position = manifest.model.context + manifest.slack - 1
         self.filled, self.waiting = [0] * slots, [0] * slots
         self._rows = np.zeros((slots, self._wait, hidden), np.float32)
-        self._flat = row_buffers(self._shape, hidden, self._most)  # of a pass; the other ones are of those that asked
-        self._positions, self._start = np.zeros(self._most, np.int64), np.zeros(slots, np.int64)
-        self._caches = Caches([engine.info], slots)
-        self._passes: dict[Range, OrtPass] = {}
+        memory = engine.memory
+        self._flat = row_buffers(self._shape, hidden, self._most, memory)  # of a pass; the others of those that asked
+        self._positions, self._start = memory.rows((self._most,), np.int64), memory.rows((slots,), np.int64)
+        self._caches = Caches([engine.info], slots, memory)
+        self._passes: dict[Range, Pass] = {}
 
     def __call__(self, rows: Float, walk: Walk | None = None, slots: Sequence[int] = (0,)) -> ExitSaid:
         """As ExitAsker, for the newest row that was offered of each of `slots`, which `rows` [N, D] are, or of a single
@@ -89,8 +90,7 @@ class LayerAsker(ExitAsker):
         """Forget a slot's sequence, and free memory that no other is long enough for."""
         self.rewind(0, slot)
         longest = max(self.filled)
-        if not longest or self._caches.rows > 2 * (longest + GROWTH):
-            self._caches.resize(longest)
+        if self._caches.shrink(longest):
             self._passes = {}
         self._caches.clear(slot, self._caches.rows)
 
@@ -134,7 +134,7 @@ class LayerAsker(ExitAsker):
         for slot in taking_part:
             self.filled[slot], self.waiting[slot] = self.filled[slot] + self.waiting[slot], 0
 
-    def _bind(self, range_: Range) -> OrtPass:
+    def _bind(self, range_: Range) -> Pass:
         first, last, rows = range_
         shape = (last - first, rows)
         count = shape[0] * rows

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
-from eecompile.engines.ort import OrtPass
-from eecompile.runtime.caches import GROWTH, Caches
+from eecompile.engines.interface import Pass
+from eecompile.runtime.caches import Caches
 from eecompile.runtime.cycles import Repeater
 from eecompile.runtime.plan import PASS_ROWS, Range, Waiting, plan_passes
 from eecompile.runtime.source import Encoded, read_prompt
@@ -51,16 +51,17 @@ class Pool:
         self.most = max(most, slots)  # rows of a pass
         width, steps = manifest.model.hidden, len(manifest.schedule)
         self.boundary = [np.zeros((slots, most, width), np.float32) for _ in range(steps + 1)]
-        self._in, self._out = (np.zeros((self.most, width), np.float32) for _ in range(2))
-        self._ids, self._positions = np.zeros(self.most, np.int64), np.zeros(self.most, np.int64)
-        self._start = np.zeros(slots, np.int64)
+        memory = graphs.embed.memory
+        self._in, self._out = (memory.rows((self.most, width)) for _ in range(2))
+        self._ids, self._positions = (memory.rows((self.most,), np.int64) for _ in range(2))
+        self._start = memory.rows((slots,), np.int64)
         self._last_position = manifest.model.context + manifest.slack - 1
         writers = {step.cache: graphs.segments[step.segment].info for step in manifest.schedule}
-        self.caches = Caches([writers[i] for i in range(len(manifest.caches))], slots)
+        self.caches = Caches([writers[i] for i in range(len(manifest.caches))], slots, memory)
         self._repeaters = {k: Repeater(gate) for k, gate in graphs.cycles.items()}
         self._layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
         self._keep_bound = manifest.pending_cap + 2
-        self._bound: dict[tuple[bool, int, int, int, int], OrtPass] = {}
+        self._bound: dict[tuple[bool, int, int, int, int], Pass] = {}
         self._placed = _NOWHERE
 
     def take_up(self, prompt: list[int]) -> list[int]:
@@ -199,8 +200,7 @@ class Pool:
         self.slots[one.slot] = None
         others = (self._at(slot) for slot in range(len(self.slots)))
         longest = max((other.length for other in others if other is not None), default=0)
-        if not longest or self.caches.rows > 2 * (longest + GROWTH):
-            self.caches.resize(longest)
+        if self.caches.shrink(longest):
             self._bound, self._placed = {}, _NOWHERE
         self.caches.clear(one.slot, one.length + self.prefill_rows)
 
@@ -230,14 +230,16 @@ class Pool:
 
     def reset(self) -> None:
         """Forget everything. Short caches are kept, and with them their bindings, which take a token's time to make."""
-        if self._encoded or self.caches.rows > KEPT_ROWS:
-            self.caches.resize(0)
+        stale = bool(self._encoded)
+        if stale or self.caches.rows > KEPT_ROWS:
+            stale = self.caches.shrink(0) or stale
+        if stale:
             self._bound, self._encoded = {}, {}
         for slot in range(len(self.slots)):
             self.caches.clear(slot, self.caches.rows)
         self._placed = _NOWHERE
 
-    def _pass(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
+    def _pass(self, kv: bool, k: int, first: int, last: int, rows: int) -> Pass:
         """The pass that fills boundary k (kv: only the caches before it) for a range of slots, from `_in`
         (or token ids) into `_out`.
 
@@ -250,7 +252,7 @@ class Pool:
                 self._bound[kv, k, first, last, rows] = bound
         return bound
 
-    def _bind(self, kv: bool, k: int, first: int, last: int, rows: int) -> OrtPass:
+    def _bind(self, kv: bool, k: int, first: int, last: int, rows: int) -> Pass:
         width = last - first
         out = self._out[: width * rows].reshape(width, rows, -1)
         if k == 0:

@@ -1,19 +1,18 @@
 """Prompts of an encoder-decoder are sources: encoded once a request, into what every decoder layer attends to."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest, ModelInfo
-from eecompile.engines.ort import OrtEngine
+from eecompile.engines.interface import Buffers, Engine
 
-Encoded: TypeAlias = Mapping[str, NDArray[Any]]
+Encoded: TypeAlias = Buffers
 
 
-def read_prompt(manifest: Manifest, encoder: OrtEngine | None, prompt: list[int]) -> tuple[list[int], Encoded]:
+def read_prompt(manifest: Manifest, encoder: Engine | None, prompt: list[int]) -> tuple[list[int], Encoded]:
     """The tokens that the decoder runs first and what its segments take besides, by name: the prompt and nothing; of an
     encoder-decoder the start token and what its encoder makes of the prompt."""
     if manifest.source is None or encoder is None:
@@ -35,16 +34,16 @@ def sequence(
     return [manifest.source.start, *continuation], list(prompt)
 
 
-def encode_source(encoder: OrtEngine, model: ModelInfo, ids: Sequence[int]) -> Encoded:
+def encode_source(encoder: Engine, model: ModelInfo, ids: Sequence[int]) -> Encoded:
     """Run the encoder over `ids`; returns what the segments take by name: keys and values [1, H, E, d] of each layer's
     cross-attention, and source_length [1].
 
     E is the length padded to a multiple of the bucket, so that no product has a single row. Memory: 2 L H E d float32.
     """
     length = -(-len(ids) // c.CACHE_BUCKET) * c.CACHE_BUCKET
-    padded = np.zeros((1, length), np.int64)
-    padded[0, : len(ids)] = ids
-    counted = {c.SOURCE_LENGTH: np.array([len(ids)], np.int64)}
-    given = {t.name: np.zeros((1, model.heads, length, model.head_dim), np.float32) for t in encoder.info.outputs}
-    encoder.bind({c.TOKEN_IDS: padded, **counted, **given})()
-    return {**counted, **given}
+    memory = encoder.memory
+    padded, counted = memory.rows((1, length), np.int64), memory.rows((1,), np.int64)
+    padded[0, : len(ids)], counted[0] = ids, len(ids)
+    given = {t.name: memory.cache((1, model.heads, length, model.head_dim), t.dtype) for t in encoder.info.outputs}
+    encoder.bind({c.TOKEN_IDS: padded, c.SOURCE_LENGTH: counted, **given})()
+    return {c.SOURCE_LENGTH: counted, **given}

@@ -13,9 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eecompile.bundle.cycles import CycleGate
-from eecompile.bundle.factors import Factors
 from eecompile.bundle.manifest import Manifest
-from eecompile.engines.ort import OrtEngine
+from eecompile.engines.interface import Buffers, Engine
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.pool import Pool, Rows
@@ -28,17 +27,17 @@ class LoadedGraphs:
     """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. kv: K/V-only ones, by
     segment. factors: LoRA by step and input; none for no step's. cycles: gates that have a step run again, by step."""
 
-    embed: OrtEngine
-    segments: list[OrtEngine]
-    exits: list[OrtEngine]
-    head: OrtEngine
-    heads: Mapping[str, OrtEngine] = field(default_factory=dict)
-    kv: list[OrtEngine | None] = field(default_factory=list)
-    encoder: OrtEngine | None = None
-    factors: Sequence[Factors] = ()
+    embed: Engine
+    segments: list[Engine]
+    exits: list[Engine]
+    head: Engine
+    heads: Mapping[str, Engine] = field(default_factory=dict)
+    kv: list[Engine | None] = field(default_factory=list)
+    encoder: Engine | None = None
+    factors: Sequence[Buffers] = ()
     cycles: Mapping[int, CycleGate] = field(default_factory=dict)
 
-    def factors_of(self, step: int) -> Factors:
+    def factors_of(self, step: int) -> Buffers:
         """What step number `step` binds beside rows and caches."""
         return self.factors[step] if self.factors else {}
 

@@ -21,7 +21,7 @@ def exit_decision(
     token: what to call its first output. Returns token, max_prob, margin, entropy (nats) and exit_flag, each [N].
     """
     if not g.functions:
-        g.functions.append(_function())
+        g.functions.append(decision_function(g.form.opset))
     best, max_prob, margin, entropy, flag = g.ops(
         c.DECISION_OP,
         5,
@@ -35,7 +35,8 @@ def exit_decision(
     return best, max_prob, margin, entropy, flag
 
 
-def _function() -> onnx.FunctionProto:
+def decision_function(opset: int = OPSET) -> onnx.FunctionProto:
+    """The function of the decision node, for a model of that opset."""
     n = helper.make_node
     column = ["max_prob_bound", "margin_bound", "entropy_bound"]
     nodes = [
@@ -73,7 +74,7 @@ def _function() -> onnx.FunctionProto:
         ["logits", "thresholds"],
         ["token", "max_prob", "margin", "entropy", "exit_flag"],
         nodes,
-        [helper.make_opsetid("", OPSET)],
+        [helper.make_opsetid("", opset)],
         ["plugin_version", "plugin_namespace"],
     )
 

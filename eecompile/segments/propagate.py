@@ -7,25 +7,20 @@ its weight file; the projections are stored again, since there they stand beside
 """
 
 from functools import partial
-from pathlib import Path
 
 from eecompile import contract as c
-from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.graph import GraphWriter
-from eecompile.segments.weights import WeightBook
 
 
-def write_kv_graph(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range) -> GraphInfo:
-    """hidden [B, R, D], the state that the tokens left with -> the caches of segment k's `layers`, in place."""
-    g = GraphWriter(f"kv_{k}", book)
+def write_kv_graph(g: GraphWriter, d: DecoderWriter, layers: range) -> None:
+    """hidden [B, R, D], the state that the tokens left with -> the caches of a segment's `layers`, in place."""
     x = g.input(c.HIDDEN, "float32", "B", "R", d.spec.hidden)
     d.inputs(g)
     for cache, layer in enumerate(layers):
         _layer(d, g, x, layer, cache)
     if d.compact and any(d.spec.windows[layer] is not None for layer in layers):
         d.key_positions(g)
-    return g.save(folder / f"kv_{k}.onnx", layers=len(layers))
 
 
 def _layer(d: DecoderWriter, g: GraphWriter, x: str, layer: int, cache: int) -> None:

@@ -13,148 +13,176 @@ from eecompile.schema import GraphInfo
 from eecompile.segments.decoder import DecoderWriter
 from eecompile.segments.encoder_decoder import CrossDecoderWriter, write_encoder
 from eecompile.segments.exits import write_exit
-from eecompile.segments.graph import GraphWriter
+from eecompile.segments.graph import GraphFolder, GraphWriter
 from eecompile.segments.heads import write_small_head
 from eecompile.segments.low_rank import LowRank, factor_bytes
 from eecompile.segments.outer import decide, head_logits, write_embed, write_head
-from eecompile.segments.plan import Plan, Visit, plan_segments
+from eecompile.segments.plan import Plan, plan_segments
 from eecompile.segments.propagate import write_kv_graph
 from eecompile.segments.weights import WeightBook
 from eecompile.student.cycles import Cycle
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
+from eecompile.student.loops import Part
 from eecompile.student.store import WeightStore
 from eecompile.student.student import Student
 
 REFERENCE = "reference.onnx"
+Factors = dict[str, tuple[str, Part]]  # by the name of an input: the projection and the part that it takes
 
 
 @dataclass(frozen=True)
-class WrittenGraphs:
-    """What `write_segments` wrote; `schedule` are the manifest's steps, `hashes` the SHA-256 of weight files by their
-    paths in the bundle. `kv[i]` is segment i's K/V-only graph: none for the first, which no token skips, and none at
-    all unless asked for."""
+class GraphSet:
+    """The graphs of a model. `kv[i]` is segment i's K/V-only graph: none for the first, which no token skips, and none
+    at all unless asked for."""
 
     embed: GraphInfo
     segments: list[GraphInfo]
     exits: list[GraphInfo]
     head: GraphInfo
     heads: list[GraphInfo]
-    reference: GraphInfo | None
-    encoder: GraphInfo | None
-    schedule: list[dict[str, Any]]
-    hashes: dict[str, str]
+    encoder: GraphInfo | None = None
     kv: list[GraphInfo | None] = field(default_factory=list)
 
+    def described(self) -> dict[str, Any]:
+        """As the manifest has them."""
+        return {
+            "embed": self.embed.model_dump(), "segments": [g.model_dump() for g in self.segments],
+            "exits": [g.model_dump() for g in self.exits], "head": self.head.model_dump(),
+            "heads": [g.model_dump() for g in self.heads],
+            "kv": [None if g is None else g.model_dump() for g in self.kv],
+            "encoder": None if self.encoder is None else self.encoder.model_dump(),
+        }  # fmt: skip
 
-def write_segments(
-    student: Student,
-    root: Path,
-    *,
-    precision: str,
-    context: int,
-    slack: int = c.SLACK,
-    fused: bool = False,
-    propagate: bool = False,
-    selected: bool = False,
-    cache: str = "fp32",
-    progress: Callable[[str], None] = lambda stage: None,
-) -> WrittenGraphs:
+
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """What `write_segments` wrote. `schedule` are the manifest's steps, `book` knows where the weights lie."""
+
+    graphs: GraphSet
+    reference: GraphInfo | None
+    schedule: list[dict[str, Any]]
+    book: WeightBook
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the weight files, by their paths in the bundle."""
+        return {f"segments/{file}": sha for file, sha in self.book.hashes.items()}
+
+    def described(self) -> dict[str, Any]:
+        """As the manifest has them."""
+        return {**self.graphs.described(), "reference": self.reference and self.reference.model_dump()}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A student and how its graphs are to be.
+
+    precision, cache: what weights, and keys and values, are kept in. fused: with ONNX Runtime's fused operators, for
+    bundles of one slot that only it will run. propagate: also the K/V-only graphs of the segments that a token can
+    skip. selected: caches may be compact.
+    """
+
+    student: Student
+    precision: str
+    context: int
+    slack: int = c.SLACK
+    fused: bool = False
+    propagate: bool = False
+    selected: bool = False
+    cache: str = "fp32"
+
+    @property
+    def plan(self) -> Plan:
+        """The pieces, and when each runs."""
+        exits_at = [e.depth for e in self.student.exits.schema.exits]
+        cycles = [cycle.spec for cycle in self.student.cycles]
+        return plan_segments(self.student.own_spec.layers, exits_at, self.student.loops, cycles)
+
+    def writer(self) -> DecoderWriter:
+        """What writes its layers."""
+        spec, store, loops = self.student.own_spec, self.student.own_store, self.student.loops
+        sizes = (self.precision, self.context, self.slack, self.fused)
+        if isinstance(spec, EncoderDecoderSpec):
+            return CrossDecoderWriter(spec, store, *sizes, cache=self.cache)
+        low_rank = LowRank(spec, loops) if loops is not None and loops.rank else None
+        return DecoderWriter(spec, store, *sizes, low_rank, cache=self.cache, compact=self.selected)
+
+
+def write_segments(cut: Cut, root: Path, *, progress: Callable[[str], None] = lambda stage: None) -> WrittenGraphs:
     """Write every graph and its weights under root/segments; call `progress` before each with its name.
-
-    fused: with ONNX Runtime's fused operators, for bundles of one slot that only it will run. propagate: also the
-    K/V-only graphs of the segments that a token can skip. selected: caches may be compact. cache:
-    what keys and values are kept in.
 
     Memory: one weight matrix in its final precision and 16 MiB of its source at a time.
     """
     folder = root / "segments"
     folder.mkdir(parents=True, exist_ok=True)
-    book = WeightBook(folder)
-    loops = student.loops
-    d = _writer(student, precision, context, slack, fused, cache, compact=selected)
+    student, book = cut.student, WeightBook(folder)
+    plan, d = cut.plan, cut.writer()
+    graphs, factors = write_graphs(cut, d, GraphFolder(folder, book), progress)
+    schedule = _schedule(plan, factors, student.exits.store, folder)
+    _write_cycles(folder, plan, student.cycles, schedule)
+    reference = None if student.cycles else write_reference(d, book, root, plan)
+    book.close()
+    return WrittenGraphs(graphs, reference, schedule, book)
 
+
+def write_graphs(
+    cut: Cut, d: DecoderWriter, out: GraphFolder, progress: Callable[[str], None]
+) -> tuple[GraphSet, list[Factors]]:
+    """Write the graphs of a cut student; also returns the LoRA inputs of each piece."""
+    student, exits = cut.student, cut.student.exits
     progress("embed")
-    g = GraphWriter("embed", book)
-    g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
-    embed = g.save(folder / "embed.onnx")
+    embed = out.write("embed", partial(_write_embed, d=d))
     encoder = None
     if isinstance(d, CrossDecoderWriter):
         progress("encoder")
-        g = GraphWriter("encoder", book)
-        write_encoder(g, d)
-        encoder = g.save(folder / "encoder.onnx", layers=d.spec.encoder.layers)
-    cycles = student.cycles
-    exits_at = [e.depth for e in student.exits.schema.exits]
-    plan = plan_segments(d.spec.layers, exits_at, loops, [cycle.spec for cycle in cycles])
-    segments, schedule = _write_chain(d, book, folder, plan, student.exits.store, progress)
-    _write_cycles(folder, plan, cycles, schedule)
-    kv: list[GraphInfo | None] = []
-    if propagate:
-        kv = [write_kv_graph(d, book, folder, k, layers) if k else None for k, layers in enumerate(plan.pieces)]
-    exits = []
-    for k, exit_ in enumerate(student.exits.schema.exits):
+        encoder = out.write("encoder", partial(write_encoder, d=d), layers=d.spec.encoder.layers)
+    segments, factors = _write_chain(d, out, cut.plan, progress)
+    kv: list[GraphInfo | None] = [None] if cut.propagate else []
+    for k, layers in enumerate(cut.plan.pieces[1:] if cut.propagate else [], start=1):
+        kv.append(out.write(f"kv_{k}", partial(write_kv_graph, d=d, layers=layers), len(layers)))
+    asked = []
+    for k, exit_ in enumerate(exits.schema.exits):
         progress(f"exit {k}")
-        write = partial(write_exit, d=d, exits=student.exits, exit_=exit_)
-        exits.append(_write(book, folder, f"exit_{k}", write, layers=int(exit_.adapter == "layer")))
+        write = partial(write_exit, d=d, exits=exits, exit_=exit_)
+        asked.append(out.write(f"exit_{k}", write, layers=int(exit_.adapter == "layer")))
     progress("head")
-    head = _write(book, folder, "head", partial(write_head, d=d))
+    head = out.write("head", partial(write_head, d=d))
     heads = []
     for small in student.exits.schema.heads:
         progress(f"head {small.name}")
-        write = partial(write_small_head, d=d, exits=student.exits, head=small)
-        heads.append(_write(book, folder, f"head_{small.name}", write))
-    reference = None if cycles else write_reference(d, book, root, plan)
-    book.close()
-    hashes = {f"segments/{f}": h for f, h in book.hashes.items()}
-    return WrittenGraphs(embed, segments, exits, head, heads, reference, encoder, schedule, hashes, kv)
+        heads.append(out.write(f"head_{small.name}", partial(write_small_head, d=d, exits=exits, head=small)))
+    return GraphSet(embed, segments, asked, head, heads, encoder, kv), factors
 
 
-def _writer(
-    student: Student, precision: str, context: int, slack: int, fused: bool, cache: str, *, compact: bool
-) -> DecoderWriter:
-    spec, store, loops = student.own_spec, student.own_store, student.loops
-    if isinstance(spec, EncoderDecoderSpec):
-        return CrossDecoderWriter(spec, store, precision, context, slack, fused, cache=cache)
-    low_rank = LowRank(spec, loops) if loops is not None and loops.rank else None
-    return DecoderWriter(spec, store, precision, context, slack, fused, low_rank, cache=cache, compact=compact)
-
-
-def _write(
-    book: WeightBook, folder: Path, name: str, write: Callable[[GraphWriter], None], layers: int = 0
-) -> GraphInfo:
-    g = GraphWriter(name, book)
-    write(g)
-    return g.save(folder / f"{name}.onnx", layers=layers)
+def _write_embed(g: GraphWriter, d: DecoderWriter) -> None:
+    g.output(write_embed(g, d), c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
 
 
 def _write_chain(
-    d: DecoderWriter, book: WeightBook, folder: Path, plan: Plan, factors: WeightStore | None,
-    progress: Callable[[str], None],
-) -> tuple[list[GraphInfo], list[dict[str, Any]]]:  # fmt: skip
-    """Write each piece once, and what each visit binds to it; returns the graphs and the schedule's steps."""
-    segments: list[GraphInfo] = []
-    steps: dict[int, dict[str, Any]] = {}
+    d: DecoderWriter, out: GraphFolder, plan: Plan, progress: Callable[[str], None]
+) -> tuple[list[GraphInfo], list[Factors]]:
+    """Write each piece once; returns the graphs and their LoRA inputs."""
+    segments, factors = [], []
     for k, layers in enumerate(plan.pieces):
         progress(f"segment {k}")
-        segments.append(_write_segment(d, book, folder, k, layers, last=k == plan.visits[-1].piece))
-        for number, visit in enumerate(plan.visits):
-            if visit.piece == k:
-                steps[number] = {"segment": k, "cache": number, "exit": visit.exit}
-                steps[number] |= _write_factors(d, folder, number, visit, factors)
-    return segments, [steps[number] for number in range(len(plan.visits))]
+        write = partial(_write_segment, d=d, layers=layers, last=k == plan.visits[-1].piece)
+        segments.append(out.write(f"segment_{k}", write, layers=len(layers)))
+        factors.append({} if d.low_rank is None else dict(d.low_rank.inputs))
+    return segments, factors
 
 
-def _write_factors(
-    d: DecoderWriter, folder: Path, number: int, visit: Visit, store: WeightStore | None
-) -> dict[str, str]:
-    """The LoRA of a visit to the piece that was just written."""
-    if d.low_rank is None or not d.low_rank.inputs:
-        return {}
-    assert visit.loop is not None  # only a block that repeats has any
-    assert store is not None
-    name = f"factors_{number}.weights"
-    (folder / name).write_bytes(factor_bytes(d.low_rank.inputs, visit.loop, store))
-    return {"factors": f"segments/{name}"}
+def _schedule(plan: Plan, factors: list[Factors], store: WeightStore | None, folder: Path) -> list[dict[str, Any]]:
+    """The schedule's steps; writes the LoRA that each binds to its segment."""
+    steps: list[dict[str, Any]] = []
+    for number, visit in enumerate(plan.visits):
+        steps.append({"segment": visit.piece, "cache": number, "exit": visit.exit})
+        if factors[visit.piece]:
+            assert visit.loop is not None  # only a block that repeats has any
+            assert store is not None
+            name = f"factors_{number}.weights"
+            (folder / name).write_bytes(factor_bytes(factors[visit.piece], visit.loop, store))
+            steps[-1]["factors"] = f"segments/{name}"
+    return steps
 
 
 def _write_cycles(folder: Path, plan: Plan, cycles: Sequence[Cycle], schedule: list[dict[str, Any]]) -> None:
@@ -170,8 +198,7 @@ def _write_cycles(folder: Path, plan: Plan, cycles: Sequence[Cycle], schedule: l
         schedule[number]["cycle"] = gate
 
 
-def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, layers: range, *, last: bool) -> GraphInfo:
-    g = GraphWriter(f"segment_{k}", book)
+def _write_segment(g: GraphWriter, d: DecoderWriter, layers: range, *, last: bool) -> None:
     x = g.input(c.HIDDEN, "float32", "B", "R", d.spec.hidden)
     d.inputs(g)
     for cache, layer in enumerate(layers):
@@ -180,7 +207,6 @@ def _write_segment(d: DecoderWriter, book: WeightBook, folder: Path, k: int, lay
         x = d.norm(g, x, d.spec.names.norm)
     d.finish(g)
     g.output(x, c.HIDDEN_OUT, "float32", "B", "R", d.spec.hidden)
-    return g.save(folder / f"segment_{k}.onnx", layers=len(layers))
 
 
 def write_reference(d: DecoderWriter, book: WeightBook, root: Path, plan: Plan) -> GraphInfo:

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from eecompile.errors import UsageError
+
 ALIGNMENT = 64  # bytes; external data that is aligned can be used in place
 
 _ITEM_TYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
@@ -43,11 +45,24 @@ class Values:
         """A tensor that is stored as it is."""
         return cls(data, _ITEM_TYPES[data.dtype.name], data.shape)
 
+    @classmethod
+    def narrowed(cls, data: NDArray[np.float32], item_type: int, name: str) -> "Values":
+        """float32 `data` in a smaller floating-point type. Raises UsageError where it does not hold them."""
+        with np.errstate(over="ignore"):
+            narrow = data.astype(onnx.helper.tensor_dtype_to_np_dtype(item_type))
+        if not np.isfinite(narrow.astype(np.float32)).all():
+            raise UsageError(
+                f"{name} has values that are not finite or too large for the type that the target computes in",
+                mend="build with --compute bfloat16, or with --precision fp32 where the target has it",
+            )
+        return cls(narrow, item_type, data.shape)
+
 
 class WeightBook:
     """Writes weight files into a directory and remembers where each named tensor lies.
 
-    `hashes` has the SHA-256 of every finished file, by name. Not thread-safe.
+    `hashes` has the SHA-256 of every finished file, by name; after `close` only other files can be written. Not
+    thread-safe.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -62,8 +77,16 @@ class WeightBook:
             self.stored[name] = self._append(file, make())
         return self.stored[name]
 
+    def read(self, name: str) -> NDArray[np.float32]:
+        """The stored float32 tensor called `name`."""
+        stored = self.stored[name]
+        if stored.file in self._open:
+            self._open[stored.file][0].flush()
+        values = np.fromfile(self.directory / stored.file, np.float32, stored.bytes // 4, offset=stored.offset)
+        return values.reshape(stored.dims)
+
     def close(self) -> None:
-        """Finish every file; none can be appended to afterwards."""
+        """Finish every file that is open."""
         for file, (stream, sha) in self._open.items():
             stream.close()
             self.hashes[file] = sha.hexdigest()
@@ -81,6 +104,8 @@ class WeightBook:
         return StoredTensor(file, offset, data.nbytes, values.item_type, values.dims)
 
     def _stream(self, file: str) -> tuple[Any, Any]:
+        if file in self.hashes:
+            raise RuntimeError(f"{file} is finished")
         if file not in self._open:
             self._open[file] = (open(self.directory / file, "wb"), hashlib.sha256())  # noqa: SIM115
         return self._open[file]

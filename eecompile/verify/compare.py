@@ -34,9 +34,7 @@ class Comparator:
         """Each bounded figure of rows [N, ..], and whether it holds; NaN and infinity never do."""
         found: dict[Statistic, tuple[float, bool]] = {}
         for statistic, bound in bounds.items():
-            scale = _row_size(expected, statistic)
-            with np.errstate(invalid="ignore", over="ignore"):
-                found[statistic] = self.measure(actual / scale, expected / scale, statistic, bound)
+            found[statistic] = self.measure(*scaled(actual, expected, statistic), statistic, bound)
         return found
 
 
@@ -78,6 +76,13 @@ def measure_with_polygraphy(actual: Float, expected: Float, statistic: str, boun
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         passed = bool(comparator.Comparator.compare_accuracy(results, compare_func=kept))
     return float(getattr(seen["rows"], f"{_POLYGRAPHY_STATISTIC[statistic]}_absdiff")), passed
+
+
+def scaled(actual: Float, expected: Float, statistic: Statistic) -> tuple[Float, Float]:
+    """Both of rows [N, ..] over the size of the expected one."""
+    size = _row_size(expected, statistic)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return actual / size, expected / size
 
 
 def _row_size(expected: Float, statistic: Statistic) -> Float:

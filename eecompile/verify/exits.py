@@ -1,13 +1,12 @@
 """The exit graphs, recomputed in float64: norm, adapter and learned gate."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile import contract as c
 from eecompile.bundle.gates import decode_gate
 from eecompile.runtime import Bundle
 from eecompile.student.exits import ExitSpec
@@ -19,7 +18,7 @@ from eecompile.verify.compare import Comparator, Statistic
 from eecompile.verify.parity import Walks
 from eecompile.verify.report import Check, Figure, at_most
 from eecompile.verify.stored import check_weights, graph_tensors, read_tensor, stored_module
-from eecompile.verify.tolerances import CONFIDENCE, EXITS, MODULE_BOUNDS
+from eecompile.verify.tolerances import BANDS, CONFIDENCE, EXITS, MODULE_BOUNDS, PARITY, coarsest, computed
 
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -40,8 +39,8 @@ class FinalNorm:
 @dataclass(frozen=True)
 class ExitMath:
     """An exit's weights: the final norm, affine adapter [D, D] and [D] or None, learned gate by part or None. `source`
-    says where they were read. module: what an exit with a module makes of the rows of one sequence, float32. bounds: of
-    what its graph may be off.
+    says where they were read. module: what an exit with a module makes of the rows of one sequence, float32. bounds,
+    off: of what its graph's rows and its gate may be off.
     """
 
     norm: FinalNorm
@@ -50,6 +49,7 @@ class ExitMath:
     source: str
     module: Callable[[Float], Float] | None = None
     bounds: Mapping[Statistic, float] = field(default_factory=lambda: EXITS)
+    off: float = CONFIDENCE
 
     def __call__(self, sequences: Sequence[Float]) -> tuple[Double, Double]:
         """Rows [R, D] of each sequence -> (exit_hidden [N, D], confidence [N]; ones without a learned gate) of all of
@@ -72,9 +72,17 @@ def exit_math(bundle: Bundle, student: Student | None) -> list[ExitMath | None]:
     None for an exit with a module and no checkpoint to say what shape it has.
     """
     return [
-        None if info.adapter in MODULES and student is None else _math(bundle, i, student)
+        None if info.adapter in MODULES and student is None else _as_computed(bundle, _math(bundle, i, student))
         for i, info in enumerate(bundle.manifest.exits)
     ]
+
+
+def _as_computed(bundle: Bundle, math: ExitMath) -> ExitMath:
+    """With the bounds of what the back end computes in, where that is coarser than float32."""
+    if computed(bundle.manifest, bundle.backend) == "fp32":
+        return math
+    precision = coarsest(bundle.manifest, bundle.backend)
+    return replace(math, bounds=PARITY[precision].bounds, off=BANDS[precision].probability)
 
 
 def check_exits(
@@ -98,9 +106,9 @@ def _check(math: ExitMath | None, exit_: int, layer: int, walks: Sequence[Walks]
     }
     tolerance: dict[str, str] = {
         **{s: at_most(bound) for s, bound in math.bounds.items()},
-        "confidence": at_most(CONFIDENCE),
+        "confidence": at_most(math.off),
     }
-    passed = all(holds for _, holds in measured.values()) and off <= CONFIDENCE
+    passed = all(holds for _, holds in measured.values()) and off <= math.off
     return Check(f"exit_{layer}", passed, figures, tolerance, f"the exit graph, with weights from {math.source}")
 
 
@@ -111,8 +119,7 @@ def _math(bundle: Bundle, exit_: int, student: Student | None) -> ExitMath:
         return ExitMath(*_stored(bundle, exit_), gate, "the bundle")
     norm, source = _checkpoint_norm(student), "the checkpoint"
     if info.adapter in MODULES:
-        coarsest = max(bundle.manifest.precision, bundle.manifest.cache, key=c.PRECISIONS.index)
-        bounds = MODULE_BOUNDS[coarsest]
+        bounds = MODULE_BOUNDS[coarsest(bundle.manifest, bundle.backend)]
         return ExitMath(norm, None, gate, "the bundle", _module(bundle, exit_, student), bounds)
     _, adapter = _stored(bundle, exit_)
     fitted = next((e for e in student.exits.schema.exits if e.depth == info.layer), None)

@@ -8,6 +8,8 @@ Runtime 1.31 on x86-64; in brackets the worst that was seen. The bounds leave a 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from eecompile import contract as c
+from eecompile.bundle.manifest import Manifest
 from eecompile.verify.compare import Statistic
 
 CLEAR_MARGIN = 0.3  # a row is clear where the reference prefers its first token by this much probability
@@ -35,6 +37,21 @@ class Band:
         return self.nats if criterion == "entropy" else self.probability
 
 
+# A device's engines multiply in these: the precision whose tolerances they keep. bfloat16 has 8 bits.
+_COMPUTED: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "int8"}
+
+
+def coarsest(manifest: Manifest, backend: str = "onnxruntime") -> str:
+    """The coarsest of the weights' precision, the caches' type, and what the back end computes in: what tolerances go
+    by."""
+    return max(manifest.precision, manifest.cache, computed(manifest, backend), key=c.PRECISIONS.index)
+
+
+def computed(manifest: Manifest, backend: str) -> str:
+    """The precision whose tolerances the back end's arithmetic keeps."""
+    return _COMPUTED[manifest.device.compute] if manifest.device is not None and backend == "tensorrt" else "fp32"
+
+
 # Against a float32 model on the checkpoint's weights.
 # fp32: only the order of summation differs [largest 3.3e-5, mean 1.2e-6].
 # fp16: weights are rounded to 11 bits and computed with in float32 [1.3e-2, 6.4e-4].
@@ -56,6 +73,14 @@ ARITHMETIC: Mapping[str, Tolerance] = {
     "int8": Tolerance({"mean": 0.1}, 0.9),
     "int4": Tolerance({"mean": 0.1}, 0.85),
 }
+
+# A device's graphs against the bundle's own, weights and caches being the same: what is left is float16's arithmetic
+# [fp16 3.7e-3, 9.0e-4 and scores 9.3e-3; int4 1.9e-2, 2.6e-3 and 5.3e-2].
+DEVICE: Mapping[str, Mapping[Statistic, float]] = {
+    "float32": {"largest": 1e-4, "mean": 1e-5},
+    "float16": {"largest": 5e-2, "mean": 1e-2},
+}
+DEVICE_SCORES: Mapping[str, float] = {"float32": 2e-4, "float16": 0.15}  # in probability, nats or cosine
 
 # A decision that differs. fp32: [1.4e-5, 2.0e-5]; fp16: [8.5e-3, 8.5e-3]; int8 and int4 against the own weights
 # [0.06 at the quartiles; against the checkpoint int8 moves single rows by 0.32 and 0.38 nats, int4 by 0.9 and 3.8].

@@ -1,7 +1,8 @@
 """`verify`: does this bundle compute its model, and do its modes keep their promises?
 
 In order: hashes; the weights against the checkpoint's; passes of different widths against each other; every boundary
-against a reference; the exit graphs and the decision node; exit decisions; exact mode against full mode.
+against a reference; the exit graphs and the decision node; exit decisions; a device's graphs; exact mode against full
+mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +24,20 @@ from eecompile.verify.commands import polygraphy_commands
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
+from eecompile.verify.device import check_device
 from eecompile.verify.exact import check_exact
 from eecompile.verify.exits import check_exits, check_modules, exit_math
 from eecompile.verify.gates import check_gates
 from eecompile.verify.heads import check_small_heads, small_head_logits
 from eecompile.verify.loops import check_loops, own_model
 from eecompile.verify.parity import Walks, check_parity, check_passes, walk_both
+from eecompile.verify.polygraphy_folder import check_polygraphy, run_commands, write_folder
 from eecompile.verify.prompts import PARITY_EXTRA, prompt_ids, walked_ids
 from eecompile.verify.references import Reference, checkpoint_reference, numpy_reference, read_recorded
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Float, ModelRows, Walker
 from eecompile.verify.stored import StoredWeights, check_weights, stored_weights
-from eecompile.verify.tolerances import ARITHMETIC, BANDS, PARITY, Band
+from eecompile.verify.tolerances import ARITHMETIC, BANDS, PARITY, Band, coarsest
 
 Progress = Callable[[str], None]
 DEFAULT_TOKENS = 32
@@ -58,8 +61,8 @@ class _Subject:
 
     @property
     def coarsest(self) -> str:
-        """The coarser of the weights' precision and the caches' type: what tolerances go by."""
-        return max(self.precision, self.bundle.manifest.cache, key=c.PRECISIONS.index)
+        """What tolerances go by."""
+        return coarsest(self.bundle.manifest, self.bundle.backend)
 
     @property
     def layers(self) -> list[int]:
@@ -82,19 +85,23 @@ class _Evidence:
 
 def verify_bundle(
     path: Path, *, checkpoint: Path | None = None, prompts: Path | Sequence[Prompt] | None = None,
-    tokens: int = DEFAULT_TOKENS, progress: Progress = lambda stage: None,
+    tokens: int = DEFAULT_TOKENS, polygraphy: Path | None = None, backend: str = "auto",
+    plugin: Path | None = None, progress: Progress = lambda stage: None,
 ) -> VerifyReport:  # fmt: skip
     """Check the bundle at `path` against its model.
 
     checkpoint: the Hugging Face directory it was built from. With torch and transformers the engines are held against
     Hugging Face in float32, without them against the numpy model on the same weights; without a checkpoint only against
     the rows recorded at build. prompts: texts, token ids or a file of them (None: built-in ones). tokens: to generate
-    for each prompt.
+    for each prompt. polygraphy: a folder for what Polygraphy's own command line needs to check each graph; its commands
+    then run, too. backend, plugin: as of Bundle.open.
     A check that does not hold is in the report; raises IntegrityError where the bundle is not intact, UsageError for a
-    checkpoint or prompts that cannot be used.
+    checkpoint or prompts that cannot be used, MissingBackend without Polygraphy where it is asked for.
     """
     progress("hashes")
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, backend=backend, plugin=plugin)
+    if polygraphy is not None:
+        check_polygraphy(bundle, polygraphy)
     if bundle.manifest.task != c.CAUSAL_LM:
         return verify_classifier(bundle, _hashes(bundle), checkpoint=checkpoint, prompts=prompts, progress=progress)
     ids = prompt_ids(bundle, prompts, tokens)
@@ -116,11 +123,19 @@ def verify_bundle(
     rows = node_rows(subject.walks, walker.rows)
     checks.append(check_node(walker, rows))
     checks += check_small_heads(bundle, walker, rows, student, subject.compare) + check_gates(bundle, subject.walks)
+    if bundle.manifest.device is not None:
+        progress("device graphs")
+        recorded, *_ = read_recorded(bundle.files.path, bundle.manifest)
+        checks += check_device(bundle.files.path, bundle.manifest, recorded, subject.compare)
     checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)
+    commands = polygraphy_commands(bundle)
+    if polygraphy is not None:
+        ran = write_folder(bundle, polygraphy)
+        checks += run_commands(ran, polygraphy, progress)
+        commands = tuple(command.line for command in ran)
     return VerifyReport(
-        bundle.manifest.digest, subject.precision, tuple(references), subject.compare.name, tuple(checks),
-        polygraphy_commands(bundle),
-    )  # fmt: skip
+        bundle.manifest.digest, subject.precision, tuple(references), subject.compare.name, tuple(checks), commands
+    )
 
 
 def _walked(bundle: Bundle, ids: Sequence[list[int]], progress: Progress) -> tuple[_Subject, Walker]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
+from eecompile.engines.interface import HOST, Memory
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.modules import LayerAsker
 from eecompile.runtime.request import Limits, Settings, Stats
@@ -80,6 +81,7 @@ class Engine:
     info: GraphInfo
     run: Callable[[Buffers], None]
     passes: Counter[tuple[str, int]]
+    memory: Memory = HOST
 
     def bind(self, buffers: Buffers) -> Callable[[], None]:
         """A pass over these buffers."""

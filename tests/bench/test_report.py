@@ -16,8 +16,10 @@ from eecompile import contract as c
 from eecompile.bench.markup import tag
 from eecompile.bench.plots import Bar, Line, Mark, Part, axis, bars, columns, curves, descent, stacked
 from eecompile.bench.report import read_bench, render_report, write_report
+from eecompile.bench.report_engines import engines_section
 from eecompile.bundle.read import BundleFiles, read_bundle
 from eecompile.bundle.write import write_overlay
+from eecompile.engines.records import EngineFile, EngineOptions, EngineRecord
 from eecompile.runtime import Bundle
 
 VOID = {"meta"}
@@ -231,3 +233,20 @@ def test_plots_are_well_formed_and_inside_their_width(values: list[float], share
 
 def test_attributes_are_escaped() -> None:
     assert tag("p", "x", class_='"<', data_y=1) == '<p class="&quot;&lt;" data-y="1">x</p>'
+
+
+def test_engines_are_shown_by_target_and_what_is_missing_is_said() -> None:
+    head = EngineFile(
+        file="head.plan", onnx="9" * 64, bytes=58_600_000, sha256="8" * 64, profiles=["decode"], seconds=1.4,
+        peak=4 << 20, layers={"PLUGIN_V3": 1, "ELEMENTWISE": 6},
+    )  # fmt: skip
+    record = EngineRecord(
+        core="c" * 64, target=HOSTILE, backend="tensorrt", sm=[87], tensorrt="10.16.2", cuda="13.2", plugin=None,
+        options=EngineOptions(compute="float16", stripped=True), engines={"head": head},
+    )  # fmt: skip
+    page = Page(engines_section([record], None))
+    assert all(word in page.text for word in (HOSTILE, "SM 87", "stripped", "58.6", "plugin 1, others 6"))
+    assert not {name for name, _ in page.tags} & {"script", "img"}
+    assert "built on the device" not in page.text
+    assert "built on the device" in Page(engines_section([record], "jetson-orin")).text
+    assert "built on the device" not in Page(engines_section([record], HOSTILE)).text

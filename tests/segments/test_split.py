@@ -15,7 +15,7 @@ from eecompile.engines.ort import OrtEngine
 from eecompile.runtime import Bundle
 from eecompile.runtime.trace import Tracer
 from eecompile.segments.plan import cuts
-from eecompile.segments.split import write_segments
+from eecompile.segments.split import Cut, write_segments
 from eecompile.student.exits import ExitSpec
 from eecompile.student.student import open_student
 
@@ -31,13 +31,13 @@ def test_cuts() -> None:
 def test_progress_names_every_graph(tmp_path: Path) -> None:
     said: list[str] = []
     student = open_student(tiny.checkpoint(tmp_path / "checkpoint"), [1, 3])
-    write_segments(student, tmp_path / "out", precision="fp32", context=16, progress=said.append)
+    write_segments(Cut(student, "fp32", 16), tmp_path / "out", progress=said.append)
     assert said == ["embed", "segment 0", "segment 1", "segment 2", "exit 0", "exit 1", "head"]
 
 
 def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     student = open_student(tiny.checkpoint(tmp_path / "checkpoint"), [2])
-    written = write_segments(student, tmp_path / "out", precision="int8", context=16)
+    written = write_segments(Cut(student, "int8", 16), tmp_path / "out")
     found = {f"segments/{p.name}": file_sha256(p) for p in (tmp_path / "out" / "segments").glob("*.weights")}
     assert written.hashes == found
 

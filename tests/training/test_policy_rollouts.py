@@ -94,6 +94,10 @@ class Counted:
     def info(self) -> Any:
         return self.engine.info
 
+    @property
+    def memory(self) -> Any:
+        return self.engine.memory
+
     def bind(self, buffers: Any) -> Any:
         run, first = self.engine.bind(buffers), buffers.get("token_ids", buffers.get("hidden"))
         rows = first.size if "token_ids" in buffers else first.size // first.shape[-1]

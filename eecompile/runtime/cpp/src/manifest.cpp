@@ -239,7 +239,7 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
   m.files = files_from(f.object("files"), fault);
   if (m.task != contract::kCausalLm) m.missing = "the task " + m.task;
   if (f.has("source")) m.missing = "an encoder-decoder";
-  for (const char* other : {"format", "version", "eecompile", "target", "slots", "provenance", "labels", "encoder"}) f.skip(other);
+  for (const char* other : {"format", "version", "eecompile", "target", "slots", "provenance", "labels", "encoder", "device"}) f.skip(other);
   f.finish();
   if (fault.empty() && m.schedule.empty()) fault = "schedule: is empty";
   if (fault.empty() && m.task == contract::kCausalLm) fault = disagreement(m);

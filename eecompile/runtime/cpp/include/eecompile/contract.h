@@ -16,6 +16,9 @@ constexpr std::string_view kManifest = "manifest.json";
 constexpr std::string_view kPolicy = "overlays/policy.json";
 constexpr std::string_view kReport = "report.html";
 constexpr std::string_view kSignatureSuffix = ".sig";
+// of the files of a device's graphs, which lie beside the weights that they share
+constexpr std::string_view kDevicePrefix = "device_";
+constexpr std::string_view kDevicePlan = "segments/device_plan.json";
 constexpr std::string_view kEarlyExit = "early_exit.json";
 constexpr std::string_view kEarlyExitWeights = "early_exit.safetensors";
 
@@ -83,6 +86,8 @@ constexpr std::array<std::string_view, 3> kModes = {"full", "confident", "exact"
 constexpr std::array<std::string_view, 3> kKvRules = {"catch_up", "propagate", "selected"};  // of a language model
 constexpr std::array<std::string_view, 2> kApproximate = {"propagate", "selected"};
 constexpr std::array<std::string_view, 3> kCaches = {"fp32", "fp16", "int8"};  // what keys and values are kept in
+// what products and attention in engines are of
+constexpr std::array<std::string_view, 3> kCompute = {"float32", "float16", "bfloat16"};
 constexpr std::string_view kCausalLm = "causal-lm";
 constexpr std::string_view kTokens = "token-classification";
 constexpr std::array<std::string_view, 2> kClassifyModes = {"full", "confident"};
@@ -109,6 +114,9 @@ constexpr std::int64_t kCacheBucket = 16;
 constexpr std::int64_t kPrefillRows = 128;  // rows of a prefill pass
 constexpr std::int64_t kPendingCap = 8;  // tokens that may wait before a deeper segment
 constexpr std::int64_t kSlack = 64;  // positions past the context: padding rows may have them
+
+// cuda: ONNX Runtime on a GPU
+constexpr std::array<std::string_view, 3> kBackends = {"onnxruntime", "tensorrt", "cuda"};
 
 constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxExits = 64;
