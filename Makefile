@@ -17,6 +17,7 @@ train-demo: $(VENV)/train.stamp build/inputs/.extraction ## train the student of
 	$(BIN)/python samples/05_train/demo.py
 
 test: $(VENV)/dev.stamp inputs build/inputs/.encoders build/tensorrt-headers/.done ## every test
+	-@$(MAKE) --no-print-directory cpp-deps # without them the C++ runtime's tests are skipped
 	$(BIN)/python -m pytest
 
 check: $(VENV)/dev.stamp ## style and types

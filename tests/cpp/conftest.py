@@ -29,3 +29,9 @@ def compiled(name: str, *options: str) -> Path:
 def command() -> Path:
     """The path of eecompile-run."""
     return compiled("cpp-test") / "eecompile-run"
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The path of the library with the C interface."""
+    return compiled("cpp-test") / "libeecompile.so"

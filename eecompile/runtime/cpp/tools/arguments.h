@@ -17,7 +17,7 @@ struct Arguments {
   OpenOptions open;
   SessionOptions session;
   GenerateOptions generate;
-  bool json = false, stream = false, help = false;
+  bool json = false, stream = false, raw = false, help = false;
 };
 
 // Parses arguments without the program's name; kUsage says which is wrong.

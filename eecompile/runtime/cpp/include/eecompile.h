@@ -1,0 +1,118 @@
+/* The runtime's C interface, for other languages. Token ids in, token ids out.
+ *
+ * Every call returns 0 or an eecompile_code; eecompile_last_error() then says what, where and how to mend it. Structs
+ * begin with their size, so that a library knows what a caller of another version means: fill in sizeof, set the rest to
+ * zero, which stands for the default. Nothing throws and nothing is printed.
+ * Thread safety: a bundle may be shared, a session belongs to one thread at a time, the last error to its thread.
+ * Cost: see eecompile/bundle.h.
+ */
+#ifndef EECOMPILE_H
+#define EECOMPILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define EECOMPILE_API __attribute__((visibility("default")))
+#else
+#define EECOMPILE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define EECOMPILE_ABI 1
+
+/* As eecompile::Code. */
+enum eecompile_code {
+  EECOMPILE_OK = 0,
+  EECOMPILE_USAGE = 1,
+  EECOMPILE_CONTEXT_FULL = 2,
+  EECOMPILE_UNCALIBRATED = 3,
+  EECOMPILE_MISSING_BACKEND = 4,
+  EECOMPILE_INTEGRITY = 5,
+  EECOMPILE_NUMERIC = 6,
+  EECOMPILE_UNSUPPORTED = 7,
+  EECOMPILE_CANCELLED = 8,
+  EECOMPILE_INTERNAL = 9
+};
+
+typedef struct eecompile_bundle eecompile_bundle;
+typedef struct eecompile_session eecompile_session;
+
+/* threads: of the process-wide pool (0: the processors at hand). sizes_only: do not compare SHA-256 of the core's files.
+ * onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). */
+typedef struct {
+  size_t size;
+  int32_t threads;
+  int32_t sizes_only;
+  const char* onnxruntime;
+} eecompile_open_options;
+
+/* In place of the policy's thresholds of the exit after `layer` layers, which takes one for each of its gates.
+ * criterion: NULL closes the exit. */
+typedef struct {
+  int64_t layer;
+  const char* criterion;
+  double value;
+} eecompile_threshold;
+
+/* mode: "full" (NULL), "confident" or "exact". pending_cap, minimum_depth, budget: 0 as the bundle has them. */
+typedef struct {
+  size_t size;
+  const char* mode;
+  int64_t pending_cap;
+  int64_t minimum_depth;
+  int64_t budget;
+  const eecompile_threshold* thresholds;
+  size_t threshold_count;
+} eecompile_session_options;
+
+/* max_new_tokens: 0 as many as the context holds. temperature 0 is greedy; top_k 0 and top_p 0 keep every token.
+ * stop: ids that end the text (NULL: the model's). */
+typedef struct {
+  size_t size;
+  int64_t max_new_tokens;
+  double temperature;
+  int64_t top_k;
+  double top_p;
+  uint64_t seed;
+  const int64_t* stop;
+  size_t stop_count;
+} eecompile_generate_options;
+
+/* What a request cost, as in values.h. `size` is the caller's. stop_reason: "stop", "length", "budget" or "cancelled". */
+typedef struct {
+  size_t size;
+  int64_t prompt_tokens, tokens, drafted, rejected, declined, segment_passes, layer_rows;
+  double prefill_seconds, decode_seconds, mean_depth;
+  char stop_reason[16];
+} eecompile_stats;
+
+/* A token as it becomes certain, and the layers that ran before it was emitted. Returns 0 to end the request. */
+typedef int32_t (*eecompile_on_token)(void* context, int64_t id, int64_t exit_layer);
+
+/* EECOMPILE_ABI of the library: structs only ever grow while it stays the same. */
+EECOMPILE_API int32_t eecompile_abi(void);
+
+/* What the last call of this thread that failed has to say; valid until its next. */
+EECOMPILE_API const char* eecompile_last_error(void);
+
+EECOMPILE_API int32_t eecompile_open(const char* path, const eecompile_open_options* options, eecompile_bundle** bundle);
+
+/* Sessions of the bundle stay valid. NULL is fine. */
+EECOMPILE_API void eecompile_close(eecompile_bundle* bundle);
+
+EECOMPILE_API int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompile_session_options* options, eecompile_session** session);
+EECOMPILE_API void eecompile_session_free(eecompile_session* session);
+
+/* Continues `count` token ids. options, on_token and stats may be NULL. What `on_token` was given before a failure stands. */
+EECOMPILE_API int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count, const eecompile_generate_options* options,
+                                         eecompile_on_token on_token, void* context, eecompile_stats* stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,148 @@
+#include "eecompile.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+
+#include "eecompile/bundle.h"
+
+using namespace eecompile;
+
+struct eecompile_bundle {
+  Bundle bundle;
+};
+
+struct eecompile_session {
+  Session session;
+};
+
+namespace {
+
+static_assert(static_cast<int>(Code::kOk) == EECOMPILE_OK && static_cast<int>(Code::kUsage) == EECOMPILE_USAGE, "codes are the same");
+static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY && static_cast<int>(Code::kInternal) == EECOMPILE_INTERNAL, "codes are the same");
+
+thread_local std::string last_error;
+
+std::int32_t fail(const Status& status) noexcept {
+  try {
+    last_error = status.text();
+  } catch (const std::exception&) {
+    last_error.clear();
+  }
+  return static_cast<std::int32_t>(status.code);
+}
+
+std::int32_t fail(const char* what) noexcept {
+  try {
+    return fail(Status{Code::kUsage, what, "", ""});
+  } catch (const std::exception&) {
+    return EECOMPILE_INTERNAL;
+  }
+}
+
+// A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
+template <typename T>
+T known(const T* given) {
+  T own{};
+  if (given != nullptr) std::memcpy(static_cast<void*>(&own), given, std::min(given->size, sizeof(T)));
+  return own;
+}
+
+template <typename T>
+std::optional<T> unless_zero(T value) {
+  return value == 0 ? std::nullopt : std::optional<T>(value);
+}
+
+SessionOptions session_options(const eecompile_session_options& given) {
+  SessionOptions options;
+  if (given.mode != nullptr) options.mode = given.mode;
+  options.pending_cap = unless_zero(given.pending_cap);
+  options.minimum_depth = unless_zero(given.minimum_depth);
+  options.budget = unless_zero(given.budget);
+  for (std::size_t i = 0; i < given.threshold_count; ++i) {
+    const eecompile_threshold& one = given.thresholds[i];
+    std::optional<Thresholds>& own = options.thresholds[one.layer];
+    if (one.criterion == nullptr) continue;
+    if (!own) own = Thresholds();
+    (*own)[one.criterion] = one.value;
+  }
+  return options;
+}
+
+GenerateOptions generate_options(const eecompile_generate_options& given) {
+  GenerateOptions options;
+  options.max_new_tokens = unless_zero(given.max_new_tokens);
+  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed};
+  if (given.stop != nullptr) options.stop = Ids(given.stop, given.stop + given.stop_count);
+  return options;
+}
+
+void tell(const Stats& s, eecompile_stats* stats) {
+  eecompile_stats own{};
+  own.size = stats->size;
+  own.prompt_tokens = s.prompt_tokens, own.tokens = s.tokens, own.drafted = s.drafted, own.rejected = s.rejected, own.declined = s.declined;
+  own.segment_passes = s.segment_passes, own.layer_rows = s.layer_rows;
+  own.prefill_seconds = s.prefill_seconds, own.decode_seconds = s.decode_seconds, own.mean_depth = s.mean_depth();
+  s.stop_reason.copy(own.stop_reason, sizeof own.stop_reason - 1);
+  std::memcpy(stats, &own, std::min(stats->size, sizeof own));
+}
+
+// Runs `work`, which returns a code; nothing it throws gets out.
+template <typename Work>
+std::int32_t guarded(Work work) noexcept {
+  try {
+    return work();
+  } catch (const std::exception&) {
+    return EECOMPILE_INTERNAL;
+  }
+}
+
+}  // namespace
+
+std::int32_t eecompile_abi(void) { return EECOMPILE_ABI; }
+
+const char* eecompile_last_error(void) { return last_error.c_str(); }
+
+std::int32_t eecompile_open(const char* path, const eecompile_open_options* options, eecompile_bundle** bundle) {
+  if (path == nullptr || bundle == nullptr) return fail("there is no path, or nowhere to put the bundle");
+  *bundle = nullptr;
+  return guarded([&]() -> std::int32_t {
+    const eecompile_open_options given = known(options);
+    OpenOptions own;
+    own.threads = given.threads;
+    own.integrity = given.sizes_only != 0 ? Integrity::kSize : Integrity::kHash;
+    if (given.onnxruntime != nullptr) own.onnxruntime = given.onnxruntime;
+    Result<Bundle> opened = Bundle::open(path, own);
+    if (!opened.ok()) return fail(opened.status());
+    *bundle = new eecompile_bundle{std::move(opened).value()};
+    return EECOMPILE_OK;
+  });
+}
+
+void eecompile_close(eecompile_bundle* bundle) { delete bundle; }
+
+std::int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompile_session_options* options, eecompile_session** session) {
+  if (bundle == nullptr || session == nullptr) return fail("there is no bundle, or nowhere to put the session");
+  *session = nullptr;
+  return guarded([&]() -> std::int32_t {
+    Result<Session> made = bundle->bundle.session(session_options(known(options)));
+    if (!made.ok()) return fail(made.status());
+    *session = new eecompile_session{std::move(made).value()};
+    return EECOMPILE_OK;
+  });
+}
+
+void eecompile_session_free(eecompile_session* session) { delete session; }
+
+std::int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count, const eecompile_generate_options* options,
+                                eecompile_on_token on_token, void* context, eecompile_stats* stats) {
+  if (session == nullptr || (prompt == nullptr && count > 0)) return fail("there is no session or no prompt");
+  return guarded([&]() -> std::int32_t {
+    const auto tell_token = [&](const Token& token) { return on_token(context, token.id, token.exit_layer) != 0; };
+    const Ids ids(prompt, prompt + count);
+    Result<Generation> found = session->session.generate(ids, generate_options(known(options)), on_token == nullptr ? OnToken() : OnToken(tell_token));
+    if (!found.ok()) return fail(found.status());
+    if (stats != nullptr) tell(found->stats, stats);
+    return EECOMPILE_OK;
+  });
+}

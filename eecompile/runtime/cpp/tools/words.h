@@ -1,0 +1,31 @@
+// Text for eecompile-run: the bundle's tokenizer, where there is one that this build reads.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "eecompile/status.h"
+#include "eecompile/values.h"
+
+namespace eecompile {
+
+class Words {
+ public:
+  // path: of the tokenizer.json; empty: the bundle has none.
+  explicit Words(const std::string& path);
+  ~Words();
+
+  bool known() const { return state_ != nullptr; }
+  std::string piece(std::int64_t id);  // the text that the next id completes; "" inside a character
+
+  // The ids of a text. raw: without the model's chat template, which is not rendered here.
+  Result<Ids> encode(const std::string& text, bool raw) const;
+
+ private:
+  struct State;
+  std::string path_;
+  Status why_;  // there is none
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace eecompile

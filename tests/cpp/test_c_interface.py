@@ -1,0 +1,195 @@
+"""The C interface by ctypes: the Python runtime's tokens, structs of other versions, faults as codes and texts."""
+
+import ctypes as ct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from eecompile.runtime import Bundle, Sampling
+
+GAIN = 0.35
+PROMPT = [3, 1, 4, 1, 5]
+DRAFTS = {1: {"max_prob": 0.05}, 3: {"max_prob": 0.02}}
+DEPS = Path(__file__).parents[2] / "build" / "deps" / "lib" / "libonnxruntime.so.1"
+USAGE, CONTEXT_FULL, UNCALIBRATED, MISSING, INTEGRITY = 1, 2, 3, 4, 5
+
+
+class OpenOptions(ct.Structure):
+    _fields_ = (
+        ("size", ct.c_size_t),
+        ("threads", ct.c_int32),
+        ("sizes_only", ct.c_int32),
+        ("onnxruntime", ct.c_char_p),
+    )
+
+
+class Threshold(ct.Structure):
+    _fields_ = (("layer", ct.c_int64), ("criterion", ct.c_char_p), ("value", ct.c_double))
+
+
+class SessionOptions(ct.Structure):
+    _fields_ = (
+        ("size", ct.c_size_t), ("mode", ct.c_char_p), ("pending_cap", ct.c_int64), ("minimum_depth", ct.c_int64),
+        ("budget", ct.c_int64), ("thresholds", ct.POINTER(Threshold)), ("threshold_count", ct.c_size_t),
+    )  # fmt: skip
+
+
+class GenerateOptions(ct.Structure):
+    _fields_ = (
+        ("size", ct.c_size_t), ("max_new_tokens", ct.c_int64), ("temperature", ct.c_double), ("top_k", ct.c_int64),
+        ("top_p", ct.c_double), ("seed", ct.c_uint64), ("stop", ct.POINTER(ct.c_int64)), ("stop_count", ct.c_size_t),
+    )  # fmt: skip
+
+
+COUNTS = ("prompt_tokens", "tokens", "drafted", "rejected", "declined", "segment_passes", "layer_rows")
+
+
+class Stats(ct.Structure):
+    _fields_ = (
+        ("size", ct.c_size_t), *((name, ct.c_int64) for name in COUNTS), ("prefill_seconds", ct.c_double),
+        ("decode_seconds", ct.c_double), ("mean_depth", ct.c_double), ("stop_reason", ct.c_char * 16),
+    )  # fmt: skip
+
+
+ON_TOKEN = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_int64, ct.c_int64)
+
+
+def sized(kind: Any, **values: Any) -> Any:
+    return kind(size=ct.sizeof(kind), **values)
+
+
+@pytest.fixture(scope="module")
+def c(library: Path) -> Any:
+    loaded = ct.CDLL(str(library))
+    loaded.eecompile_last_error.restype = ct.c_char_p
+    for name in ("eecompile_close", "eecompile_session_free"):
+        getattr(loaded, name).argtypes = (ct.c_void_p,)
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def opened(shelf: Any) -> Bundle:
+    found: Bundle = shelf.bundle(at=[1, 3], gain=GAIN)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(c: Any, opened: Bundle) -> Any:
+    handle, options = ct.c_void_p(), sized(OpenOptions, threads=opened.threads, onnxruntime=str(DEPS).encode())
+    assert c.eecompile_open(str(opened.files.path).encode(), ct.byref(options), ct.byref(handle)) == 0, said(c)
+    return handle
+
+
+def said(c: Any) -> str:
+    return str(c.eecompile_last_error().decode())
+
+
+def session(c: Any, bundle: Any, thresholds: Any = None, **options: Any) -> Any:
+    handle = ct.c_void_p()
+    flat = [(layer, gate.encode(), v) for layer, gates in (thresholds or {}).items() for gate, v in gates.items()]
+    array = (Threshold * len(flat))(*flat)
+    given = sized(SessionOptions, thresholds=array, threshold_count=len(flat), **options)
+    assert c.eecompile_session_new(bundle, ct.byref(given), ct.byref(handle)) == 0, said(c)
+    return handle
+
+
+def generate(
+    c: Any, handle: Any, prompt: list[int], most: int = 0, **options: Any
+) -> tuple[list[tuple[int, int]], Any]:
+    tokens: list[tuple[int, int]] = []
+
+    def take(context: Any, token: int, depth: int) -> int:
+        tokens.append((token, depth))
+        return len(tokens) != most
+
+    stats = sized(Stats)
+    ids, given = (ct.c_int64 * len(prompt))(*prompt), sized(GenerateOptions, **options)
+    done = c.eecompile_generate(handle, ids, len(prompt), ct.byref(given), ON_TOKEN(take), None, ct.byref(stats))
+    assert done == 0, said(c)
+    return tokens, stats
+
+
+def test_the_interface_has_a_version(c: Any) -> None:
+    assert c.eecompile_abi() == 1
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(0.8, 9, 0.9, 77)], ids=["greedy", "sampled"])
+def test_tokens_and_statistics_are_the_python_runtimes(c: Any, bundle: Any, opened: Bundle, how: Sampling) -> None:
+    one = session(c, bundle, DRAFTS, mode=b"exact", pending_cap=5)
+    own = opened.session(mode="exact", thresholds=DRAFTS, pending_cap=5)
+    for prompt in (PROMPT, [9] * 140, PROMPT):
+        sampling = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p, "seed": how.seed}
+        tokens, stats = generate(c, one, prompt, max_new_tokens=50, **sampling)
+        generation = own.generate(prompt, max_new_tokens=50, sampling=how)
+        assert tokens == [(token.id, token.exit_layer) for token in generation]
+        expected = generation.stats
+        counted = {name: getattr(expected, "heads_declined" if name == "declined" else name) for name in COUNTS}
+        assert {name: getattr(stats, name) for name in COUNTS} == counted
+        assert (stats.stop_reason, stats.mean_depth) == (b"length", expected.mean_depth)
+    assert stats.drafted > 0
+    c.eecompile_session_free(one)
+
+
+def test_a_caller_may_stop_and_give_its_own_ends(c: Any, bundle: Any, opened: Bundle) -> None:
+    expected = tiny.tokens(opened, PROMPT, 20)
+    one = session(c, bundle)
+    tokens, stats = generate(c, one, PROMPT, most=4)
+    assert ([t for t, _ in tokens], stats.stop_reason) == (expected[:4], b"cancelled")
+    ends = (ct.c_int64 * 1)(expected[6])
+    tokens, stats = generate(c, one, PROMPT, stop=ends, stop_count=1)
+    assert [t for t, _ in tokens] == expected[: expected.index(expected[6]) + 1]
+    assert stats.stop_reason == b"stop"
+    c.eecompile_session_free(one)
+
+
+def test_a_caller_of_an_older_version_is_understood(c: Any, bundle: Any, opened: Bundle) -> None:
+    """A struct that ends early has zeros for the rest, and no more than its size is written."""
+    one = session(c, bundle)
+    ids, stats = (ct.c_int64 * len(PROMPT))(*PROMPT), Stats(size=Stats.drafted.offset, drafted=-7)
+    options = GenerateOptions(size=GenerateOptions.temperature.offset, max_new_tokens=8, temperature=-1, top_k=-1)
+    assert c.eecompile_generate(one, ids, len(PROMPT), ct.byref(options), None, None, ct.byref(stats)) == 0, said(c)
+    assert (stats.size, stats.tokens, stats.drafted) == (Stats.drafted.offset, 8, -7)
+    c.eecompile_session_free(one)
+
+
+def test_a_session_outlives_its_bundle(c: Any, opened: Bundle) -> None:
+    handle, options = (
+        ct.c_void_p(),
+        sized(OpenOptions, threads=opened.threads, onnxruntime=str(DEPS).encode(), sizes_only=1),
+    )
+    assert c.eecompile_open(str(opened.files.path).encode(), ct.byref(options), ct.byref(handle)) == 0, said(c)
+    one = session(c, handle)
+    c.eecompile_close(handle)
+    tokens, _ = generate(c, one, PROMPT, max_new_tokens=9)
+    assert [t for t, _ in tokens] == tiny.tokens(opened, PROMPT, 9)
+    c.eecompile_session_free(one)
+
+
+def test_faults_are_codes_and_texts(c: Any, bundle: Any, opened: Bundle, tmp_path: Path) -> None:
+    handle, path = ct.c_void_p(), str(opened.files.path).encode()
+    threads = opened.threads + 1
+    cases = [
+        (str(tmp_path).encode(), sized(OpenOptions), INTEGRITY, "no manifest.json"),
+        (path, sized(OpenOptions, threads=threads), USAGE, f"not {threads}"),
+        (None, None, USAGE, "there is no path"),
+    ]
+    for where, options, code, text in cases:
+        assert c.eecompile_open(where, options and ct.byref(options), ct.byref(handle)) == code
+        assert handle.value is None
+        assert text in said(c)
+    assert (
+        c.eecompile_session_new(bundle, ct.byref(sized(SessionOptions, mode=b"confident")), ct.byref(handle))
+        == UNCALIBRATED
+    )
+    assert "eecompile calibrate" in said(c)
+    one = session(c, bundle)
+    ids = (ct.c_int64 * 2)(1, 999)
+    assert c.eecompile_generate(one, ids, 2, None, None, None, None) == USAGE
+    assert said(c) == "prompt: token id 999 is outside 0..127"
+    far = sized(GenerateOptions, max_new_tokens=1000)
+    assert c.eecompile_generate(one, ids, 1, ct.byref(far), None, None, None) == CONTEXT_FULL
+    assert c.eecompile_generate(None, ids, 1, None, None, None, None) == USAGE
+    c.eecompile_session_free(one)
