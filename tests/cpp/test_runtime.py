@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from conftest import SOURCES
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout
@@ -40,6 +41,7 @@ HEADS = [
     HeadShape(name="short", kind="shortlist", tokens=[*range(60)]),
 ]
 DRAFTS = {"max_prob": 0.04, "margin": 0.02, "entropy": 4.5, "learned": 0.3}
+WITH_TEXT = (SOURCES / "tokenizer").is_dir()
 STATS = ("mean_depth", "drafted", "rejected", "segment_passes", "layer_rows")
 
 
@@ -72,8 +74,10 @@ def both(
     """Run one request in both runtimes, compare all but the times, and return the answer."""
     overrides = {} if mode == "full" else {"thresholds": thresholds}
     generation = opened.session(mode=mode, **more, **overrides).generate(prompt, max_new_tokens=count, sampling=how)
-    depths = [token.exit_layer for token in generation]
-    expected = result_json(list(prompt), generation.ids, None, depths, mode, generation.stats)
+    tokens = list(generation)
+    text = "".join(token.text for token in tokens) if opened.text and WITH_TEXT else None
+    depths = [token.exit_layer for token in tokens]
+    expected = result_json(list(prompt), generation.ids, text, depths, mode, generation.stats)
     words = ["--prompt-ids", ",".join(map(str, prompt)), "--mode", mode, "--json", "--threads", opened.threads]
     words += [] if count is None else ["--max-new-tokens", count]
     words += ["--temperature", how.temperature, "--top-k", how.top_k, "--top-p", how.top_p, "--seed", how.seed]
@@ -142,6 +146,26 @@ def test_a_text_ends_at_the_models_end_in_every_mode(shelf: Any, command: Path) 
             )
             reasons.add((mode, found["stop_reason"]))
     assert {("full", "stop"), ("exact", "stop")} <= reasons
+
+
+@pytest.mark.skipif(not WITH_TEXT, reason="the sources have no tokenizer")
+def test_text_goes_in_and_comes_out(command: Path, tmp_path: Path) -> None:
+    settings = tiny.config(vocab_size=tiny.TOKENIZER_IDS + 3, eos_token_id=tiny.TOKENIZER_IDS - 1)
+    source = tiny.add_tokenizer(tiny.checkpoint(tmp_path / "checkpoint", settings, gain=GAIN))
+    opened = tiny.open_bundle(tmp_path / "bundle", source, [2])
+    prompt, count = "the thé 漢字 the", 40
+    generation = opened.session().generate(prompt, max_new_tokens=count)
+    text = "".join(token.text for token in generation)
+    for words, expected in ((["--json"], None), ([], text + "\n"), (["--stream"], text + "\n")):
+        done = said(command, opened.files.path, prompt, "--raw", "--max-new-tokens", count, *words)
+        assert done.returncode == 0, done.stderr
+        if expected is None:
+            found = json.loads(done.stdout)
+            assert (found["prompt_ids"], found["text"]) == (generation.prompt_ids, text)
+        else:
+            assert done.stdout == expected
+    refused = said(command, opened.files.path, prompt)
+    assert (refused.returncode, "--raw" in refused.stderr) == (3, True)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------
