@@ -1,10 +1,9 @@
 /* The runtime's C interface, for other languages. Token ids in, token ids out.
  *
  * Every call returns 0 or an eecompile_code; eecompile_last_error() then says what, where and how to mend it. Structs
- * begin with their size, so that a library knows what a caller of another version means: fill in sizeof, set the rest to
- * zero, which stands for the default. Nothing throws and nothing is printed.
- * Thread safety: a bundle may be shared, a session belongs to one thread at a time, the last error to its thread.
- * Cost: see eecompile/bundle.h.
+ * begin with their size, so that a library knows what a caller of another version means: fill in sizeof, set the rest
+ * to zero, which stands for the default. Nothing throws and nothing is printed. Thread safety: a bundle may be shared,
+ * a session belongs to one thread at a time, the last error to its thread. Cost: see eecompile/bundle.h.
  */
 #ifndef EECOMPILE_H
 #define EECOMPILE_H
@@ -41,8 +40,8 @@ enum eecompile_code {
 typedef struct eecompile_bundle eecompile_bundle;
 typedef struct eecompile_session eecompile_session;
 
-/* threads: of the process-wide pool (0: the processors at hand). sizes_only: do not compare SHA-256 of the core's files.
- * onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). */
+/* threads: of the process-wide pool (0: the processors at hand). sizes_only: do not compare SHA-256 of the core's
+ * files. onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). */
 typedef struct {
   size_t size;
   int32_t threads;
@@ -82,7 +81,8 @@ typedef struct {
   size_t stop_count;
 } eecompile_generate_options;
 
-/* What a request cost, as in values.h. `size` is the caller's. stop_reason: "stop", "length", "budget" or "cancelled". */
+/* What a request cost, as in values.h. `size` is the caller's. stop_reason: "stop", "length", "budget" or "cancelled".
+ */
 typedef struct {
   size_t size;
   int64_t prompt_tokens, tokens, drafted, rejected, declined, segment_passes, layer_rows;
@@ -99,17 +99,21 @@ EECOMPILE_API int32_t eecompile_abi(void);
 /* What the last call of this thread that failed has to say; valid until its next. */
 EECOMPILE_API const char* eecompile_last_error(void);
 
-EECOMPILE_API int32_t eecompile_open(const char* path, const eecompile_open_options* options, eecompile_bundle** bundle);
+EECOMPILE_API int32_t eecompile_open(const char* path, const eecompile_open_options* options,
+                                     eecompile_bundle** bundle);
 
 /* Sessions of the bundle stay valid. NULL is fine. */
 EECOMPILE_API void eecompile_close(eecompile_bundle* bundle);
 
-EECOMPILE_API int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompile_session_options* options, eecompile_session** session);
+EECOMPILE_API int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompile_session_options* options,
+                                            eecompile_session** session);
 EECOMPILE_API void eecompile_session_free(eecompile_session* session);
 
-/* Continues `count` token ids. options, on_token and stats may be NULL. What `on_token` was given before a failure stands. */
-EECOMPILE_API int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count, const eecompile_generate_options* options,
-                                         eecompile_on_token on_token, void* context, eecompile_stats* stats);
+/* Continues `count` token ids. options, on_token and stats may be NULL. What `on_token` was given before a failure
+ * stands. */
+EECOMPILE_API int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count,
+                                         const eecompile_generate_options* options, eecompile_on_token on_token,
+                                         void* context, eecompile_stats* stats);
 
 #ifdef __cplusplus
 }

@@ -45,7 +45,8 @@ Result<Policy> overridden(const BundleFiles& files, const SessionOptions& option
     while (i < policy.exits.size() && policy.exits[i].layer != layer) ++i;
     if (i == policy.exits.size()) return usage("there is no exit at layer " + std::to_string(layer));
     if (thresholds)
-      if (const std::string fault = thresholds_fault(*thresholds, files.manifest.exits[i], files.manifest.model.vocab); !fault.empty())
+      if (const std::string fault = thresholds_fault(*thresholds, files.manifest.exits[i], files.manifest.model.vocab);
+          !fault.empty())
         return usage("exit " + std::to_string(layer) + ": " + fault);
     (options.mode == "confident" ? policy.exits[i].confident : policy.exits[i].draft) = thresholds;
   }
@@ -55,10 +56,12 @@ Result<Policy> overridden(const BundleFiles& files, const SessionOptions& option
 Status check_calibrated(const BundleFiles& files, const Policy& policy) {
   const Manifest& m = files.manifest;
   if (policy.kv != "catch_up")
-    return {Code::kUnsupported, "this runtime does not do confident mode with the rule " + policy.kv, "", "use mode exact, or the Python runtime"};
+    return {Code::kUnsupported, "this runtime does not do confident mode with the rule " + policy.kv, "",
+            "use mode exact, or the Python runtime"};
   const auto matching = [&](const Calibration& c) { return matches(c, m, files.policy); };
   if (!m.exits.empty() && std::none_of(files.calibrations.begin(), files.calibrations.end(), matching))
-    return {Code::kUncalibrated, "no calibration of these exits for " + m.precision + " and catch_up allows any of them", "",
+    return {Code::kUncalibrated,
+            "no calibration of these exits for " + m.precision + " and catch_up allows any of them", "",
             "run `eecompile calibrate BUNDLE --data FILE`, or use mode exact, whose drafts need none"};
   const std::string fault = confident_fault(m, policy, files.calibrations);
   if (fault.empty()) return {};
@@ -73,11 +76,17 @@ Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& opt
   s.full = options.mode == "full";
   s.exact = options.mode == "exact";
   s.cap = options.pending_cap.value_or(m.pending_cap);
-  if (s.cap < 1 || s.cap > m.pending_cap) return usage("pending cap " + std::to_string(s.cap) + " is not from 1 to " + std::to_string(m.pending_cap));
+  if (s.cap < 1 || s.cap > m.pending_cap)
+    return usage("pending cap " + std::to_string(s.cap) + " is not from 1 to " + std::to_string(m.pending_cap));
   const std::int64_t asked = options.minimum_depth.value_or(0);
-  if (asked < 0 || asked > m.model.layers) return usage("minimum depth " + std::to_string(asked) + " is not from 0 to the model's " + std::to_string(m.model.layers) + " layers");
-  if (options.budget && *options.budget < 1) return usage("budget " + std::to_string(*options.budget) + " is not a positive number of layer-rows");
-  s.budget = files.policy.budget && options.budget ? std::min(files.policy.budget, options.budget) : files.policy.budget ? files.policy.budget : options.budget;
+  if (asked < 0 || asked > m.model.layers)
+    return usage("minimum depth " + std::to_string(asked) + " is not from 0 to the model's " +
+                 std::to_string(m.model.layers) + " layers");
+  if (options.budget && *options.budget < 1)
+    return usage("budget " + std::to_string(*options.budget) + " is not a positive number of layer-rows");
+  s.budget = files.policy.budget && options.budget ? std::min(files.policy.budget, options.budget)
+             : files.policy.budget                 ? files.policy.budget
+                                                   : options.budget;
   if (s.full) return s;
   Result<Policy> policy = overridden(files, options);
   if (!policy.ok()) return policy.status();
@@ -120,7 +129,9 @@ std::vector<ExitDescription> Bundle::exits() const {
   return found;
 }
 
-std::string Bundle::tokenizer() const { return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : ""; }
+std::string Bundle::tokenizer() const {
+  return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : "";
+}
 
 Result<Session> Bundle::session(const SessionOptions& options) const {
   try {

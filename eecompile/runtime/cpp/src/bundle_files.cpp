@@ -25,20 +25,27 @@ Status check_files(const std::string& root, const Manifest& m, const Sizes& size
   std::map<std::string, std::string> folded;
   for (const auto& [name, size] : sizes) {
     std::string lower = name;
-    std::transform(lower.begin(), lower.end(), lower.begin(), [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c + 32) : c; });
-    if (const auto [other, fresh] = folded.emplace(lower, name); !fresh) return damaged("the names " + other->second + " and " + name + " are one on some file systems", root);
-    if (m.files.find(name) == m.files.end() && !is_outside_core(name)) return damaged("a file that the manifest does not list", root + "/" + name, "remove it from the bundle");
+    std::transform(lower.begin(), lower.end(), lower.begin(),
+                   [](char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+    if (const auto [other, fresh] = folded.emplace(lower, name); !fresh)
+      return damaged("the names " + other->second + " and " + name + " are one on some file systems", root);
+    if (m.files.find(name) == m.files.end() && !is_outside_core(name))
+      return damaged("a file that the manifest does not list", root + "/" + name, "remove it from the bundle");
   }
   for (const auto& [name, info] : m.files) {
     const auto found = sizes.find(name);
     if (found == sizes.end()) return damaged("the file is missing", root + "/" + name);
-    if (found->second != info.bytes) return damaged("truncated or changed: " + std::to_string(found->second) + " bytes instead of " + std::to_string(info.bytes), root + "/" + name);
+    if (found->second != info.bytes)
+      return damaged(
+          "truncated or changed: " + std::to_string(found->second) + " bytes instead of " + std::to_string(info.bytes),
+          root + "/" + name);
   }
   return {};
 }
 
 // Hashes files until none is left or one is not as it was; several threads take turns.
-Status hash_some(const std::string& root, const std::vector<std::pair<std::string, FileInfo>>& files, std::atomic<std::size_t>& next) {
+Status hash_some(const std::string& root, const std::vector<std::pair<std::string, FileInfo>>& files,
+                 std::atomic<std::size_t>& next) {
   for (std::size_t i = next++; i < files.size(); i = next++) {
     const std::string path = root + "/" + files[i].first;
     const Result<std::string> hash = file_sha256(path);
@@ -89,11 +96,12 @@ Status read_overlays(BundleFiles& files, const Sizes& sizes) {
 
 Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   BundleFiles files;
-  struct stat info {};
+  struct stat info{};
   char* resolved = realpath(path.c_str(), nullptr);
   files.path = resolved == nullptr ? path : resolved;
   free(resolved);
-  if (stat(files.path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) return damaged("there is no bundle here: not a directory", path, kNotHere);
+  if (stat(files.path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
+    return damaged("there is no bundle here: not a directory", path, kNotHere);
   const std::string manifest = files.path + "/" + std::string(contract::kManifest);
   if (lstat(manifest.c_str(), &info) != 0) return damaged("there is no bundle here: no manifest.json", path, kNotHere);
   const Result<std::string> data = read_regular(manifest, contract::kMaxManifestBytes);
@@ -105,13 +113,15 @@ Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   if (!sizes.ok()) return sizes.status();
   if (Status status = check_files(files.path, files.manifest, *sizes); !status.ok()) return status;
   if (!files.manifest.missing.empty())
-    return Status{Code::kUnsupported, "this runtime does not do " + files.manifest.missing, files.path, "run the bundle with the Python runtime"};
+    return Status{Code::kUnsupported, "this runtime does not do " + files.manifest.missing, files.path,
+                  "run the bundle with the Python runtime"};
   if (integrity == Integrity::kHash)
     if (Status status = check_hashes(files.path, files.manifest); !status.ok()) return status;
   if (Status status = read_overlays(files, *sizes); !status.ok()) return status;
   if (files.policy.kv == "catch_up")
     if (const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations); !fault.empty())
-      return damaged(fault, files.path + "/" + std::string(contract::kPolicy), "restore it from a copy of the bundle, or build the bundle again");
+      return damaged(fault, files.path + "/" + std::string(contract::kPolicy),
+                     "restore it from a copy of the bundle, or build the bundle again");
   return files;
 }
 

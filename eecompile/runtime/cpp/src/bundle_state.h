@@ -14,7 +14,8 @@ struct Bundle::State {
 
 struct Session::State {
   State(std::shared_ptr<const Bundle::State> opened, Settings settings)
-      : bundle(std::move(opened)), decoder(bundle->files.manifest, bundle->graphs, bundle->files.policy, std::move(settings)) {}
+      : bundle(std::move(opened)),
+        decoder(bundle->files.manifest, bundle->graphs, bundle->files.policy, std::move(settings)) {}
 
   std::shared_ptr<const Bundle::State> bundle;
   Decoder decoder;

@@ -18,8 +18,11 @@ struct eecompile_session {
 
 namespace {
 
-static_assert(static_cast<int>(Code::kOk) == EECOMPILE_OK && static_cast<int>(Code::kUsage) == EECOMPILE_USAGE, "codes are the same");
-static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY && static_cast<int>(Code::kInternal) == EECOMPILE_INTERNAL, "codes are the same");
+static_assert(static_cast<int>(Code::kOk) == EECOMPILE_OK && static_cast<int>(Code::kUsage) == EECOMPILE_USAGE,
+              "codes are the same");
+static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
+                  static_cast<int>(Code::kInternal) == EECOMPILE_INTERNAL,
+              "codes are the same");
 
 thread_local std::string last_error;
 
@@ -80,7 +83,8 @@ GenerateOptions generate_options(const eecompile_generate_options& given) {
 void tell(const Stats& s, eecompile_stats* stats) {
   eecompile_stats own{};
   own.size = stats->size;
-  own.prompt_tokens = s.prompt_tokens, own.tokens = s.tokens, own.drafted = s.drafted, own.rejected = s.rejected, own.declined = s.declined;
+  own.prompt_tokens = s.prompt_tokens, own.tokens = s.tokens, own.drafted = s.drafted, own.rejected = s.rejected,
+  own.declined = s.declined;
   own.segment_passes = s.segment_passes, own.layer_rows = s.layer_rows;
   own.prefill_seconds = s.prefill_seconds, own.decode_seconds = s.decode_seconds, own.mean_depth = s.mean_depth();
   s.stop_reason.copy(own.stop_reason, sizeof own.stop_reason - 1);
@@ -121,7 +125,8 @@ std::int32_t eecompile_open(const char* path, const eecompile_open_options* opti
 
 void eecompile_close(eecompile_bundle* bundle) { delete bundle; }
 
-std::int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompile_session_options* options, eecompile_session** session) {
+std::int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompile_session_options* options,
+                                   eecompile_session** session) {
   if (bundle == nullptr || session == nullptr) return fail("there is no bundle, or nowhere to put the session");
   *session = nullptr;
   return guarded([&]() -> std::int32_t {
@@ -134,13 +139,15 @@ std::int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompi
 
 void eecompile_session_free(eecompile_session* session) { delete session; }
 
-std::int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count, const eecompile_generate_options* options,
-                                eecompile_on_token on_token, void* context, eecompile_stats* stats) {
+std::int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count,
+                                const eecompile_generate_options* options, eecompile_on_token on_token, void* context,
+                                eecompile_stats* stats) {
   if (session == nullptr || (prompt == nullptr && count > 0)) return fail("there is no session or no prompt");
   return guarded([&]() -> std::int32_t {
     const auto tell_token = [&](const Token& token) { return on_token(context, token.id, token.exit_layer) != 0; };
     const Ids ids(prompt, prompt + count);
-    Result<Generation> found = session->session.generate(ids, generate_options(known(options)), on_token == nullptr ? OnToken() : OnToken(tell_token));
+    Result<Generation> found = session->session.generate(ids, generate_options(known(options)),
+                                                         on_token == nullptr ? OnToken() : OnToken(tell_token));
     if (!found.ok()) return fail(found.status());
     if (stats != nullptr) tell(found->stats, stats);
     return EECOMPILE_OK;

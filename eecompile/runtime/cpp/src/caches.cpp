@@ -16,7 +16,8 @@ constexpr std::size_t kAlignment = 64;
 
 }  // namespace
 
-Tensor::Tensor(std::string dtype, std::vector<std::int64_t> shape) : dtype_(std::move(dtype)), shape_(std::move(shape)) {
+Tensor::Tensor(std::string dtype, std::vector<std::int64_t> shape)
+    : dtype_(std::move(dtype)), shape_(std::move(shape)) {
   bytes_ = element_bytes(dtype_);
   for (const std::int64_t size : shape_)
     if (__builtin_mul_overflow(bytes_, static_cast<std::size_t>(size), &bytes_)) throw std::bad_alloc();
@@ -39,7 +40,8 @@ Buffer Tensor::first(std::int64_t rows) const {
   return part;
 }
 
-Caches::Caches(const std::vector<const GraphInfo*>& graphs) : lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
+Caches::Caches(const std::vector<const GraphInfo*>& graphs)
+    : lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
   for (std::size_t i = 0; i < graphs.size(); ++i)
     for (const TensorInfo& tensor : graphs[i]->inputs)
       if (tensor.symbol(contract::kLength) >= 0) infos_[i].push_back(&tensor);
@@ -74,7 +76,8 @@ void Caches::resize(std::size_t cache, std::int64_t rows) {
     const std::size_t row = old.bytes() / heads / static_cast<std::size_t>(lengths_[cache]);
     for (std::size_t head = 0; head < heads; ++head)
       std::memcpy(grown.back().data<std::byte>() + head * row * static_cast<std::size_t>(length),
-                  old.data<std::byte>() + head * row * static_cast<std::size_t>(lengths_[cache]), row * static_cast<std::size_t>(kept));
+                  old.data<std::byte>() + head * row * static_cast<std::size_t>(lengths_[cache]),
+                  row * static_cast<std::size_t>(kept));
   }
   tensors_[cache] = std::move(grown);
   lengths_[cache] = length;

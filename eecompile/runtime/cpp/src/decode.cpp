@@ -27,10 +27,13 @@ std::optional<ExitRule> ExitRule::of(const Thresholds& thresholds) {
 }
 
 Decoder::Decoder(const Manifest& manifest, const LoadedGraphs& graphs, const Policy& policy, Settings settings)
-    : manifest_(manifest), settings_(std::move(settings)), stairs_(manifest, graphs),
+    : manifest_(manifest),
+      settings_(std::move(settings)),
+      stairs_(manifest, graphs),
       head_(graphs.head, manifest, manifest.model.vocab, manifest.pending_cap + 1) {
   for (const HeadInfo& info : manifest.heads) {
-    const std::int64_t width = info.tokens.empty() ? manifest.model.vocab : static_cast<std::int64_t>(info.tokens.size());
+    const std::int64_t width =
+        info.tokens.empty() ? manifest.model.vocab : static_cast<std::int64_t>(info.tokens.size());
     heads_.emplace(info.name, Head(graphs.heads.at(info.name), manifest, width, 1, info.tokens));
   }
   for (std::size_t i = 0; i < manifest.exits.size(); ++i)
@@ -46,7 +49,8 @@ Status Decoder::start(const Ids& prompt, const Sampling& sampling) {
   if (Status status = stairs_.prefill(prompt); !status.ok()) return status;
   last_ = prompt.back();
   const auto width = static_cast<std::int64_t>(manifest_.model.hidden);
-  const Result<Decisions> decided = head_.decide(stairs_.newest() + (stairs_.newest_rows() - 1) * width, 1, contract::kNoBound, !sampling_.greedy());
+  const Result<Decisions> decided =
+      head_.decide(stairs_.newest() + (stairs_.newest_rows() - 1) * width, 1, contract::kNoBound, !sampling_.greedy());
   if (!decided.ok()) return decided.status();
   return verify(*decided, 1);
 }
@@ -119,7 +123,7 @@ Status Decoder::verify(const Decisions& decided, std::int64_t count) {
     ++right;
   }
   certain_.insert(certain_.end(), now.begin(), now.end());  // a flush after a step adds to what the step made certain
-  if (right == static_cast<std::size_t>(count)) {            // of drafts alone: what was drafted last goes on
+  if (right == static_cast<std::size_t>(count)) {           // of drafts alone: what was drafted last goes on
     drafts_.erase(drafts_.begin(), drafts_.begin() + static_cast<std::ptrdiff_t>(right));
     early_ = static_cast<std::int64_t>(drafts_.size());
     return {};

@@ -1,4 +1,5 @@
-// Decoding: the loop that walks a sequence down the staircase in each mode (decode.py), and its exits' rules (gates.py).
+// Decoding: the loop that walks a sequence down the staircase in each mode (decode.py), and its exits' rules
+// (gates.py).
 //
 // Thread safety: belongs to one session. Cost: the staircase's and the heads'.
 #pragma once
@@ -13,7 +14,8 @@
 
 namespace eecompile {
 
-// When one exit fires: the learned gate's confidence above `cheap` and at most 1, then the head's decision within `bounds`.
+// When one exit fires: the learned gate's confidence above `cheap` and at most 1, then the head's decision within
+// `bounds`.
 struct ExitRule {
   std::array<float, 3> bounds;
   std::optional<double> cheap;

@@ -22,7 +22,9 @@ constexpr std::size_t kMaxName = 200, kChunk = 1 << 20;
 constexpr std::int64_t kMaxEntries = 4 * contract::kMaxFiles;
 
 bool is_word(std::string_view text) {
-  const auto plain = [](char c) { return ('0' <= c && c <= '9') || ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || c == '_'; };
+  const auto plain = [](char c) {
+    return ('0' <= c && c <= '9') || ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || c == '_';
+  };
   if (text.empty() || text.size() > 100 || !plain(text[0])) return false;
   return std::all_of(text.begin(), text.end(), [&](char c) { return plain(c) || c == '.' || c == '-'; });
 }
@@ -55,10 +57,13 @@ class File {
 Result<File> open_regular(const std::string& path) {
   const int number = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
   if (number < 0 && errno == ENOENT) return damaged("the file is missing", path);
-  if (number < 0 && errno == ELOOP) return damaged("the file is a symbolic link", path, "copy the files themselves (cp -rL)");
-  if (number < 0) return damaged(std::string("the file cannot be read (") + std::strerror(errno) + ")", path, "check its type and its permissions");
+  if (number < 0 && errno == ELOOP)
+    return damaged("the file is a symbolic link", path, "copy the files themselves (cp -rL)");
+  if (number < 0)
+    return damaged(std::string("the file cannot be read (") + std::strerror(errno) + ")", path,
+                   "check its type and its permissions");
   File file(number);
-  struct stat info {};
+  struct stat info{};
   if (fstat(number, &info) != 0 || !S_ISREG(info.st_mode)) return damaged("not a regular file", path);
   return file;
 }
@@ -81,9 +86,11 @@ Status read_chunks(const std::string& path, Take take) {
 
 std::string name_fault(std::string_view name) {
   const auto letters = std::count_if(name.begin(), name.end(), [](char c) { return (c & 0xC0) != 0x80; });
-  if (name.empty() || static_cast<std::size_t>(letters) > kMaxName) return "the path is empty or longer than 200 characters";
+  if (name.empty() || static_cast<std::size_t>(letters) > kMaxName)
+    return "the path is empty or longer than 200 characters";
   const auto odd = [](char c) { return (c >= 0 && c < 0x20) || c == 0x7F || c == '\\' || c == ':'; };
-  if (std::any_of(name.begin(), name.end(), odd)) return "the path holds a backslash, a colon or a character that cannot be printed";
+  if (std::any_of(name.begin(), name.end(), odd))
+    return "the path holds a backslash, a colon or a character that cannot be printed";
   if (name[0] == '/') return "the path is absolute";
   for (std::size_t begin = 0; begin <= name.size();) {
     const std::size_t end = std::min(name.find('/', begin), name.size());
@@ -98,14 +105,16 @@ bool is_overlay(std::string_view name) {
   if (name == contract::kPolicy) return true;
   if (!ends(name, ".json")) return false;
   for (const std::string_view kind : {"overlays/calibration-", "overlays/profile-"})
-    if (starts(name, kind) && name.size() > kind.size() + 5) return is_word(name.substr(kind.size(), name.size() - kind.size() - 5));
+    if (starts(name, kind) && name.size() > kind.size() + 5)
+      return is_word(name.substr(kind.size(), name.size() - kind.size() - 5));
   return false;
 }
 
 bool is_outside_core(std::string_view name) {
   const std::string_view suffix = contract::kSignatureSuffix;
   const std::string_view signed_one = ends(name, suffix) ? name.substr(0, name.size() - suffix.size()) : name;
-  return signed_one == contract::kManifest || is_overlay(signed_one) || name == contract::kReport || starts(name, "engines/") || is_temporary(name);
+  return signed_one == contract::kManifest || is_overlay(signed_one) || name == contract::kReport ||
+         starts(name, "engines/") || is_temporary(name);
 }
 
 Result<std::map<std::string, std::int64_t>> list_files(const std::string& root) {
@@ -116,17 +125,23 @@ Result<std::map<std::string, std::int64_t>> list_files(const std::string& root) 
     const std::string folder = pending.back();
     pending.pop_back();
     const std::unique_ptr<DIR, int (*)(DIR*)> open_folder(opendir((root + "/" + folder).c_str()), closedir);
-    if (!open_folder) return damaged(std::string("the directory cannot be read (") + std::strerror(errno) + ")", root + "/" + folder, "check its permissions");
+    if (!open_folder)
+      return damaged(std::string("the directory cannot be read (") + std::strerror(errno) + ")", root + "/" + folder,
+                     "check its permissions");
     while (const dirent* entry = readdir(open_folder.get())) {
       const std::string_view own = entry->d_name;
       if (own == "." || own == "..") continue;
       const std::string name = folder + std::string(own), path = root + "/" + name;
-      if (++entries > kMaxEntries) return damaged("more than " + std::to_string(kMaxEntries) + " files and directories", root);
-      struct stat info {};
+      if (++entries > kMaxEntries)
+        return damaged("more than " + std::to_string(kMaxEntries) + " files and directories", root);
+      struct stat info{};
       if (lstat(path.c_str(), &info) != 0) return damaged("the file cannot be looked at", path);
-      if (S_ISLNK(info.st_mode)) return damaged("a symbolic link, which a bundle may not hold", path, "copy the files themselves (cp -rL)");
-      if (!S_ISDIR(info.st_mode) && !S_ISREG(info.st_mode)) return damaged("neither a regular file nor a directory", path, "remove it from the bundle");
-      if (const std::string fault = name_fault(name); !fault.empty()) return damaged("not a legal name: " + fault, path, "remove it from the bundle");
+      if (S_ISLNK(info.st_mode))
+        return damaged("a symbolic link, which a bundle may not hold", path, "copy the files themselves (cp -rL)");
+      if (!S_ISDIR(info.st_mode) && !S_ISREG(info.st_mode))
+        return damaged("neither a regular file nor a directory", path, "remove it from the bundle");
+      if (const std::string fault = name_fault(name); !fault.empty())
+        return damaged("not a legal name: " + fault, path, "remove it from the bundle");
       if (S_ISDIR(info.st_mode)) {
         pending.push_back(name + "/");
       } else {
@@ -145,7 +160,8 @@ Result<std::string> read_regular(const std::string& path, std::int64_t limit) {
     return data.size() <= most;
   });
   if (!read.ok()) return read;
-  if (data.size() > most) return damaged("the file has more than the " + std::to_string(limit) + " bytes that a reader accepts", path);
+  if (data.size() > most)
+    return damaged("the file has more than the " + std::to_string(limit) + " bytes that a reader accepts", path);
   return data;
 }
 

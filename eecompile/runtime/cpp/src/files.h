@@ -15,8 +15,8 @@ namespace eecompile {
 // Why `name` may not be a file of a bundle (relative, POSIX, inside, portable); empty where it may.
 std::string name_fault(std::string_view name);
 
-bool is_overlay(std::string_view name);          // the policy, a calibration or a profile
-bool is_outside_core(std::string_view name);     // may lie in a bundle without being listed in its manifest
+bool is_overlay(std::string_view name);       // the policy, a calibration or a profile
+bool is_outside_core(std::string_view name);  // may lie in a bundle without being listed in its manifest
 
 // Bytes of every file under `root` by its name in the bundle. Refuses links, special files and illegal names.
 Result<std::map<std::string, std::int64_t>> list_files(const std::string& root);

@@ -19,7 +19,11 @@ Tensor filled(const std::vector<float>& values, std::vector<std::int64_t> shape)
 }  // namespace
 
 Head::Head(std::shared_ptr<const OrtEngine> engine, const Manifest& m, std::int64_t width, std::int64_t rows, Ids ids)
-    : engine_(std::move(engine)), width_(width), hidden_width_(m.model.hidden), minimum_(m.minimum_rows), ids_(std::move(ids)) {
+    : engine_(std::move(engine)),
+      width_(width),
+      hidden_width_(m.model.hidden),
+      minimum_(m.minimum_rows),
+      ids_(std::move(ids)) {
   const std::int64_t most = std::max(rows, minimum_);
   hidden_ = Tensor("float32", {most, hidden_width_});
   thresholds_ = Tensor("float32", {most, 3});
@@ -39,8 +43,11 @@ Result<Decisions> Head::decide(const float* rows, std::int64_t n, const std::arr
   auto found = bound_.find({n, logits});
   if (found == bound_.end()) {
     Buffers buffers;
-    const auto add = [&](std::string_view name, const Tensor& tensor) { buffers[std::string(name)] = tensor.first(padded); };
-    add(contract::kHidden, hidden_), add(contract::kThresholds, thresholds_), add(contract::kToken, token_), add(contract::kMaxProb, max_prob_);
+    const auto add = [&](std::string_view name, const Tensor& tensor) {
+      buffers[std::string(name)] = tensor.first(padded);
+    };
+    add(contract::kHidden, hidden_), add(contract::kThresholds, thresholds_), add(contract::kToken, token_),
+        add(contract::kMaxProb, max_prob_);
     add(contract::kMargin, margin_), add(contract::kEntropy, entropy_), add(contract::kExitFlag, exit_flag_);
     if (logits) add(contract::kLogits, logits_);
     Result<OrtPass> made = engine_->bind(buffers);
@@ -48,11 +55,16 @@ Result<Decisions> Head::decide(const float* rows, std::int64_t n, const std::arr
     found = bound_.emplace(std::pair{n, logits}, std::move(made).value()).first;
   }
   if (Status status = found->second.run(); !status.ok()) return status;
-  return Decisions{token_.data<std::int64_t>(), max_prob_.data<float>(),      exit_flag_.data<bool>(),
-                   logits ? logits_.data<float>() : nullptr, width_, ids_.empty() ? nullptr : &ids_};
+  return Decisions{token_.data<std::int64_t>(),
+                   max_prob_.data<float>(),
+                   exit_flag_.data<bool>(),
+                   logits ? logits_.data<float>() : nullptr,
+                   width_,
+                   ids_.empty() ? nullptr : &ids_};
 }
 
-ExitAsker::ExitAsker(std::shared_ptr<const OrtEngine> engine, const ExitInfo& info, const ExitPolicy& policy, std::int64_t hidden)
+ExitAsker::ExitAsker(std::shared_ptr<const OrtEngine> engine, const ExitInfo& info, const ExitPolicy& policy,
+                     std::int64_t hidden)
     : engine_(std::move(engine)), gated_(info.gate_units > 0), width_(static_cast<std::size_t>(hidden)) {
   hidden_ = Tensor("float32", {1, hidden});
   exit_hidden_ = Tensor("float32", {1, hidden});
@@ -70,7 +82,8 @@ Status ExitAsker::ask(const float* row) {
     add(contract::kHidden, hidden_), add(contract::kExitHidden, exit_hidden_);
     if (gated_) {
       add(contract::kConfidence, confidence_);
-      add(contract::kGateW1, weights_[0]), add(contract::kGateB1, weights_[1]), add(contract::kGateW2, weights_[2]), add(contract::kGateB2, weights_[3]);
+      add(contract::kGateW1, weights_[0]), add(contract::kGateB1, weights_[1]), add(contract::kGateW2, weights_[2]),
+          add(contract::kGateB2, weights_[3]);
     }
     Result<OrtPass> made = engine_->bind(buffers);
     if (!made.ok()) return made.status();

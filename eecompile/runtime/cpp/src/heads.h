@@ -1,6 +1,7 @@
 // Asking a head, and an exit's graph: bound passes over a few rows.
 //
-// Thread safety: belongs to one session; engines are shared. Cost: a pass's rows, and V logits a row once sampling asks.
+// Thread safety: belongs to one session; engines are shared. Cost: a pass's rows, and V logits a row once sampling
+// asks.
 #pragma once
 
 #include <array>
@@ -20,15 +21,16 @@ struct Decisions {
   const std::int64_t* token = nullptr;
   const float* max_prob = nullptr;
   const bool* exit_flag = nullptr;
-  const float* logits = nullptr;   // [N, width] where they were asked for
+  const float* logits = nullptr;  // [N, width] where they were asked for
   std::int64_t width = 0;
-  const Ids* ids = nullptr;        // tokens of the logits' columns; null where they are all tokens in order
+  const Ids* ids = nullptr;  // tokens of the logits' columns; null where they are all tokens in order
 };
 
 // A head over up to `rows` rows, with `width` logits.
 class Head {
  public:
-  Head(std::shared_ptr<const OrtEngine> engine, const Manifest& manifest, std::int64_t width, std::int64_t rows, Ids ids = {});
+  Head(std::shared_ptr<const OrtEngine> engine, const Manifest& manifest, std::int64_t width, std::int64_t rows,
+       Ids ids = {});
 
   // Decides `n` normalised rows [n, D] against bounds (max_prob and margin above, entropy below), the same for all.
   Result<Decisions> decide(const float* rows, std::int64_t n, const std::array<float, 3>& bounds, bool logits);
@@ -44,11 +46,12 @@ class Head {
 // One exit's adapter and learned gate, for one row.
 class ExitAsker {
  public:
-  ExitAsker(std::shared_ptr<const OrtEngine> engine, const ExitInfo& info, const ExitPolicy& policy, std::int64_t hidden);
+  ExitAsker(std::shared_ptr<const OrtEngine> engine, const ExitInfo& info, const ExitPolicy& policy,
+            std::int64_t hidden);
 
   // Asks about one hidden row [D]; `hidden` and `confidence` then hold what the exit says.
   Status ask(const float* row);
-  const float* hidden() const { return exit_hidden_.data<float>(); }            // [D], ready for a head
+  const float* hidden() const { return exit_hidden_.data<float>(); }             // [D], ready for a head
   double confidence() const { return gated_ ? *confidence_.data<float>() : 1; }  // the learned gate's
 
  private:

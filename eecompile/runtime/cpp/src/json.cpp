@@ -43,7 +43,8 @@ Result<Json> parse_object(std::string_view data, const std::string& where) {
     if (depth > kDeepest) fault = "nested too deeply";
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.empty() && !keys.back().insert(parsed.get_ref<const std::string&>()).second)
+    if (event == Json::parse_event_t::key && !keys.empty() &&
+        !keys.back().insert(parsed.get_ref<const std::string&>()).second)
       fault = "a key stands twice in one object";
     return fault.empty();
   };
@@ -110,7 +111,8 @@ const Json& Fields::object(const char* key) {
 
 std::int64_t Fields::integer(const char* key, std::int64_t low, std::int64_t high) {
   const Json& found = any(key);
-  const bool fits = found.is_number_integer() && !(found.is_number_unsigned() && found.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX));
+  const bool fits = found.is_number_integer() &&
+                    !(found.is_number_unsigned() && found.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX));
   const std::int64_t value = fits ? found.get<std::int64_t>() : low;
   if (fits && low <= value && value <= high) return value;
   fail(key, "is not an integer from " + std::to_string(low) + " to " + std::to_string(high));
@@ -138,7 +140,8 @@ bool Fields::flag(const char* key) {
 std::string Fields::text(const char* key, std::size_t longest, std::size_t shortest) {
   const Json& found = any(key);
   std::string value = found.is_string() ? found.get<std::string>() : "";
-  const auto letters = static_cast<std::size_t>(std::count_if(value.begin(), value.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+  const auto letters =
+      static_cast<std::size_t>(std::count_if(value.begin(), value.end(), [](char c) { return (c & 0xC0) != 0x80; }));
   if (found.is_string() && shortest <= letters && letters <= longest) return value;
   fail(key, "is not a text of at most " + std::to_string(longest) + " characters");
   return "";
@@ -146,7 +149,8 @@ std::string Fields::text(const char* key, std::size_t longest, std::size_t short
 
 std::string Fields::digest(const char* key) {
   std::string value = text(key, 64, 64);
-  const bool plain = std::all_of(value.begin(), value.end(), [](char c) { return ('0' <= c && c <= '9') || ('a' <= c && c <= 'f'); });
+  const bool plain =
+      std::all_of(value.begin(), value.end(), [](char c) { return ('0' <= c && c <= '9') || ('a' <= c && c <= 'f'); });
   if (!plain) fail(key, "is not a SHA-256");
   return value;
 }

@@ -29,8 +29,8 @@ class Fields {
  public:
   Fields(const Json& object, std::string path, std::string& fault);
 
-  bool has(const char* key);         // present and not null
-  const Json& any(const char* key);  // null where it is missing
+  bool has(const char* key);                                                     // present and not null
+  const Json& any(const char* key);                                              // null where it is missing
   const Json& list(const char* key, std::size_t longest, bool required = true);  // an array, or an empty one
   const Json& object(const char* key);
   std::int64_t integer(const char* key, std::int64_t low, std::int64_t high);

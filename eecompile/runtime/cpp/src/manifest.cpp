@@ -1,129 +1,30 @@
 #include "manifest.h"
 
 #include <algorithm>
+#include <array>
 
 #include "eecompile/contract.h"
 #include "files.h"
 #include "json.h"
+#include "manifest_parts.h"
 
 namespace eecompile {
 namespace {
 
 using contract::kMaxLayers;
 
-constexpr std::array<std::string_view, 4> kTasks = {"causal-lm", "sequence-classification", "token-classification", "regression"};
-constexpr std::array<std::string_view, 5> kDtypes = {"float32", "float16", "int8", "int64", "bool"};
-constexpr std::array<std::string_view, 5> kAdapters = {"norm", "affine", "mlp", "layer", "classifier"};
-constexpr std::array<std::string_view, 2> kHeadKinds = {"low_rank", "shortlist"};
-constexpr std::array<std::string_view, 6> kKnownGates = {"learned", "max_prob", "margin", "entropy", "fixed", "never"};
-constexpr std::size_t kMaxGraphs = contract::kMaxExits + 4, kMaxTensors = 4096;
+constexpr std::array<std::string_view, 4> kTasks = {"causal-lm", "sequence-classification", "token-classification",
+                                                    "regression"};
+constexpr std::size_t kMaxGraphs = contract::kMaxExits + 4;
 
 std::string at(const std::string& list, std::size_t index) { return list + "." + std::to_string(index); }
 
-TensorInfo tensor_from(const Json& value, const std::string& path, std::string& fault) {
-  Fields f(value, path, fault);
-  TensorInfo info;
-  info.name = f.text("name", 200, 1);
-  info.dtype = f.choice("dtype", kDtypes);
-  for (const Json& size : f.list("shape", 8)) {
-    const bool fixed = size.is_number_unsigned() && size.get<std::uint64_t>() <= (std::uint64_t{1} << 32);
-    const bool named = size.is_string() && !size.get_ref<const std::string&>().empty();
-    if (!fixed && !named) f.fail("shape", "has a dimension that is neither a size nor a symbol");
-    info.shape.push_back(fixed ? size.get<std::int64_t>() : -1);
-    info.symbols.push_back(named ? size.get<std::string>() : "");
-  }
-  f.finish();
-  return info;
-}
-
-GraphInfo graph_from(const Json& value, const std::string& path, std::string& fault) {
-  Fields f(value, path, fault);
-  GraphInfo info;
-  info.path = f.text("path", 200, 1);
-  info.layers = f.integer_or("layers", 0, kMaxLayers, 0);
-  for (const char* side : {"inputs", "outputs"})
-    for (const Json& tensor : f.list(side, kMaxTensors))
-      (side[0] == 'i' ? info.inputs : info.outputs).push_back(tensor_from(tensor, f.path(side), fault));
-  f.finish();
-  return info;
-}
-
-std::vector<GraphInfo> graphs_from(Fields& f, const char* key, std::size_t most, std::string& fault, bool required = true) {
+std::vector<GraphInfo> graphs_from(Fields& f, const char* key, std::size_t most, std::string& fault,
+                                   bool required = true) {
   std::vector<GraphInfo> found;
-  for (const Json& graph : f.list(key, most, required)) found.push_back(graph_from(graph, at(f.path(key), found.size()), fault));
+  for (const Json& graph : f.list(key, most, required))
+    found.push_back(graph_from(graph, at(f.path(key), found.size()), fault));
   return found;
-}
-
-ModelInfo model_from(const Json& value, std::string& fault) {
-  Fields f(value, "model", fault);
-  ModelInfo m;
-  m.family = f.text("family", 200, 1);
-  m.layers = f.integer("layers", 1, kMaxLayers);
-  m.hidden = f.integer("hidden", 1, contract::kMaxHidden);
-  m.heads = f.integer("heads", 1, contract::kMaxHeads);
-  m.kv_heads = f.integer("kv_heads", 1, contract::kMaxHeads);
-  m.head_dim = f.integer("head_dim", 1, 4096);
-  m.vocab = f.integer("vocab", 1, contract::kMaxVocab);
-  m.context = f.integer("context", 1, contract::kMaxContext);
-  if (f.has("bos")) m.bos = f.integer("bos", 0, m.vocab - 1);
-  for (const Json& id : f.list("eos", 64, false)) {
-    m.eos.push_back(id.is_number_unsigned() ? id.get<std::int64_t>() : -1);
-    if (m.eos.back() < 0 || m.eos.back() >= m.vocab) f.fail("eos", "is not in the vocabulary");
-  }
-  f.skip("parameters");
-  f.finish();
-  if (fault.empty() && m.heads % m.kv_heads != 0) f.fail("heads", "cannot share the key/value heads evenly");
-  return m;
-}
-
-ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault, std::string& missing) {
-  Fields f(value, path, fault);
-  ExitInfo e;
-  e.layer = f.integer("layer", 1, kMaxLayers);
-  e.adapter = f.choice("adapter", kAdapters);
-  e.gate_units = f.integer_or("gate_units", 0, 4096, 0);
-  e.head = f.has("head") ? f.text("head", 32, 1) : std::string(contract::kFullHead);
-  for (const Json& gate : f.list("gates", 4)) {
-    e.gates.push_back(gate.is_string() ? gate.get<std::string>() : "");
-    const auto known = std::find(contract::kCriteria.begin(), contract::kCriteria.end(), e.gates.back());
-    if ((known == contract::kCriteria.end() && e.gates.back() != "delta") || std::count(e.gates.begin(), e.gates.end(), e.gates.back()) > 1) f.fail("gates", "are not criteria, each once");
-    if (std::find(kKnownGates.begin(), kKnownGates.end(), e.gates.back()) == kKnownGates.end()) missing = "the gate " + e.gates.back();
-  }
-  if (e.gates.empty()) f.fail("gates", "are none");
-  if (e.has("learned") != (e.gate_units > 0)) f.fail("gate_units", "is the width of the learned gate, and 0 without one");
-  if (e.adapter == "layer" || e.adapter == "classifier") missing = "exits with a " + e.adapter;
-  for (const char* part : {"router", "predictor", "schedule"})
-    if (f.has(part)) missing = std::string("exits with a ") + part;
-  f.finish();
-  return e;
-}
-
-HeadInfo head_from(const Json& value, const std::string& path, std::int64_t vocab, std::string& fault) {
-  Fields f(value, path, fault);
-  HeadInfo h;
-  h.name = f.text("name", 32, 1);
-  h.kind = f.choice("kind", kHeadKinds);
-  for (const Json& token : f.list("tokens", contract::kMaxShortlist, false)) {
-    h.tokens.push_back(token.is_number_unsigned() ? token.get<std::int64_t>() : -1);
-    if (h.tokens.back() < 0 || h.tokens.back() >= vocab) f.fail("tokens", "are not in the vocabulary");
-  }
-  if ((h.kind == "shortlist") == h.tokens.empty()) f.fail("tokens", "belong to a shortlist, and to it alone");
-  f.skip("rank");
-  f.skip("bias");
-  f.finish();
-  return h;
-}
-
-Step step_from(const Json& value, const std::string& path, std::string& fault, std::string& missing) {
-  Fields f(value, path, fault);
-  Step s;
-  s.segment = static_cast<std::size_t>(f.integer("segment", 0, kMaxLayers));
-  s.cache = static_cast<std::size_t>(f.integer("cache", 0, kMaxLayers));
-  if (f.has("exit")) s.exit = static_cast<std::size_t>(f.integer("exit", 0, kMaxLayers));
-  if (f.has("factors")) missing = "LoRA factors of a step";
-  if (f.has("cycle")) missing = "cyclic gates";
-  f.finish();
-  return s;
 }
 
 std::map<std::string, FileInfo> files_from(const Json& value, std::string& fault) {
@@ -159,21 +60,25 @@ std::string disagreement(const Manifest& m) {
   if (m.kv_rules.empty() || m.kv_rules[0] != "catch_up") return "the K/V rules do not begin with catch_up";
   for (const ExitInfo& e : m.exits) {
     const auto named = [&](const HeadInfo& head) { return head.name == e.head; };
-    if (e.head != contract::kFullHead && std::none_of(m.heads.begin(), m.heads.end(), named)) return "exit " + std::to_string(e.layer) + " asks for a head that is not there";
+    if (e.head != contract::kFullHead && std::none_of(m.heads.begin(), m.heads.end(), named))
+      return "exit " + std::to_string(e.layer) + " asks for a head that is not there";
   }
   std::int64_t depth = 0;
   std::size_t asked = 0;
   std::vector<int> used(m.caches.size());
   for (const Step& step : m.schedule) {
-    if (step.segment >= m.segments.size() || step.cache >= m.caches.size()) return "the schedule names a missing segment or cache";
+    if (step.segment >= m.segments.size() || step.cache >= m.caches.size())
+      return "the schedule names a missing segment or cache";
     if (m.caches[step.cache] != m.segments[step.segment].layers) return "a cache and its segment differ in layers";
     if (used[step.cache]++) return "the schedule uses a cache twice";
     depth += m.segments[step.segment].layers;
     if (!step.exit) continue;
-    if (*step.exit != asked || asked >= m.exits.size() || m.exits[asked].layer != depth) return "an exit is asked where it is not";
+    if (*step.exit != asked || asked >= m.exits.size() || m.exits[asked].layer != depth)
+      return "an exit is asked where it is not";
     ++asked;
   }
-  if (depth != m.model.layers || asked != m.exits.size()) return "the schedule does not run the model's layers and ask every exit in order";
+  if (depth != m.model.layers || asked != m.exits.size())
+    return "the schedule does not run the model's layers and ask every exit in order";
   if (m.schedule.size() != m.caches.size()) return "the schedule does not use every cache once";
   if (m.schedule.back().exit) return "an exit stands after the last layer";
   return "";
@@ -184,11 +89,14 @@ std::string graph_fault(const Manifest& m) {
   for (const auto* list : {&m.segments, &m.exit_graphs, &m.small_heads})
     for (const GraphInfo& graph : *list) graphs.push_back(&graph);
   for (const GraphInfo* graph : graphs)
-    if (m.files.find(graph->path) == m.files.end()) return "the graph " + graph->path + " is not among the manifest's files";
+    if (m.files.find(graph->path) == m.files.end())
+      return "the graph " + graph->path + " is not among the manifest's files";
   for (const GraphInfo& segment : m.segments)
     for (const TensorInfo& tensor : segment.inputs) {
       const bool whole = tensor.name.rfind("key_cache_", 0) == 0 || tensor.name.rfind("value_cache_", 0) == 0;
-      if (whole && (tensor.shape.size() != 4 || tensor.shape[1] != m.model.kv_heads || tensor.shape[3] != m.model.head_dim)) return tensor.name + " is not of the model's size";
+      if (whole &&
+          (tensor.shape.size() != 4 || tensor.shape[1] != m.model.kv_heads || tensor.shape[3] != m.model.head_dim))
+        return tensor.name + " is not of the model's size";
     }
   return "";
 }
@@ -197,9 +105,12 @@ Result<int> check_version(const Json& document, const std::string& where) {
   const auto format = document.find("format"), version = document.find("version");
   if (format == document.end() || *format != contract::kFormat)
     return damaged("not the manifest of an eecompile bundle", where, "give the directory that `eecompile build` wrote");
-  if (version != document.end() && version->is_number_integer() && version->get<std::int64_t>() > contract::kFormatVersion)
-    return damaged("made by a newer eecompile: format version " + version->dump().substr(0, 20), where, "upgrade eecompile, or build the bundle again with this one");
-  if (version == document.end() || !version->is_number_integer() || *version != contract::kFormatVersion) return damaged("unknown format version", where);
+  if (version != document.end() && version->is_number_integer() &&
+      version->get<std::int64_t>() > contract::kFormatVersion)
+    return damaged("made by a newer eecompile: format version " + version->dump().substr(0, 20), where,
+                   "upgrade eecompile, or build the bundle again with this one");
+  if (version == document.end() || !version->is_number_integer() || *version != contract::kFormatVersion)
+    return damaged("unknown format version", where);
   return 1;
 }
 
@@ -231,21 +142,28 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
   m.tokenizer = f.flag("tokenizer");
   m.digest = f.digest("digest");
   for (const Json& rule : f.list("kv_rules", 4)) m.kv_rules.push_back(rule.is_string() ? rule.get<std::string>() : "");
-  for (const Json& value : f.list("exits", contract::kMaxExits)) m.exits.push_back(exit_from(value, at("exits", m.exits.size()), fault, m.missing));
-  for (const Json& value : f.list("heads", contract::kMaxHeadsOfExits, false)) m.heads.push_back(head_from(value, at("heads", m.heads.size()), m.model.vocab, fault));
-  for (const Json& value : f.list("schedule", kMaxLayers)) m.schedule.push_back(step_from(value, at("schedule", m.schedule.size()), fault, m.missing));
-  for (const Json& value : f.list("caches", kMaxLayers)) m.caches.push_back(value.is_number_unsigned() ? value.get<std::int64_t>() : -1);
+  for (const Json& value : f.list("exits", contract::kMaxExits))
+    m.exits.push_back(exit_from(value, at("exits", m.exits.size()), fault, m.missing));
+  for (const Json& value : f.list("heads", contract::kMaxHeadsOfExits, false))
+    m.heads.push_back(head_from(value, at("heads", m.heads.size()), m.model.vocab, fault));
+  for (const Json& value : f.list("schedule", kMaxLayers))
+    m.schedule.push_back(step_from(value, at("schedule", m.schedule.size()), fault, m.missing));
+  for (const Json& value : f.list("caches", kMaxLayers))
+    m.caches.push_back(value.is_number_unsigned() ? value.get<std::int64_t>() : -1);
   read_graphs(m, f.object("graphs"), fault);
   m.files = files_from(f.object("files"), fault);
   if (m.task != contract::kCausalLm) m.missing = "the task " + m.task;
   if (f.has("source")) m.missing = "an encoder-decoder";
-  for (const char* other : {"format", "version", "eecompile", "target", "slots", "provenance", "labels", "encoder", "device"}) f.skip(other);
+  for (const char* other :
+       {"format", "version", "eecompile", "target", "slots", "provenance", "labels", "encoder", "device"})
+    f.skip(other);
   f.finish();
   if (fault.empty() && m.schedule.empty()) fault = "schedule: is empty";
   if (fault.empty() && m.task == contract::kCausalLm) fault = disagreement(m);
   if (fault.empty()) fault = graph_fault(m);
   if (!fault.empty()) return damaged("does not follow the schema: " + fault, where);
-  if (document_digest(data) != m.digest) return damaged("changed by hand or damaged: it does not agree with its own digest", where);
+  if (document_digest(data) != m.digest)
+    return damaged("changed by hand or damaged: it does not agree with its own digest", where);
   return m;
 }
 

@@ -16,8 +16,8 @@ namespace eecompile {
 
 struct TensorInfo {
   std::string name, dtype;
-  std::vector<std::int64_t> shape;    // -1 where it has a symbol
-  std::vector<std::string> symbols;   // of each dimension, empty where it has a size
+  std::vector<std::int64_t> shape;   // -1 where it has a symbol
+  std::vector<std::string> symbols;  // of each dimension, empty where it has a size
 
   // Which dimension has this symbol, or -1.
   int symbol(std::string_view name) const;
@@ -106,7 +106,8 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& mani
 std::string thresholds_fault(const Thresholds& thresholds, const ExitInfo& info, std::int64_t vocab);
 
 // Why confident mode may not run as `policy` says, with the rule catch_up; empty where it may.
-std::string confident_fault(const Manifest& manifest, const Policy& policy, const std::vector<Calibration>& calibrations);
+std::string confident_fault(const Manifest& manifest, const Policy& policy,
+                            const std::vector<Calibration>& calibrations);
 
 // Whether a calibration is of this precision, pending cap, cache type and gates, of catch_up, and allows anything.
 bool matches(const Calibration& calibration, const Manifest& manifest, const Policy& policy);

@@ -60,7 +60,8 @@ class Chain {
 };
 
 Status missing(std::string what, const std::string& where) {
-  return {Code::kMissingBackend, std::move(what), where, "install ONNX Runtime 1.21 or newer, or name its libonnxruntime.so.1"};
+  return {Code::kMissingBackend, std::move(what), where,
+          "install ONNX Runtime 1.21 or newer, or name its libonnxruntime.so.1"};
 }
 
 const OrtApi* api_of(const std::string& path, std::string& reason) {
@@ -77,10 +78,12 @@ const OrtApi* api_of(const std::string& path, std::string& reason) {
   return api;
 }
 
-std::string describe(ONNXTensorElementDataType type, const std::vector<std::int64_t>& shape, const std::vector<const char*>& symbols) {
+std::string describe(ONNXTensorElementDataType type, const std::vector<std::int64_t>& shape,
+                     const std::vector<const char*>& symbols) {
   const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return d.type == type; });
   std::string text = known == kDtypes.end() ? "another type" : std::string(known->name);
-  for (std::size_t i = 0; i < shape.size(); ++i) text += " " + (shape[i] < 0 ? std::string(symbols[i]) : std::to_string(shape[i]));
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    text += " " + (shape[i] < 0 ? std::string(symbols[i]) : std::to_string(shape[i]));
   return text;
 }
 
@@ -100,8 +103,10 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
   const std::lock_guard<std::mutex> lock(mutex);
   if (threads < 1) return Status{Code::kUsage, std::to_string(threads) + " threads are none", "", "give at least one"};
   if (made && made->threads_ != threads)
-    return Status{Code::kUsage, "this process already runs " + std::to_string(made->threads_) + " threads, not " + std::to_string(threads), "",
-                  "one process has one thread pool: choose its size at the first open"};
+    return Status{
+        Code::kUsage,
+        "this process already runs " + std::to_string(made->threads_) + " threads, not " + std::to_string(threads), "",
+        "one process has one thread pool: choose its size at the first open"};
   if (made) return std::shared_ptr<const OrtLibrary>(made);
   std::string reason;
   const OrtApi* api = api_of(path, reason);
@@ -112,8 +117,11 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
   OrtThreadingOptions* options = nullptr;
   Chain chain(*api);
   chain.then(api->CreateThreadingOptions(&options));
-  if (chain.ok()) chain.then(api->SetGlobalIntraOpNumThreads(options, threads)).then(api->SetGlobalInterOpNumThreads(options, 1));
-  if (chain.ok()) chain.then(api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "eecompile", options, &found->environment_));
+  if (chain.ok())
+    chain.then(api->SetGlobalIntraOpNumThreads(options, threads)).then(api->SetGlobalInterOpNumThreads(options, 1));
+  if (chain.ok())
+    chain.then(
+        api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "eecompile", options, &found->environment_));
   if (options != nullptr) api->ReleaseThreadingOptions(options);
   if (!chain.ok()) return missing("ONNX Runtime does not start: " + chain.said(), path);
   made = found;
@@ -123,7 +131,10 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
 OrtPass::OrtPass(std::shared_ptr<const OrtLibrary> library, OrtSession* session, OrtIoBinding* binding)
     : library_(std::move(library)), session_(session), binding_(binding) {}
 
-OrtPass::OrtPass(OrtPass&& other) noexcept : library_(std::move(other.library_)), session_(other.session_), binding_(other.binding_) { other.binding_ = nullptr; }
+OrtPass::OrtPass(OrtPass&& other) noexcept
+    : library_(std::move(other.library_)), session_(other.session_), binding_(other.binding_) {
+  other.binding_ = nullptr;
+}
 
 OrtPass::~OrtPass() {
   if (binding_ != nullptr) library_->api().ReleaseIoBinding(binding_);
@@ -141,7 +152,8 @@ OrtEngine::OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* sess
 
 OrtEngine::~OrtEngine() { library_->api().ReleaseSession(session_); }
 
-Result<std::shared_ptr<const OrtEngine>> OrtEngine::open(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info) {
+Result<std::shared_ptr<const OrtEngine>> OrtEngine::open(std::shared_ptr<const OrtLibrary> library,
+                                                         const std::string& path, GraphInfo info) {
   const OrtApi& api = library->api();
   OrtSessionOptions* options = nullptr;
   OrtSession* session = nullptr;
@@ -168,7 +180,8 @@ Status OrtEngine::check_interface(const std::string& where) const {
     const std::vector<TensorInfo>& declared = input ? info_.inputs : info_.outputs;
     std::size_t count = 0;
     if (chain.ok()) chain.then((input ? api.SessionGetInputCount : api.SessionGetOutputCount)(session_, &count));
-    if (chain.ok() && count != declared.size()) return damaged("it has another number of inputs or outputs than the manifest says", where);
+    if (chain.ok() && count != declared.size())
+      return damaged("it has another number of inputs or outputs than the manifest says", where);
     for (std::size_t i = 0; i < count && chain.ok(); ++i) {
       char* name = nullptr;
       OrtTypeInfo* type = nullptr;
@@ -182,13 +195,18 @@ Status OrtEngine::check_interface(const std::string& where) const {
       if (chain.ok() && tensor == nullptr) return damaged("its " + own + " is no tensor", where);
       std::size_t rank = 0;
       ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-      if (chain.ok()) chain.then(api.GetDimensionsCount(tensor, &rank)).then(api.GetTensorElementType(tensor, &element));
+      if (chain.ok())
+        chain.then(api.GetDimensionsCount(tensor, &rank)).then(api.GetTensorElementType(tensor, &element));
       std::vector<std::int64_t> shape(rank);
       std::vector<const char*> symbols(rank);
-      if (chain.ok()) chain.then(api.GetDimensions(tensor, shape.data(), rank)).then(api.GetSymbolicDimensions(tensor, symbols.data(), rank));
+      if (chain.ok())
+        chain.then(api.GetDimensions(tensor, shape.data(), rank))
+            .then(api.GetSymbolicDimensions(tensor, symbols.data(), rank));
       if (!chain.ok()) break;
-      const std::string have = own + ", " + describe(element, shape, symbols), said = declared[i].name + ", " + describe(declared[i]);
-      if (have != said) return damaged("it has " + have.substr(0, 200) + "; the manifest says " + said.substr(0, 200), where);
+      const std::string have = own + ", " + describe(element, shape, symbols),
+                        said = declared[i].name + ", " + describe(declared[i]);
+      if (have != said)
+        return damaged("it has " + have.substr(0, 200) + "; the manifest says " + said.substr(0, 200), where);
     }
   }
   return chain.ok() ? Status{} : damaged("its interface cannot be read: " + chain.said(), where);
@@ -199,19 +217,22 @@ Result<OrtPass> OrtEngine::bind(const Buffers& buffers) const {
   OrtIoBinding* binding = nullptr;
   OrtMemoryInfo* memory = nullptr;
   Chain chain(api);
-  chain.then(api.CreateIoBinding(session_, &binding)).then(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
+  chain.then(api.CreateIoBinding(session_, &binding))
+      .then(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
   const Held<OrtMemoryInfo> held(memory, [&](OrtMemoryInfo* m) { api.ReleaseMemoryInfo(m); });
   OrtPass pass(library_, session_, binding);
   for (const bool input : {true, false})
     for (const TensorInfo& tensor : input ? info_.inputs : info_.outputs) {
       const auto found = buffers.find(tensor.name);
-      if (found == buffers.end() && input) return Status{Code::kInternal, "the graph's input " + tensor.name + " has no buffer", info_.path, ""};
+      if (found == buffers.end() && input)
+        return Status{Code::kInternal, "the graph's input " + tensor.name + " has no buffer", info_.path, ""};
       if (found == buffers.end() || !chain.ok()) continue;
       const Buffer& b = found->second;
       std::size_t bytes = element_bytes(b.dtype);
       for (const std::int64_t size : b.shape) bytes *= static_cast<std::size_t>(size);
       OrtValue* value = nullptr;
-      chain.then(api.CreateTensorWithDataAsOrtValue(memory, b.data, bytes, b.shape.data(), b.shape.size(), dtype_of(b.dtype).type, &value));
+      chain.then(api.CreateTensorWithDataAsOrtValue(memory, b.data, bytes, b.shape.data(), b.shape.size(),
+                                                    dtype_of(b.dtype).type, &value));
       if (chain.ok()) chain.then((input ? api.BindInput : api.BindOutput)(binding, tensor.name.c_str(), value));
       if (value != nullptr) api.ReleaseValue(value);
     }

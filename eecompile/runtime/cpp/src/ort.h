@@ -67,7 +67,8 @@ class OrtPass {
 // One ONNX graph. Refuses one whose interface is not what the manifest says.
 class OrtEngine {
  public:
-  static Result<std::shared_ptr<const OrtEngine>> open(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info);
+  static Result<std::shared_ptr<const OrtEngine>> open(std::shared_ptr<const OrtLibrary> library,
+                                                       const std::string& path, GraphInfo info);
   OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* session, GraphInfo info);
   ~OrtEngine();
   OrtEngine(const OrtEngine&) = delete;

@@ -54,7 +54,8 @@ std::optional<std::vector<float>> decoded(const std::string& text, std::size_t c
   return finite ? std::optional(values) : std::nullopt;
 }
 
-std::optional<GateWeights> gate_from(const Json& value, const ExitInfo& info, std::int64_t hidden, const std::string& path, std::string& fault) {
+std::optional<GateWeights> gate_from(const Json& value, const ExitInfo& info, std::int64_t hidden,
+                                     const std::string& path, std::string& fault) {
   if (value.is_null()) {
     if (info.gate_units > 0 && fault.empty()) fault = path + ": no weights where the bundle has that gate";
     return std::nullopt;
@@ -92,18 +93,21 @@ ExitPolicy exit_from(const Json& value, const Manifest& m, const ExitInfo& info,
   f.finish();
   for (const auto* thresholds : {&e.confident, &e.draft}) {
     if (!*thresholds || !fault.empty()) continue;
-    if (const std::string reason = thresholds_fault(**thresholds, info, m.model.vocab); !reason.empty()) f.fail("", reason);
+    if (const std::string reason = thresholds_fault(**thresholds, info, m.model.vocab); !reason.empty())
+      f.fail("", reason);
   }
   return e;
 }
 
 // Reads what every overlay has, and checks that it is of this core and as it was written.
-Status check_overlay(Fields& f, std::string_view data, const Manifest& m, std::string_view kind, std::string& fault, const std::string& where) {
+Status check_overlay(Fields& f, std::string_view data, const Manifest& m, std::string_view kind, std::string& fault,
+                     const std::string& where) {
   const std::string core = f.digest("core"), digest = f.digest("digest");
   f.choice("kind", std::array<std::string_view, 1>{kind}, kind);
   f.finish();
   if (!fault.empty()) return damaged("does not follow the schema: " + fault, where);
-  if (document_digest(data) != digest) return damaged("changed by hand or damaged: it does not agree with its own digest", where);
+  if (document_digest(data) != digest)
+    return damaged("changed by hand or damaged: it does not agree with its own digest", where);
   if (core != m.digest) return damaged("made for another build: it names another core", where, kRestore);
   return {};
 }
@@ -142,11 +146,13 @@ Result<Policy> read_policy(std::string_view data, const Manifest& m, const std::
   Policy policy;
   const Json& exits = f.list("exits", contract::kMaxExits);
   if (exits.size() != m.exits.size()) f.fail("exits", "differ in number from the bundle's");
-  for (std::size_t i = 0; i < exits.size() && fault.empty(); ++i) policy.exits.push_back(exit_from(exits[i], m, m.exits[i], fault));
+  for (std::size_t i = 0; i < exits.size() && fault.empty(); ++i)
+    policy.exits.push_back(exit_from(exits[i], m, m.exits[i], fault));
   policy.minimum_depth = f.integer_or("minimum_depth", 0, m.model.layers, 0);
   if (f.has("budget")) policy.budget = f.integer("budget", 1, std::int64_t{1} << 62);
   policy.kv = f.choice("kv", kRules, "catch_up");
-  if (std::find(m.kv_rules.begin(), m.kv_rules.end(), policy.kv) == m.kv_rules.end()) f.fail("kv", "is a rule that the bundle has no graphs for");
+  if (std::find(m.kv_rules.begin(), m.kv_rules.end(), policy.kv) == m.kv_rules.end())
+    f.fail("kv", "is a rule that the bundle has no graphs for");
   if (Status status = check_overlay(f, data, m, "policy", fault, where); !status.ok()) return status;
   policy.gates = gates_digest(m, exits);
   return policy;
@@ -180,11 +186,13 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& m, c
     for (std::size_t i = 0; i < m.exits.size() && fault.empty(); ++i) {
       found.push_back(thresholds_from(thresholds[i], point.path("thresholds"), fault));
       if (!found.back() || !fault.empty()) continue;
-      if (const std::string reason = thresholds_fault(*found.back(), m.exits[i], m.model.vocab); !reason.empty()) point.fail("thresholds", reason);
+      if (const std::string reason = thresholds_fault(*found.back(), m.exits[i], m.model.vocab); !reason.empty())
+        point.fail("thresholds", reason);
     }
     const double mean = point.number("risk", 0, 1), p = point.has("p_value") ? point.number("p_value", 0, 1) : 2;
     if (static_cast<std::int64_t>(number) != chosen || !fault.empty()) continue;
-    if (tests ? p > error : mean > ((documents + 1) * risk - 1) / documents) point.fail("risk", "is above what the calibration promises");
+    if (tests ? p > error : mean > ((documents + 1) * risk - 1) / documents)
+      point.fail("risk", "is above what the calibration promises");
     c.chosen = std::move(found);
   }
   for (const char* other : {"loss", "tokens", "data", "traces", "draft_traces", "draft", "splits"}) f.skip(other);
@@ -193,7 +201,8 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& m, c
 }
 
 bool matches(const Calibration& c, const Manifest& m, const Policy& policy) {
-  return c.precision == m.precision && c.pending_cap == m.pending_cap && c.cache == m.cache && c.gates == policy.gates && c.kv == "catch_up" && c.chosen.has_value();
+  return c.precision == m.precision && c.pending_cap == m.pending_cap && c.cache == m.cache &&
+         c.gates == policy.gates && c.kv == "catch_up" && c.chosen.has_value();
 }
 
 std::string confident_fault(const Manifest& m, const Policy& policy, const std::vector<Calibration>& calibrations) {
@@ -207,12 +216,16 @@ std::string confident_fault(const Manifest& m, const Policy& policy, const std::
     for (std::size_t i = 0; i < policy.exits.size() && bold.empty(); ++i) {
       const ExitPolicy& e = policy.exits[i];
       if (!e.confident) continue;
-      if (!(*c.chosen)[i]) bold = "exit " + std::to_string(e.layer) + " has no calibrated threshold, so that it may not exit in confident mode";
+      if (!(*c.chosen)[i])
+        bold = "exit " + std::to_string(e.layer) +
+               " has no calibrated threshold, so that it may not exit in confident mode";
       for (const auto& [criterion, value] : *e.confident) {
         if (!bold.empty()) break;
         const auto allowed = (*c.chosen)[i]->find(criterion);
-        const bool inside = allowed != (*c.chosen)[i]->end() && (criterion == "entropy" ? value <= allowed->second : value >= allowed->second);
-        if (!inside) bold = criterion + " at exit " + std::to_string(e.layer) + " is bolder than the calibrated threshold";
+        const bool inside = allowed != (*c.chosen)[i]->end() &&
+                            (criterion == "entropy" ? value <= allowed->second : value >= allowed->second);
+        if (!inside)
+          bold = criterion + " at exit " + std::to_string(e.layer) + " is bolder than the calibrated threshold";
       }
     }
     if (bold.empty()) return "";

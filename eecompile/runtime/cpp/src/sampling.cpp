@@ -28,7 +28,9 @@ Places candidates(const std::vector<double>& scores, const Sampling& how) {
   Places places(scores.size());
   std::iota(places.begin(), places.end(), std::size_t{0});
   if (how.top_k == 0 && how.top_p == 1) return places;
-  const auto better = [&](std::size_t a, std::size_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); };
+  const auto better = [&](std::size_t a, std::size_t b) {
+    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+  };
   const std::size_t most = how.top_k > 0 ? std::min(scores.size(), static_cast<std::size_t>(how.top_k)) : scores.size();
   std::partial_sort(places.begin(), places.begin() + static_cast<std::ptrdiff_t>(most), places.end(), better);
   places.resize(most);
@@ -45,7 +47,8 @@ Places candidates(const std::vector<double>& scores, const Sampling& how) {
 
 }  // namespace
 
-std::int64_t sample(const float* logits, std::int64_t width, std::int64_t position, const Sampling& how, const Ids* ids) {
+std::int64_t sample(const float* logits, std::int64_t width, std::int64_t position, const Sampling& how,
+                    const Ids* ids) {
   const auto count = static_cast<std::size_t>(width);
   const double best = *std::max_element(logits, logits + count);
   std::vector<double> scores(count);

@@ -10,6 +10,7 @@
 namespace eecompile {
 
 // The token for `position` from logits [width]; not for greedy sampling. ids: tokens of the logits, or null.
-std::int64_t sample(const float* logits, std::int64_t width, std::int64_t position, const Sampling& how, const Ids* ids);
+std::int64_t sample(const float* logits, std::int64_t width, std::int64_t position, const Sampling& how,
+                    const Ids* ids);
 
 }  // namespace eecompile

@@ -12,39 +12,53 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
-Status usage(std::string what, std::string where, std::string mend, Code code = Code::kUsage) { return {code, std::move(what), std::move(where), std::move(mend)}; }
+Status usage(std::string what, std::string where, std::string mend, Code code = Code::kUsage) {
+  return {code, std::move(what), std::move(where), std::move(mend)};
+}
 
 Status check_sampling(const Sampling& how) {
-  if (!(how.temperature >= 0 && std::isfinite(how.temperature))) return usage("the temperature is not a number from 0 up", "", "");
+  if (!(how.temperature >= 0 && std::isfinite(how.temperature)))
+    return usage("the temperature is not a number from 0 up", "", "");
   if (how.top_k < 0) return usage("top_k " + std::to_string(how.top_k) + " is negative", "", "0 keeps every token");
   if (!(how.top_p > 0 && how.top_p <= 1)) return usage("top_p is not above 0 and at most 1", "", "");
   return {};
 }
 
 // How many tokens to generate; fails where the request cannot be served (request.py, room).
-Result<std::int64_t> room(const ModelInfo& model, const Settings& settings, const Ids& ids, const std::optional<std::int64_t>& most) {
+Result<std::int64_t> room(const ModelInfo& model, const Settings& settings, const Ids& ids,
+                          const std::optional<std::int64_t>& most) {
   const auto count = static_cast<std::int64_t>(ids.size());
   if (ids.empty()) return usage("the prompt is empty", "", "give at least one token");
   for (const std::int64_t id : ids)
-    if (id < 0 || id >= model.vocab) return usage("token id " + std::to_string(id) + " is outside 0.." + std::to_string(model.vocab - 1), "prompt", "");
+    if (id < 0 || id >= model.vocab)
+      return usage("token id " + std::to_string(id) + " is outside 0.." + std::to_string(model.vocab - 1), "prompt",
+                   "");
   if (most && *most < 1) return usage("max_new_tokens " + std::to_string(*most) + " is not positive", "", "");
   const std::int64_t left = model.context - count + 1, wanted = most.value_or(left);
   if (left < 1 || wanted > left) {
     const std::string asked = most ? " and " + std::to_string(*most) + " new tokens" : "";
-    return usage(std::to_string(count) + " prompt tokens" + asked + " do not fit the context of " + std::to_string(model.context), "",
-                 "shorten the prompt, ask for fewer tokens, or build with a longer --context", Code::kContextFull);
+    return usage(std::to_string(count) + " prompt tokens" + asked + " do not fit the context of " +
+                     std::to_string(model.context),
+                 "", "shorten the prompt, ask for fewer tokens, or build with a longer --context", Code::kContextFull);
   }
   if (settings.budget && count * model.layers > *settings.budget)
-    return usage("the prompt alone costs " + std::to_string(count * model.layers) + " layer-rows, the budget is " + std::to_string(*settings.budget), "",
-                 "shorten the prompt or raise the budget");
+    return usage("the prompt alone costs " + std::to_string(count * model.layers) + " layer-rows, the budget is " +
+                     std::to_string(*settings.budget),
+                 "", "shorten the prompt or raise the budget");
   return wanted;
 }
 
 // One request, from its prompt to its last token (session.py, request.py).
 class Request {
  public:
-  Request(Decoder& decoder, const ModelInfo& model, const GenerateOptions& options, std::int64_t most, const OnToken& on_token)
-      : decoder_(decoder), model_(model), sampling_(options.sampling), ends_(options.stop.value_or(model.eos)), most_(most), on_token_(on_token) {}
+  Request(Decoder& decoder, const ModelInfo& model, const GenerateOptions& options, std::int64_t most,
+          const OnToken& on_token)
+      : decoder_(decoder),
+        model_(model),
+        sampling_(options.sampling),
+        ends_(options.stop.value_or(model.eos)),
+        most_(most),
+        on_token_(on_token) {}
 
   Result<Generation> run(const Ids& prompt) {
     Stats& stats = found_.stats;

@@ -21,9 +21,14 @@ std::vector<const GraphInfo*> writers(const Manifest& m, const LoadedGraphs& gra
 }  // namespace
 
 Staircase::Staircase(const Manifest& manifest, const LoadedGraphs& graphs)
-    : manifest_(manifest), graphs_(graphs), caches_(writers(manifest, graphs)), filled_(manifest.schedule.size()), waiting_(manifest.schedule.size() + 1) {
+    : manifest_(manifest),
+      graphs_(graphs),
+      caches_(writers(manifest, graphs)),
+      filled_(manifest.schedule.size()),
+      waiting_(manifest.schedule.size() + 1) {
   const std::int64_t most = most_rows(manifest), width = manifest.model.hidden;
-  for (std::size_t k = 0; k <= manifest.schedule.size(); ++k) boundary_.emplace_back("float32", std::vector<std::int64_t>{most, width});
+  for (std::size_t k = 0; k <= manifest.schedule.size(); ++k)
+    boundary_.emplace_back("float32", std::vector<std::int64_t>{most, width});
   in_ = Tensor("float32", {1, most, width});
   out_ = Tensor("float32", {1, most, width});
   ids_ = Tensor("int64", {1, most});
@@ -81,7 +86,8 @@ Status Staircase::prefill(const Ids& tokens) {
   for (const Step& step : manifest_.schedule) grown |= caches_.make_room(length_ + all, step.cache);
   if (grown) bound_.clear();
   for (std::int64_t start = 0; start < all; start += manifest_.prefill_rows) {
-    if (Status status = append(tokens.data() + start, std::min(manifest_.prefill_rows, all - start)); !status.ok()) return status;
+    if (Status status = append(tokens.data() + start, std::min(manifest_.prefill_rows, all - start)); !status.ok())
+      return status;
     for (std::size_t k = 0; k < steps(); ++k)
       if (Status status = run_step(k); !status.ok()) return status;
   }
@@ -97,7 +103,9 @@ void Staircase::put(std::size_t k, std::int64_t rows) {
   if (k < steps()) waiting_[k] += rows;  // finished rows, in the last boundary, wait for nothing
 }
 
-void Staircase::forget_bindings(std::size_t k) { bound_.erase(bound_.lower_bound({k, 0}), bound_.lower_bound({k + 1, 0})); }
+void Staircase::forget_bindings(std::size_t k) {
+  bound_.erase(bound_.lower_bound({k, 0}), bound_.lower_bound({k + 1, 0}));
+}
 
 // The pass that fills boundary k from in_ (or token ids) into out_. Bindings of decode passes are kept; those of
 // prefill chunks of odd sizes are made anew.

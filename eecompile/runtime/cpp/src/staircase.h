@@ -30,9 +30,9 @@ class Staircase {
   Staircase(const Manifest& manifest, const LoadedGraphs& graphs);
 
   std::size_t steps() const { return manifest_.schedule.size(); }
-  std::int64_t length() const { return length_; }           // tokens embedded
-  std::int64_t settled() const { return filled_.back(); }   // tokens that have been through the last step
-  std::int64_t passes() const { return passes_; }           // since the last reset
+  std::int64_t length() const { return length_; }          // tokens embedded
+  std::int64_t settled() const { return filled_.back(); }  // tokens that have been through the last step
+  std::int64_t passes() const { return passes_; }          // since the last reset
   std::int64_t layer_rows() const { return layer_rows_; }
   std::int64_t waiting(std::size_t k) const { return waiting_[k]; }
 
@@ -44,7 +44,7 @@ class Staircase {
   void rewind(std::int64_t length);  // drops every token from position `length` on; nothing may be pending before it
   Status append(const std::int64_t* tokens, std::int64_t count);  // embeds at most a pass's rows
   Status run_step(std::size_t k);                                 // runs step k on everything that waits before it
-  Status prefill(const Ids& tokens);                              // runs tokens through every step, a pass's rows at a time
+  Status prefill(const Ids& tokens);  // runs tokens through every step, a pass's rows at a time
 
  private:
   void put(std::size_t k, std::int64_t rows);  // adds the first `rows` of out_ to boundary k

@@ -51,7 +51,8 @@ const char* const kHelp =
     "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
     "  --threshold LAYER[:CRITERION]=V or LAYER=never (repeats)   --pending-cap N --minimum-depth N --budget N\n"
-    "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at hand)\n"
+    "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "
+    "hand)\n"
     "  --integrity hash|size   --onnxruntime FILE (default: the libonnxruntime.so.1 that the loader finds)\n";
 
 Result<Arguments> parse(const std::vector<std::string>& words) {
@@ -78,7 +79,10 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       {"--threshold", [&](const std::string& text) { return a.thresholds.push_back(text), true; }},
       {"--onnxruntime", [&](const std::string& text) { return a.open.onnxruntime = text, !text.empty(); }},
       {"--integrity",
-       [&](const std::string& text) { return a.open.integrity = text == "size" ? Integrity::kSize : Integrity::kHash, text == "size" || text == "hash"; }},
+       [&](const std::string& text) {
+         return a.open.integrity = text == "size" ? Integrity::kSize : Integrity::kHash,
+                text == "size" || text == "hash";
+       }},
       {"--max-new-tokens", whole(a.generate.max_new_tokens)},
       {"--pending-cap", whole(a.session.pending_cap)},
       {"--minimum-depth", whole(a.session.minimum_depth)},
@@ -96,22 +100,30 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       continue;
     }
     only_places = word == "--";
-    bool* const flag = word == "--json" ? &a.json : word == "--stream" ? &a.stream : word == "--raw" ? &a.raw : word == "--help" || word == "-h" ? &a.help : nullptr;
+    bool* const flag = word == "--json"                   ? &a.json
+                       : word == "--stream"               ? &a.stream
+                       : word == "--raw"                  ? &a.raw
+                       : word == "--help" || word == "-h" ? &a.help
+                                                          : nullptr;
     if (flag != nullptr) *flag = true;
     if (flag != nullptr || only_places) continue;
     const auto option = options.find(word);
     if (option == options.end()) return usage("there is no option " + word, "eecompile-run --help lists them");
     if (++i == words.size()) return usage(word + " has no value");
-    if (!option->second(words[i])) return usage(word + " has the value " + words[i], "eecompile-run --help says what it takes");
+    if (!option->second(words[i]))
+      return usage(word + " has the value " + words[i], "eecompile-run --help says what it takes");
   }
   if (a.help) return a;
-  if (places.empty() || places.size() > 2) return usage("give a BUNDLE, and a PROMPT or --prompt-ids", "eecompile-run --help");
-  if (threads < 0 || threads > 4096 || (threads == 0 && std::count(words.begin(), words.end(), "--threads") > 0)) return usage("--threads is not from 1 to 4096");
+  if (places.empty() || places.size() > 2)
+    return usage("give a BUNDLE, and a PROMPT or --prompt-ids", "eecompile-run --help");
+  if (threads < 0 || threads > 4096 || (threads == 0 && std::count(words.begin(), words.end(), "--threads") > 0))
+    return usage("--threads is not from 1 to 4096");
   a.bundle = places[0];
   if (places.size() == 2) a.prompt = places[1];
   if (a.prompt.has_value() == a.prompt_ids.has_value()) return usage("give either a PROMPT or --prompt-ids");
   if (a.json && a.stream) return usage("--json prints one object, once it is whole", "leave --stream out");
-  if (a.session.mode == "full" && !a.thresholds.empty()) return usage("--threshold is for exits, and mode full asks none", "use --mode exact or confident");
+  if (a.session.mode == "full" && !a.thresholds.empty())
+    return usage("--threshold is for exits, and mode full asks none", "use --mode exact or confident");
   a.generate.sampling.seed = static_cast<std::uint64_t>(seed);
   a.open.threads = static_cast<int>(threads);
   return a;
@@ -120,12 +132,16 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
 Status add_thresholds(const std::vector<std::string>& values, const Bundle& bundle, SessionOptions& options) {
   std::map<std::int64_t, std::optional<Thresholds>> changes;
   const std::vector<ExitDescription> exits = bundle.exits();
-  const auto exit_at = [&](std::int64_t layer) { return std::find_if(exits.begin(), exits.end(), [&](const ExitDescription& e) { return e.layer == layer; }); };
+  const auto exit_at = [&](std::int64_t layer) {
+    return std::find_if(exits.begin(), exits.end(), [&](const ExitDescription& e) { return e.layer == layer; });
+  };
   for (const std::string& value : values) {
-    const std::string place = value.substr(0, value.find('=')), bound = place.size() < value.size() ? value.substr(place.size() + 1) : "";
+    const std::string place = value.substr(0, value.find('=')),
+                      bound = place.size() < value.size() ? value.substr(place.size() + 1) : "";
     const std::size_t colon = std::min(place.find(':'), place.size());
     const std::optional<std::int64_t> layer = integer(place.substr(0, colon));
-    if (!layer || bound.empty()) return usage("--threshold " + value + " is not LAYER[:CRITERION]=VALUE", "as in 18:max_prob=0.9");
+    if (!layer || bound.empty())
+      return usage("--threshold " + value + " is not LAYER[:CRITERION]=VALUE", "as in 18:max_prob=0.9");
     const auto exit = exit_at(*layer);
     if (exit == exits.end()) return usage("there is no exit at layer " + std::to_string(*layer));
     if (bound == "never") {

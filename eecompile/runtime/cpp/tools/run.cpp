@@ -16,12 +16,19 @@ int fail(const Status& status) {
   return status.exit_status();
 }
 
-std::string json_of(const Ids& prompt, const Generation& found, const nlohmann::ordered_json& text, const std::string& mode) {
+std::string json_of(const Ids& prompt, const Generation& found, const nlohmann::ordered_json& text,
+                    const std::string& mode) {
   const Stats& s = found.stats;
-  nlohmann::ordered_json stats = {{"tokens_per_second", s.tokens_per_second()}, {"prefill_seconds", s.prefill_seconds}, {"mean_depth", s.mean_depth()},
-                                  {"drafted", s.drafted}, {"rejected", s.rejected}, {"segment_passes", s.segment_passes}, {"layer_rows", s.layer_rows}};
-  const nlohmann::ordered_json whole = {{"prompt_ids", prompt}, {"token_ids", found.ids}, {"text", text}, {"exit_layers", found.exit_layers},
-                                        {"mode", mode}, {"stop_reason", s.stop_reason}, {"stats", stats}};
+  nlohmann::ordered_json stats = {{"tokens_per_second", s.tokens_per_second()},
+                                  {"prefill_seconds", s.prefill_seconds},
+                                  {"mean_depth", s.mean_depth()},
+                                  {"drafted", s.drafted},
+                                  {"rejected", s.rejected},
+                                  {"segment_passes", s.segment_passes},
+                                  {"layer_rows", s.layer_rows}};
+  const nlohmann::ordered_json whole = {
+      {"prompt_ids", prompt}, {"token_ids", found.ids},       {"text", text},  {"exit_layers", found.exit_layers},
+      {"mode", mode},         {"stop_reason", s.stop_reason}, {"stats", stats}};
   return whole.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
@@ -57,8 +64,9 @@ int run(const std::vector<std::string>& arguments) {
   const Stats& s = found->stats;
   if (!a->stream) std::fwrite(text.data(), 1, text.size(), stdout);
   std::puts("");
-  std::fprintf(stderr, "%lld tokens, %.1f tokens/s, mean depth %.1f, %lld drafted, %lld rejected, stopped by %s\n", static_cast<long long>(s.tokens),
-               s.tokens_per_second(), s.mean_depth(), static_cast<long long>(s.drafted), static_cast<long long>(s.rejected), s.stop_reason.c_str());
+  std::fprintf(stderr, "%lld tokens, %.1f tokens/s, mean depth %.1f, %lld drafted, %lld rejected, stopped by %s\n",
+               static_cast<long long>(s.tokens), s.tokens_per_second(), s.mean_depth(),
+               static_cast<long long>(s.drafted), static_cast<long long>(s.rejected), s.stop_reason.c_str());
   return 0;
 }
 

@@ -32,7 +32,8 @@ bool has_template(const std::string& path) {
 
 }  // namespace
 
-Words::Words(const std::string& path) : path_(path), why_{Code::kUsage, "this bundle has no tokenizer", "", "give token ids: --prompt-ids 1,2,3"} {
+Words::Words(const std::string& path)
+    : path_(path), why_{Code::kUsage, "this bundle has no tokenizer", "", "give token ids: --prompt-ids 1,2,3"} {
   if (path.empty()) return;
 #ifdef EECOMPILE_TOKENIZER
   Result<Tokenizer> opened = Tokenizer::open(path);
@@ -59,7 +60,9 @@ std::string Words::piece([[maybe_unused]] std::int64_t id) {
 
 Result<Ids> Words::encode([[maybe_unused]] const std::string& text, bool raw) const {
   if (!known()) return why_;
-  if (!raw && has_template(path_)) return Status{Code::kUnsupported, "this runtime renders no chat templates", "", "continue the text as it is: --raw"};
+  if (!raw && has_template(path_))
+    return Status{Code::kUnsupported, "this runtime renders no chat templates", "",
+                  "continue the text as it is: --raw"};
 #ifdef EECOMPILE_TOKENIZER
   return state_->tokenizer.encode(text, true);
 #else

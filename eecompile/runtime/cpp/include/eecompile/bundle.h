@@ -39,8 +39,9 @@ class Session {
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  // Continues `prompt` (token ids). Fails with kUsage for an empty prompt or ids out of range, kContextFull where prompt
-  // and new tokens do not fit, kNumeric where the logits are not finite; what `on_token` was given by then stands.
+  // Continues `prompt` (token ids). Fails with kUsage for an empty prompt or ids out of range, kContextFull where
+  // prompt and new tokens do not fit, kNumeric where the logits are not finite; what `on_token` was given by then
+  // stands.
   Result<Generation> generate(const Ids& prompt, const GenerateOptions& options = {}, const OnToken& on_token = {});
 
  private:

@@ -34,16 +34,21 @@ struct Status {
 
   int exit_status() const {
     switch (code) {
-      case Code::kOk: return 0;
+      case Code::kOk:
+        return 0;
       case Code::kUsage:
       case Code::kContextFull:
-      case Code::kUncalibrated: return 2;
+      case Code::kUncalibrated:
+        return 2;
       case Code::kMissingBackend:
-      case Code::kUnsupported: return 3;
-      case Code::kIntegrity: return 4;
+      case Code::kUnsupported:
+        return 3;
+      case Code::kIntegrity:
+        return 4;
       case Code::kNumeric:
       case Code::kCancelled:
-      case Code::kInternal: return 1;
+      case Code::kInternal:
+        return 1;
     }
     return 1;
   }
@@ -58,8 +63,8 @@ struct Status {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}            // NOLINT: returned as it is
-  Result(Status status) : status_(std::move(status)) {}    // NOLINT: one that is not ok
+  Result(T value) : value_(std::move(value)) {}          // NOLINT: returned as it is
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: one that is not ok
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }

@@ -73,13 +73,16 @@ struct GenerateOptions {
 // What a request cost. Seconds are wall time in here, not the callback's. `layer_rows` counts its rows through layers,
 // catch-up included, `segment_passes` the passes, `declined` the heads that ran for an exit that did not fire.
 struct Stats {
-  std::int64_t prompt_tokens = 0, tokens = 0, drafted = 0, rejected = 0, declined = 0, segment_passes = 0, layer_rows = 0;
+  std::int64_t prompt_tokens = 0, tokens = 0, drafted = 0, rejected = 0, declined = 0, segment_passes = 0,
+               layer_rows = 0;
   double prefill_seconds = 0, decode_seconds = 0;
   std::map<std::int64_t, std::int64_t> exit_layers;  // tokens by depth
   std::string stop_reason;                           // "stop", "length", "budget" or "cancelled"
 
   // Decoding speed after the first token, which prefill pays for.
-  double tokens_per_second() const { return tokens > 1 && decode_seconds > 0 ? static_cast<double>(tokens - 1) / decode_seconds : 0; }
+  double tokens_per_second() const {
+    return tokens > 1 && decode_seconds > 0 ? static_cast<double>(tokens - 1) / decode_seconds : 0;
+  }
 
   // Mean layers run before a token was emitted.
   double mean_depth() const {

@@ -1,0 +1,20 @@
+// The parts of a manifest, each read from its own object.
+//
+// `path` names the object and `fault` takes the first fault (json.h); `missing` takes what the bundle needs that this
+// runtime does not do. Thread safety: functions of their arguments. Cost: what they return.
+#pragma once
+
+#include <string>
+
+#include "json.h"
+#include "manifest.h"
+
+namespace eecompile {
+
+GraphInfo graph_from(const Json& value, const std::string& path, std::string& fault);
+ModelInfo model_from(const Json& value, std::string& fault);
+ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
+HeadInfo head_from(const Json& value, const std::string& path, std::int64_t vocab, std::string& fault);
+Step step_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
+
+}  // namespace eecompile
