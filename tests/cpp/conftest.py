@@ -1,37 +1,18 @@
-"""The C++ runtime, compiled once a session; what it needs is gathered by `make cpp-deps`."""
+"""The C++ runtime, compiled once a session."""
 
-import hashlib
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "eecompile" / "runtime" / "cpp"
-DEPS = ROOT / "build" / "deps"
-
-
-def compiled(name: str, *options: str) -> Path:
-    """A folder with everything built of the C++ sources, kept between runs; skips where the tools are not there."""
-    if missing := [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]:
-        pytest.skip(f"{missing[0]} is not installed: the C++ runtime stays uncompiled here")
-    if not (DEPS / "include" / "onnxruntime").exists():
-        pytest.skip("there are no headers to compile with: run `make cpp-deps`")
-    folder = ROOT / "build" / f"{name}-{hashlib.sha256(str(SOURCES).encode()).hexdigest()[:8]}"
-    for command in (["-S", SOURCES, "-B", folder, f"-DCMAKE_PREFIX_PATH={DEPS}", *options], ["--build", folder, "-j2"]):
-        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return folder
+from compiled import compile_all
 
 
 @pytest.fixture(scope="session")
 def command() -> Path:
     """The path of eecompile-run."""
-    return compiled("cpp-test") / "eecompile-run"
+    return compile_all("cpp-test") / "eecompile-run"
 
 
 @pytest.fixture(scope="session")
 def library() -> Path:
     """The path of the library with the C interface."""
-    return compiled("cpp-test") / "libeecompile.so"
+    return compile_all("cpp-test") / "libeecompile.so"

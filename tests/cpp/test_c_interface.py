@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import tiny
+from compiled import DEPS
 
 from eecompile.runtime import Bundle, Sampling
 
 GAIN = 0.35
 PROMPT = [3, 1, 4, 1, 5]
 DRAFTS = {1: {"max_prob": 0.05}, 3: {"max_prob": 0.02}}
-DEPS = Path(__file__).parents[2] / "build" / "deps" / "lib" / "libonnxruntime.so.1"
+ONNXRUNTIME = str(DEPS / "lib" / "libonnxruntime.so.1").encode()
 USAGE, CONTEXT_FULL, UNCALIBRATED, MISSING, INTEGRITY = 1, 2, 3, 4, 5
 
 
@@ -78,7 +79,7 @@ def opened(shelf: Any) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundle(c: Any, opened: Bundle) -> Any:
-    handle, options = ct.c_void_p(), sized(OpenOptions, threads=opened.threads, onnxruntime=str(DEPS).encode())
+    handle, options = ct.c_void_p(), sized(OpenOptions, threads=opened.threads, onnxruntime=ONNXRUNTIME)
     assert c.eecompile_open(str(opened.files.path).encode(), ct.byref(options), ct.byref(handle)) == 0, said(c)
     return handle
 
@@ -158,7 +159,7 @@ def test_a_caller_of_an_older_version_is_understood(c: Any, bundle: Any, opened:
 def test_a_session_outlives_its_bundle(c: Any, opened: Bundle) -> None:
     handle, options = (
         ct.c_void_p(),
-        sized(OpenOptions, threads=opened.threads, onnxruntime=str(DEPS).encode(), sizes_only=1),
+        sized(OpenOptions, threads=opened.threads, onnxruntime=ONNXRUNTIME, sizes_only=1),
     )
     assert c.eecompile_open(str(opened.files.path).encode(), ct.byref(options), ct.byref(handle)) == 0, said(c)
     one = session(c, handle)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import DEPS, compiled
+from compiled import DEPS, compile_all
 
 from eecompile import contract as c
 from eecompile.bundle.digest import canonical_json, document_layout
@@ -29,7 +29,7 @@ ODD: list[Any] = [
 @pytest.fixture(scope="module")
 def sanitized() -> list[Path | str]:
     """The command with sanitizers, under which the loader does not look where the command says."""
-    folder = compiled("cpp-asan", "-DEECOMPILE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    folder = compile_all("cpp-asan", "-DEECOMPILE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
     return [folder / "eecompile-run", "--onnxruntime", DEPS / "lib" / "libonnxruntime.so.1"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from conftest import SOURCES
+from compiled import SOURCES
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout
