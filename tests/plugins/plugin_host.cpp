@@ -21,8 +21,8 @@ namespace {
 
 int faults = 0;
 
-#define EXPECT(what)                                              \
-  do {                                                            \
+#define EXPECT(what)                                                      \
+  do {                                                                    \
     if (!(what)) std::printf("line %d: %s\n", __LINE__, #what), ++faults; \
   } while (0)
 
@@ -55,7 +55,7 @@ int count(const IPluginRegistry& registry) {
   return creators;
 }
 
-// -- getting it --------------------------------------------------------------------------------------------------------
+// -- getting it ------------------------------------------------------------------------------------------------------
 
 void opened() {
   IPluginRegistry& registry = tensorrt();
@@ -92,7 +92,7 @@ void both() {
   EXPECT(count(registry) == 1 && std::strcmp(found(registry)->getPluginVersion(), "1") == 0);
 }
 
-// -- using it ----------------------------------------------------------------------------------------------------------
+// -- using it --------------------------------------------------------------------------------------------------------
 
 struct Owner {
   std::unique_ptr<IPluginV3> plugin;
@@ -132,10 +132,11 @@ DynamicPluginTensorDesc dynamic(const PluginTensorDesc& desc, std::initializer_l
   return made;
 }
 
-const DataType kOutputTypes[] = {DataType::kINT64, DataType::kFLOAT, DataType::kFLOAT, DataType::kFLOAT, DataType::kBOOL};
+const DataType kOutputTypes[] = {DataType::kINT64, DataType::kFLOAT, DataType::kFLOAT, DataType::kFLOAT,
+                                 DataType::kINT32};
 const DataType kLogitTypes[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16};
-const DataType kEveryType[] = {DataType::kFLOAT, DataType::kHALF,  DataType::kINT8, DataType::kINT32, DataType::kBOOL,
-                               DataType::kUINT8, DataType::kFP8,   DataType::kBF16, DataType::kINT64, DataType::kINT4};
+const DataType kEveryType[] = {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kBOOL,
+                               DataType::kUINT8, DataType::kFP8,  DataType::kBF16, DataType::kINT64, DataType::kINT4};
 
 void building() {
   const Owner owner = made();
@@ -269,7 +270,8 @@ void running() {
     EXPECT(saw.count == i + 1 && saw.after_prepare && saw.prepared == memory + 7 && saw.prepared_rows == 7);
     EXPECT(saw.prepared_on == stream && saw.logits.type == types[i] && saw.logits.data == memory);
     EXPECT(saw.logits.rows == 7 && saw.logits.vocab == 1001 && saw.logits.stride == 1001);
-    const void* used[] = {saw.bounds, saw.out.token, saw.out.max_prob, saw.out.margin, saw.out.entropy, saw.out.exit_flag};
+    const void* used[] = {saw.bounds,     saw.out.token,   saw.out.max_prob,
+                          saw.out.margin, saw.out.entropy, saw.out.exit_flag};
     for (int k = 0; k < 6; ++k) EXPECT(used[k] == memory + 1 + k);
   }
   const PluginTensorDesc none[] = {tensor(DataType::kFLOAT, {0, 50}), tensor(DataType::kFLOAT, {0, 3})};
@@ -307,9 +309,9 @@ void serialising() {
 }
 
 const std::map<std::string, std::function<void()>> kScenarios = {
-    {"opened", opened},   {"loaded", loaded},     {"alone", alone},
-    {"both", both},       {"building", building}, {"formats", formats},
-    {"shapes", shapes},   {"refusals", refusals}, {"unknown_shapes", unknown_shapes},
+    {"opened", opened},   {"loaded", loaded},           {"alone", alone},
+    {"both", both},       {"building", building},       {"formats", formats},
+    {"shapes", shapes},   {"refusals", refusals},       {"unknown_shapes", unknown_shapes},
     {"running", running}, {"serialising", serialising},
 };
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from toolchain import CAPABILITIES, SOURCES, compiler
+from toolchain import CAPABILITIES, SOURCES, compiler, estimate
 
 from eecompile import contract as c
 from eecompile.segments.decision import exit_decision
@@ -172,17 +172,35 @@ def test_bounds_are_strict(ask: Ask, criterion: int) -> None:
 
 
 def test_kernels_compile_without_spills(tmp_path: Path) -> None:
-    """For every compute capability that a target names, in one call."""
+    """For every compute capability that a target names, in one call; the README's table says what was found."""
     flags = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in CAPABILITIES]
     command = [compiler("nvcc"), "-O3", "-std=c++17", "-Xptxas=-v", *flags, "-Werror=all-warnings"]
     made = tmp_path / "kernel.o"
     log = subprocess.run(
         [*command, "-c", SOURCES / "kernel.cu", "-o", made], check=True, capture_output=True, text=True
     )
-    text = log.stdout + log.stderr
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
-    assert len(registers) == len(spills) == 3 * len(CAPABILITIES)
-    assert max(registers) <= MOST_REGISTERS
-    assert {int(n) for line in spills for n in line} == {0}
-    assert made.stat().st_size
+    tool = estimate()
+    found = tool.read_report(log.stdout + log.stderr)
+    assert tuple(found) == CAPABILITIES
+    assert all(set(by_type) == set(tool.TYPES) for by_type in found.values())
+    for registers, shared, spilt in (taken for by_type in found.values() for taken in by_type.values()):
+        assert registers <= MOST_REGISTERS
+        assert (shared, spilt) == (192, 0)
+    assert not set(re.findall(r"(\d+) bytes stack frame", log.stdout + log.stderr)) - {"0"}
+    readme = (SOURCES / "README.md").read_text()
+    if f"CUDA {tool.number(r'release (.+?),', tool.run(['nvcc', '--version']))}, `-O3`" in readme:
+        for sm, by_type in found.items():
+            assert f"| {sm} | {', '.join(str(by_type[name][0]) for name in tool.TYPES)} |" in readme
+
+
+@pytest.mark.parametrize("tile", [4096, 16384])
+def test_what_has_to_be_refused_is(tmp_path: Path, tile: int) -> None:
+    """Before anything is launched, whatever the size of a tile: elsewhere it would read memory that is not there."""
+    for path in SOURCES.glob("*.*"):
+        text = path.read_text()
+        (tmp_path / path.name).write_text(re.sub(r"kTile = \d+;", f"kTile = {tile};", text))
+    program = tmp_path / "refusals"
+    sources = [tmp_path / "kernel.cu", Path(__file__).with_name("refusals.cpp")]
+    flags = ["-std=c++17", "-O1", "-arch=sm_80", f"-I{tmp_path}"]
+    subprocess.run([compiler("nvcc"), *flags, *sources, "-o", program], check=True)
+    assert subprocess.run([program], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The plugin library against 10.14's headers, beside doubles of libnvinfer and of the kernel's launch (plugin_host.cpp)."""
+"""The plugin library against 10.14's headers, beside doubles of libnvinfer and of the launch (plugin_host.cpp)."""
 
 import re
 import subprocess

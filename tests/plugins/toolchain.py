@@ -1,7 +1,10 @@
 """Compilers, and the headers that the plugin library is compiled against where there is no TensorRT."""
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,3 +36,14 @@ def cuda_headers() -> Path:
         if (root / "include" / "cuda_runtime_api.h").is_file():
             return root / "include"
     pytest.skip("nvcc is here, CUDA's headers are not")
+
+
+def estimate() -> ModuleType:
+    """tools/plugin_estimate.py."""
+    spec = importlib.util.spec_from_file_location("plugin_estimate", ROOT / "tools" / "plugin_estimate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,5 +1,5 @@
 // The exit decision for engines that carry their kernels (aot.py): a block a row, for there is no workspace and nothing
-// between launches, and the same bits as kernel.cu on one kind of device: tiles are reduced and merged as there.
+// between launches, and in the order of kernel.cu: tiles are reduced and merged as there.
 //
 // Grid: rows. Block: (kThreads, any number of tiles at a time). Shared memory: a Reduction a tile.
 #include "tile.cuh"
@@ -9,9 +9,11 @@ namespace kernels {
 
 constexpr int kTilesAtOnce = 4;
 
+static_assert(sizeof(Reduction) == 24, "aot.py asks for this much shared memory a tile");
+
 template <typename T>
 __device__ void decide_row(const T* logits, const float* bounds, int vocab, std::int64_t* token, float* max_prob,
-                           float* margin, float* entropy, std::uint8_t* exit_flag) {
+                           float* margin, float* entropy, std::int32_t* exit_flag) {
   extern __shared__ Reduction tiles[];
   __shared__ Reduction warps[kTilesAtOnce][kWarps];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, side = threadIdx.y;
@@ -46,11 +48,11 @@ __device__ void decide_row(const T* logits, const float* bounds, int vocab, std:
 }  // namespace eecompile
 
 // Inputs, scalars, outputs: the order that TensorRT passes them in.
-#define EECOMPILE_EXIT_DECISION(name, type)                                                                       \
-  extern "C" __global__ void __launch_bounds__(eecompile::kernels::kThreads * eecompile::kernels::kTilesAtOnce)   \
+#define EECOMPILE_EXIT_DECISION(name, type)                                                                         \
+  extern "C" __global__ void __launch_bounds__(eecompile::kernels::kThreads* eecompile::kernels::kTilesAtOnce)      \
       name(const type* logits, const float* bounds, int vocab, std::int64_t* token, float* max_prob, float* margin, \
-           float* entropy, std::uint8_t* exit_flag) {                                                             \
-    eecompile::kernels::decide_row(logits, bounds, vocab, token, max_prob, margin, entropy, exit_flag);           \
+           float* entropy, std::int32_t* exit_flag) {                                                               \
+    eecompile::kernels::decide_row(logits, bounds, vocab, token, max_prob, margin, entropy, exit_flag);             \
   }
 
 EECOMPILE_EXIT_DECISION(exit_decision_fp32, float)

@@ -30,7 +30,7 @@ bool fits(int at, DataType type) noexcept {
   switch (at) {
     case kLogits: return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
     case kToken: return type == DataType::kINT64;
-    case kExitFlag: return type == DataType::kBOOL;
+    case kExitFlag: return type == DataType::kINT32;
     default: return type == DataType::kFLOAT;
   }
 }
@@ -59,7 +59,7 @@ const char* fault_of(const nvinfer1::PluginTensorDesc& logits, const nvinfer1::P
 
 }  // namespace
 
-// -- what it is --------------------------------------------------------------------------------------------------------
+// -- what it is ------------------------------------------------------------------------------------------------------
 
 nvinfer1::IPluginCapability* ExitDecision::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
@@ -76,7 +76,7 @@ const char* ExitDecision::getPluginName() const noexcept { return kName; }
 const char* ExitDecision::getPluginVersion() const noexcept { return kVersion; }
 const char* ExitDecision::getPluginNamespace() const noexcept { return kNamespace; }
 
-// -- building ----------------------------------------------------------------------------------------------------------
+// -- building --------------------------------------------------------------------------------------------------------
 
 std::int32_t ExitDecision::getNbOutputs() const noexcept { return kOutputs; }
 
@@ -86,7 +86,7 @@ std::int32_t ExitDecision::getOutputDataTypes(DataType* outputs, std::int32_t ou
   if (!fits(kLogits, inputs[kLogits])) return refuse("logits have to be float32, float16 or bfloat16");
   if (!fits(kThresholds, inputs[kThresholds])) return refuse("thresholds have to be float32");
   const DataType types[kOutputs] = {DataType::kINT64, DataType::kFLOAT, DataType::kFLOAT, DataType::kFLOAT,
-                                    DataType::kBOOL};
+                                    DataType::kINT32};
   for (int i = 0; i < kOutputs; ++i) outputs[i] = types[i];
   return 0;
 }
@@ -132,7 +132,7 @@ std::size_t ExitDecision::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDe
 // There is nothing but shapes and types to tell one instance from another.
 const char* ExitDecision::getTimingCacheID() noexcept { return ""; }
 
-// -- running -----------------------------------------------------------------------------------------------------------
+// -- running ---------------------------------------------------------------------------------------------------------
 
 std::int32_t ExitDecision::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, std::int32_t input_count,
                                          const nvinfer1::PluginTensorDesc*, std::int32_t output_count) noexcept {
@@ -152,10 +152,9 @@ std::int32_t ExitDecision::enqueue(const nvinfer1::PluginTensorDesc* input_descr
   if (rows < 0 || vocab < 0) return refuse("a shape is not known");
   if (rows == 0) return 0;
   const Decisions out{static_cast<std::int64_t*>(outputs[kToken - kInputs]),
-                      static_cast<float*>(outputs[kMaxProb - kInputs]),
-                      static_cast<float*>(outputs[kMargin - kInputs]),
+                      static_cast<float*>(outputs[kMaxProb - kInputs]), static_cast<float*>(outputs[kMargin - kInputs]),
                       static_cast<float*>(outputs[kEntropy - kInputs]),
-                      static_cast<std::uint8_t*>(outputs[kExitFlag - kInputs])};
+                      static_cast<std::int32_t*>(outputs[kExitFlag - kInputs])};
   cudaError_t status = prepare(workspace, rows, stream);
   if (status == cudaSuccess) {
     status = launch({inputs[kLogits], logit_type(logits.type), rows, vocab, vocab},
@@ -175,7 +174,7 @@ const nvinfer1::PluginFieldCollection* ExitDecision::getFieldsToSerialize() noex
   return &fields;
 }
 
-// -- making one --------------------------------------------------------------------------------------------------------
+// -- making one ------------------------------------------------------------------------------------------------------
 
 namespace {
 

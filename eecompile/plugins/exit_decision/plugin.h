@@ -1,8 +1,9 @@
 // The exit decision as a TensorRT plugin, 10.3 and later: ExitDecision, version 1, namespace "" (contract.py).
 //
 //   inputs   logits [N, V] float32, float16 or bfloat16; thresholds [N, 3] float32
-//   outputs  token [N] int64; max_prob, margin, entropy [N] float32; exit_flag [N] bool
+//   outputs  token [N] int64; max_prob, margin, entropy [N] float32; exit_flag [N] int32, 0 or 1
 //
+// The ONNX function's flag is bool, which a plugin cannot give: graphs for TensorRT cast the flag to bool behind the node.
 // All linear; N and V may be dynamic, N may be 0. What does not fit is said to the logger and refused.
 #pragma once
 

@@ -21,10 +21,11 @@ constexpr int kWarps = kThreads / kLanes;
 constexpr unsigned kAll = 0xffffffffu;
 
 static_assert(kThreads % kLanes == 0 && kWarps <= kLanes, "one warp merges a block's warps");
+static_assert(kTile <= 1 << 20, "a row's last tile ends within an int, and grids hold rows times tiles (refusals.h)");
 
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__half x) { return __half2float(x); }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 // 16 bytes of neighbours.
 template <typename T>
@@ -76,7 +77,7 @@ __device__ Reduction reduce_thread(const T* row, int begin, int vocab) {
 }
 
 // What a tree of `merge` over a warp gives, with one change of scale; every lane gets it.
-__device__ Reduction reduce_warp(Reduction mine) {
+__device__ inline Reduction reduce_warp(Reduction mine) {
   Reduction all = mine;
   for (int step = kLanes / 2; step > 0; step /= 2) {
     all.max = fmaxf(all.max, __shfl_xor_sync(kAll, all.max, step));

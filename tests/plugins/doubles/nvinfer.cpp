@@ -53,7 +53,8 @@ class Registry final : public nvinfer1::IPluginRegistry {
   PluginLibraryHandle loadLibrary(const char* path) noexcept override {
     void* library = dlopen(path, RTLD_LAZY);
     if (!library) return nullptr;
-    const auto get = reinterpret_cast<IPluginCreatorInterface* const* (*)(std::int32_t&)>(dlsym(library, "getCreators"));
+    const auto get =
+        reinterpret_cast<IPluginCreatorInterface* const* (*)(std::int32_t&)>(dlsym(library, "getCreators"));
     const auto set = reinterpret_cast<void (*)(nvinfer1::ILoggerFinder*)>(dlsym(library, "setLoggerFinder"));
     if (!get || !set) return nullptr;
     set(&finder);
@@ -71,7 +72,9 @@ class Registry final : public nvinfer1::IPluginRegistry {
   bool deregisterCreator(const IPluginCreatorInterface&) noexcept override { return false; }
   bool registerCreator(nvinfer1::IPluginCreator&, const char*) noexcept override { return false; }
   nvinfer1::IPluginCreator* const* getPluginCreatorList(std::int32_t*) const noexcept override { return nullptr; }
-  nvinfer1::IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+  nvinfer1::IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override {
+    return nullptr;
+  }
   bool deregisterCreator(const nvinfer1::IPluginCreator&) noexcept override { return false; }
   void setErrorRecorder(nvinfer1::IErrorRecorder*) noexcept override {}
   nvinfer1::IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
