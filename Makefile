@@ -4,7 +4,6 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
-PLUGIN_SMS := 80 86 87 89 90 100 110 120
 
 .PHONY: demo classifier train-demo test check inputs bench bench-encoders memory plugin clean
 
@@ -17,7 +16,7 @@ classifier: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ## an 
 train-demo: $(VENV)/train.stamp build/inputs/.extraction ## train the student of the demo again, and measure it: up to 90 minutes
 	$(BIN)/python samples/05_train/demo.py
 
-test: $(VENV)/dev.stamp inputs build/inputs/.encoders ## every test
+test: $(VENV)/dev.stamp inputs build/inputs/.encoders build/tensorrt-headers/.done ## every test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/dev.stamp ## style and types
@@ -42,13 +41,14 @@ bench-encoders: $(VENV)/base.stamp build/inputs/.encoders build/inputs/.mails ##
 memory: $(VENV)/dev.stamp ## 10^5 tokens: resident memory stays flat
 	$(BIN)/python -m pytest -m slow
 
-plugin: build/plugin/exit_decision.o ## the exit decision's kernels for every GPU that targets name; needs nvcc
+plugin: ## the exit decision's kernels for every GPU that targets name, and the TensorRT plugin where its headers are (TENSORRT=folder); needs nvcc and cmake
+	@command -v $(NVCC) >/dev/null || { echo "$(NVCC) not found: install the CUDA toolkit, or name it: make plugin NVCC=/path/to/nvcc" >&2; exit 3; }
+	cmake -S eecompile/plugins/exit_decision -B build/plugin -DCMAKE_CUDA_COMPILER=$(NVCC) $(if $(TENSORRT),-DTensorRT_ROOT=$(TENSORRT))
+	cmake --build build/plugin
 
-build/plugin/exit_decision.o: $(wildcard eecompile/plugins/exit_decision/*)
-	@command -v $(NVCC) >/dev/null || { echo "$(NVCC) not found: install the CUDA toolkit (>= 13.0), or name it: make plugin NVCC=/path/to/nvcc" >&2; exit 3; }
-	mkdir -p $(@D)
-	$(NVCC) -O3 -std=c++17 -Xcompiler -fPIC $(foreach sm,$(PLUGIN_SMS),-gencode arch=compute_$(sm),code=sm_$(sm)) \
-		-c eecompile/plugins/exit_decision/kernel.cu -o $@
+build/tensorrt-headers/.done: $(BIN)/python tests/plugins/headers.txt ## headers of TensorRT 10.14, for the plugin's compile check
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --target $(@D) --upgrade -r tests/plugins/headers.txt
+	touch $@
 
 build/inputs/.done: $(VENV)/base.stamp tools/inputs.py
 	$(BIN)/python tools/inputs.py --out build/inputs

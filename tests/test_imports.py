@@ -11,7 +11,7 @@ import tiny
 
 ROOT = Path(__file__).parents[1] / "eecompile"
 VALUES = {"errors", "contract", "schema", "shapes", "target"}
-MODEL = {"student", "segments", "engines", "bundle"}
+MODEL = {"student", "segments", "engines", "plugins", "bundle"}
 MAY_IMPORT = {
     "errors": set(),
     "contract": set(),
@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "target": {"schema", "errors", "contract"},
     "student": VALUES,
     "segments": VALUES | {"student"},
-    "engines": VALUES,
+    "plugins": VALUES,
+    "engines": VALUES | {"plugins"},
     "bundle": VALUES,
     "runtime": VALUES | {"bundle", "engines"},
     "calibrate": VALUES | MODEL | {"runtime"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "cli": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder"},
     "__main__": {"cli"},
 }
-EDGE = ("bundle", "engines", "runtime")  # what a device without torch runs
+EDGE = ("bundle", "engines", "plugins", "runtime")  # what a device without torch runs
 HEAVY = {"torch", "transformers", "eecompile_training"}
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -102,7 +102,7 @@ def _choose_confident(files: BundleFiles, costs: PassCosts) -> _Choice:
     matching = matching_calibrations(files.manifest, files.policy, files.calibrations, "catch_up")
     if not matching:
         return _Choice([None] * count, ["never in confident mode: not calibrated"] * count)
-    traces = _sample(matching[0].traces, count)
+    traces = sample_traces(matching[0].traces, count)
     if not traces:
         given = [e.confident if files.policy.kv == "catch_up" else None for e in files.policy.exits]
         return _Choice(given, ["in confident mode as given: the calibration has no traces"] * count)
@@ -114,7 +114,7 @@ def _try_rule(files: BundleFiles, costs: PassCosts, kv: str) -> _Choice | None:
     manifest, count = files.manifest, len(files.manifest.exits)
     for found in matching_calibrations(manifest, files.policy, files.calibrations, kv):
         thresholds = _at_chosen(found)
-        traces, open_exits = _sample(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
+        traces, open_exits = sample_traces(found.traces, count), [i for i, t in enumerate(thresholds) if t is not None]
         if not traces or any(manifest.exits[i].layer < files.policy.minimum_depth for i in open_exits):
             continue
         length = min(TYPICAL_LENGTH, manifest.model.context)
@@ -134,7 +134,7 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
     gates = gates_digest(files.manifest.exits, files.policy.exits)
     kind = files.manifest.precision, files.manifest.pending_cap, gates
     for found in files.calibrations:  # drafts need no point that passed
-        traces = _sample(found.draft_traces, count)
+        traces = sample_traces(found.draft_traces, count)
         if traces and (found.precision, found.pending_cap, found.gates) == kind and found.cache == files.manifest.cache:
             traced = found.draft if len(found.draft) == count else given
             bold = _pick(files, costs, traced, traces, "exact")
@@ -145,7 +145,7 @@ def _choose_drafts(files: BundleFiles, costs: PassCosts) -> _Choice:
 def _sure_drafts(files: BundleFiles, costs: PassCosts, found: Calibration) -> list[_Choice]:
     """Drafts at the thresholds of the calibration's chosen point, where it has one: fewer, but seldom rejected, which
     is what pays where a row more in a pass costs time."""
-    traces = _sample(found.traces, len(files.manifest.exits))
+    traces = sample_traces(found.traces, len(files.manifest.exits))
     if found.chosen is None or found.kv != "catch_up" or not traces:
         return []
     return [_pick(files, costs, _at_chosen(found), traces, "exact")]
@@ -155,7 +155,7 @@ def _at_chosen(found: Calibration) -> list[Thresholds | None]:
     return [None if allowed is None else dict(allowed) for allowed in calibrated_thresholds(found)]
 
 
-def _sample(traces: Sequence[str], exits: int) -> list[str]:
+def sample_traces(traces: Sequence[str], exits: int) -> list[str]:
     """Documents from all over `traces`, as many tokens as a search of that many exits may replay at a time."""
     letters = exits * (REPLAYED_TOKENS >> min(exits, EXHAUSTIVE))
     used = [t for t in traces if len(t) >= exits > 0]

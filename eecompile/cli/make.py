@@ -54,9 +54,7 @@ def build(
         plan = pipeline.plan(student, device, options)
         if dry_run:
             check_replaceable(output)
-            _show(
-                {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}, as_json
-            )
+            _show_plan(student, device, plan, as_json)
             return
         with stages("build", pipeline.stage_count(student, device)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
@@ -196,6 +194,24 @@ def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path
         yield folder / path.stem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -> None:
+    """The plan, and what it would come to. Nothing is predicted of encoders, whose passes have any shape."""
+    from eecompile.bench.forecast import predict_build
+    from eecompile.cli.dry_run import print_prediction
+    from eecompile.student.encoder_student import EncoderStudent
+
+    values = {"target": device.name, **plan, "layers": student.spec.layers, "family": student.spec.family}
+    with stages("predict") as begin:
+        begin(f"rates of {device.name}")
+        prediction = None if isinstance(student, EncoderStudent) else predict_build(student, device, plan)
+    if as_json:
+        print_json({**values, "predicted": prediction and prediction.to_dict()})
+        return
+    _show(values, as_json)
+    if prediction is not None:
+        print_prediction(prediction)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

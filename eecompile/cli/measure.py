@@ -85,20 +85,54 @@ def bench(
 @click.command()
 @BUNDLE
 @click.option("--quick", is_flag=True, help="A few seconds, as at the end of a build.")
+@click.option("--check-model", is_flag=True, help="Hold the cost model against BUNDLE's profile; change nothing.")
 @KEY
+@JSON
 @user_faults
-def profile(bundle: Path, quick: bool, key: Path | None) -> None:
+def profile(bundle: Path, quick: bool, check_model: bool, key: Path | None, as_json: bool) -> None:
     """Measure this machine's segment latencies into BUNDLE and choose which exits pay."""
     from eecompile import pipeline
     from eecompile.bundle.policy import read_for_change
 
+    if check_model:
+        _check_model(bundle, as_json)
+        return
     if read_for_change(bundle, key).manifest.task != c.CAUSAL_LM:
         mend = "`eecompile bench BUNDLE` measures what its exits save"
         raise UsageError("only bundles that generate text are profiled", where=str(bundle), mend=mend)
     with stages("profile") as begin:
         policy = pipeline.profile_and_choose(bundle, quick=quick, key=key, progress=begin)
+    if as_json:
+        print_json(policy.model_dump(mode="json"))
+        return
     rows = [[e.layer, e.confident or "never", e.draft or "never", e.reason] for e in policy.exits]
     print_table("exits on this machine", ["layer", "confident", "draft", "why"], rows)
+
+
+def _check_model(bundle: Path, as_json: bool) -> None:
+    """The cost model's prediction, from rates measured now, beside the times in the bundle's profile."""
+    from eecompile.bench.cost_check import check_costs
+    from eecompile.bundle.read import read_bundle
+
+    with stages("profile") as begin:
+        begin("rates of this machine")
+        found = check_costs(read_bundle(bundle, integrity="size"))
+    if as_json:
+        print_json(found.to_dict())
+        return
+    columns = ["graph", "passes", "median error", "one row", "measured", "predicted"]
+    rows = [
+        [g.graph, g.passes, f"{g.error:.1%}", f"{g.one_row:+.1%}", f"{1e3 * g.measured:.3g} ms",
+         f"{1e3 * g.predicted:.3g} ms"]
+        for g in found.graphs
+    ]  # fmt: skip
+    print_table(f"cost model against the profile of {found.device}", columns, rows)
+    r = found.rates
+    say(f"{r.basis}: {r.bandwidth / 1e9:.1f} GB/s, {r.flops / 1e9:.0f} Gflop/s, {1e6 * r.kernel:.2g} us a kernel")
+    say(
+        f"a token at full depth: {1e3 * found.token_measured:.3g} ms measured, {1e3 * found.token_predicted:.3g} ms "
+        f"predicted ({found.token_error:+.1%}); median error of all passes {found.error:.1%}"
+    )
 
 
 @click.command()

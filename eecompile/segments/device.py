@@ -15,6 +15,7 @@ from eecompile.schema import ComputeType
 from eecompile.segments.graph import IR_VERSION, Form, GraphFolder
 from eecompile.segments.passes.attention import every, has_softcap, lower_attention
 from eecompile.segments.passes.check import NEWEST, Dialect, check_dialect
+from eecompile.segments.passes.flag import cast_flag
 from eecompile.segments.passes.half import compute_in
 from eecompile.segments.passes.norm import lower_norms
 from eecompile.segments.passes.rotary import lower_rotary
@@ -60,7 +61,12 @@ def device_form(head_dim: int, length: int, *, dialect: Dialect, opset: int, com
         opset=newest,
         ir_version=min(IR_VERSION, helper.find_min_ir_version_for([helper.make_opsetid("", newest)])),
         functions=not classic,
-        passes=(*((lower_rotary, lower_norms) if classic else ()), *lowered, partial(compute_in, compute=compute)),
+        passes=(
+            *((lower_rotary, lower_norms) if classic else ()),
+            *lowered,
+            partial(compute_in, compute=compute),
+            cast_flag,
+        ),
         check=partial(check_dialect, dialect=dialect),
         sizes=((c.LENGTH, length),),
     )

@@ -50,10 +50,40 @@ def test_an_encoder_decoder_from_checkpoint_to_text(tmp_path: Path) -> None:
     cli("run", bundle, "the other", "--mode", "confident", status=2)
 
 
-def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eecompile.bench.machine.CHAIN_BYTES", 1 << 20)
     said = cli_json("build", checkpoint, "-o", tmp_path / "b", "--dry-run")
     assert said["layers"] == 4
+    assert "measured on this machine" in said["predicted"]["basis"]
+    assert said["predicted"]["forecasts"][0]["tokens_per_second"] > 0
     assert not (tmp_path / "b").exists()
+
+
+def test_dry_run_predicts_a_device_that_is_not_here(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("build", checkpoint, "-o", tmp_path / "b", "--exits", "1,3", "--dry-run", "--target")
+    said = cli_json(*arguments, "jetson-orin-nano")["predicted"]
+    assert [f["mode"] for f in said["forecasts"]] == ["full", "confident", "confident", "exact", "exact"]
+    assert said["memory"]["fits"] is True
+    printed = cli(*arguments, "jetson-orin-nano").stdout
+    assert "predicted, not measured: data sheet of jetson-orin-nano" in printed
+    assert "of 8.00 GB, fits" in printed
+    assert "no speed is predicted" in cli(*arguments, "rtx").stdout
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_cost_model_beside_a_profile(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eecompile.bench.machine.CHAIN_BYTES", 1 << 20)
+    assert "no profile to compare with" in cli("profile", bundle, "--check-model", status=2).stderr
+    cli("profile", bundle, "--quick")
+    said = cli_json("profile", bundle, "--check-model")
+    assert {g["graph"] for g in said["graphs"]} == {
+        "embed",
+        "head",
+        *(f"segment_{i}" for i in range(3)),
+        "exit_0",
+        "exit_1",
+    }
+    assert "predicted" in cli("profile", bundle, "--check-model").stdout
 
 
 def test_run_prints_text_ids_and_what_it_cost(bundle: Path) -> None:

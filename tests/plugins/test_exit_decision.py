@@ -1,7 +1,6 @@
 """The exit decision's C++: its arithmetic against float64, the ONNX function and the host rule; its kernels compile."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from toolchain import CAPABILITIES, SOURCES, compiler, estimate
 
 from eecompile import contract as c
 from eecompile.segments.decision import exit_decision
@@ -17,10 +17,8 @@ from eecompile.segments.graph import GraphWriter
 from eecompile.segments.weights import WeightBook
 from eecompile.verify.criteria import criteria_of
 
-SOURCES = Path(__file__).parents[2] / "eecompile" / "plugins" / "exit_decision"
 ANSWER = np.dtype([("token", "i4"), ("max_prob", "f4"), ("margin", "f4"), ("entropy", "f4"), ("flag", "i4")])
 ORDERS = 5  # of add and merge, in host_test.cpp
-CAPABILITIES = (80, 86, 87, 89, 90, 100, 110, 120)
 MOST_REGISTERS = 64  # 1,024 threads an SM
 WIDTHS = {1: 6000, 2: 16000, 3: 16000, 7: 16000, 31: 12000, 32: 12000, 33: 12000, 64: 8000, 127: 2000, 255: 1000,
           256: 1000, 257: 1000, 1023: 400, 1024: 400, 1025: 400}  # fmt: skip
@@ -31,14 +29,6 @@ def close(width: int) -> dict[str, float]:
     """What rounding may change a value by: float32 sums of `width` terms, one after the other."""
     error = 1e-6 * max(1.0, width / 64)
     return {c.MAX_PROB: error, c.MARGIN: error, c.ENTROPY: 4 * error}
-
-
-def compiler(name: str) -> str:
-    """The path of a compiler; skips where there is none."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed: the C++ sources stay uncompiled here")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -182,17 +172,35 @@ def test_bounds_are_strict(ask: Ask, criterion: int) -> None:
 
 
 def test_kernels_compile_without_spills(tmp_path: Path) -> None:
-    """For every compute capability that a target names, in one call."""
+    """For every compute capability that a target names, in one call; the README's table says what was found."""
     flags = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in CAPABILITIES]
     command = [compiler("nvcc"), "-O3", "-std=c++17", "-Xptxas=-v", *flags, "-Werror=all-warnings"]
     made = tmp_path / "kernel.o"
     log = subprocess.run(
         [*command, "-c", SOURCES / "kernel.cu", "-o", made], check=True, capture_output=True, text=True
     )
-    text = log.stdout + log.stderr
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
-    assert len(registers) == len(spills) == 3 * len(CAPABILITIES)
-    assert max(registers) <= MOST_REGISTERS
-    assert {int(n) for line in spills for n in line} == {0}
-    assert made.stat().st_size
+    tool = estimate()
+    found = tool.read_report(log.stdout + log.stderr)
+    assert tuple(found) == CAPABILITIES
+    assert all(set(by_type) == set(tool.TYPES) for by_type in found.values())
+    for registers, shared, spilt in (taken for by_type in found.values() for taken in by_type.values()):
+        assert registers <= MOST_REGISTERS
+        assert (shared, spilt) == (192, 0)
+    assert not set(re.findall(r"(\d+) bytes stack frame", log.stdout + log.stderr)) - {"0"}
+    readme = (SOURCES / "README.md").read_text()
+    if f"CUDA {tool.number(r'release (.+?),', tool.run(['nvcc', '--version']))}, `-O3`" in readme:
+        for sm, by_type in found.items():
+            assert f"| {sm} | {', '.join(str(by_type[name][0]) for name in tool.TYPES)} |" in readme
+
+
+@pytest.mark.parametrize("tile", [4096, 16384])
+def test_what_has_to_be_refused_is(tmp_path: Path, tile: int) -> None:
+    """Before anything is launched, whatever the size of a tile: elsewhere it would read memory that is not there."""
+    for path in SOURCES.glob("*.*"):
+        text = path.read_text()
+        (tmp_path / path.name).write_text(re.sub(r"kTile = \d+;", f"kTile = {tile};", text))
+    program = tmp_path / "refusals"
+    sources = [tmp_path / "kernel.cu", Path(__file__).with_name("refusals.cpp")]
+    flags = ["-std=c++17", "-O1", "-arch=sm_80", f"-I{tmp_path}"]
+    subprocess.run([compiler("nvcc"), *flags, *sources, "-o", program], check=True)
+    assert subprocess.run([program], check=False).returncode == 0

@@ -151,6 +151,10 @@ def test_dialects_hold_what_they_say(shelf: Any, tmp_path: Path) -> None:
             assert kinds.get(kind, 0) == (count if dialect == "modern" else 0), kind
         assert kinds["MatMul"] == 4 * (4 if dialect == "modern" else 6)
         assert kinds[c.DECISION_OP] == 1
+        head = onnx.load(path / device.graphs.head.path, load_external_data=False)
+        (decision,) = (n for n in head.graph.node if n.op_type == c.DECISION_OP)
+        (flag,) = (n for n in head.graph.node if c.EXIT_FLAG in n.output)  # a plugin gives no bool
+        assert (flag.op_type, flag.input[0]) == ("Cast", decision.output[-1])
 
 
 def test_weights_are_shared(shelf: Any, tmp_path: Path) -> None:

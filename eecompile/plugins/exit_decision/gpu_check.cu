@@ -16,7 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "aot.cu"
 #include "kernel.cuh"
+#include "refusals.h"
 
 using namespace eecompile;
 
@@ -140,14 +142,14 @@ Expected expected_of(const std::vector<float>& row) {
 struct Answers {
   std::vector<std::int64_t> token;
   std::vector<float> max_prob, margin, entropy;
-  std::vector<std::uint8_t> flag;
+  std::vector<std::int32_t> flag;
 };
 
 struct Outputs {
   int rows;
   Device<std::int64_t> token;
   Device<float> max_prob, margin, entropy;
-  Device<std::uint8_t> flag;
+  Device<std::int32_t> flag;
   explicit Outputs(int n) : rows(n), token(n), max_prob(n), margin(n), entropy(n), flag(n) {}
   Decisions pointers() const { return {token.at, max_prob.at, margin.at, entropy.at, flag.at}; }
 
@@ -161,7 +163,7 @@ struct Outputs {
   void poison() const {
     CHECK(cudaMemset(token.at, 0xee, rows * sizeof(std::int64_t)));
     for (float* at : {max_prob.at, margin.at, entropy.at}) CHECK(cudaMemset(at, 0xee, rows * sizeof(float)));
-    CHECK(cudaMemset(flag.at, 0xee, rows));
+    CHECK(cudaMemset(flag.at, 0xee, rows * sizeof(std::int32_t)));
   }
 };
 
@@ -262,6 +264,43 @@ void check_vocab(LogitType type, int vocab, cudaStream_t stream) {
   }
 }
 
+// The launch that engines carry (aot.cu), as TensorRT makes it, gives the same bits.
+void check_carried(LogitType type, int vocab, cudaStream_t stream) {
+  const int bytes = size_of(type), tiles = vocab / kernels::kTile + (vocab % kernels::kTile != 0);
+  std::vector<char> host(std::size_t(kDistinct) * vocab * bytes);
+  for (int kind = 0; kind < kDistinct; ++kind) {
+    const std::vector<float> row = distinct_row(kind, vocab, type);
+    for (int i = 0; i < vocab; ++i) store(row[i], type, &host[(std::size_t(kind) * vocab + i) * bytes]);
+  }
+  const std::vector<float> bounds = bounds_for(kDistinct, vocab);
+  Device<char> logits(host.size()), workspace(workspace_bytes(kDistinct, vocab));
+  Device<float> device_bounds(bounds.size());
+  CHECK(cudaMemcpy(logits.at, host.data(), host.size(), cudaMemcpyHostToDevice));
+  CHECK(cudaMemcpy(device_bounds.at, bounds.data(), bounds.size() * sizeof(float), cudaMemcpyHostToDevice));
+  const Outputs ours(kDistinct), carried(kDistinct);
+  carried.poison();
+  CHECK(cudaDeviceSynchronize());
+  CHECK(prepare(workspace.at, kDistinct, stream));
+  CHECK(launch({logits.at, type, kDistinct, vocab, vocab}, device_bounds.at, ours.pointers(), workspace.at, stream));
+  const auto start = [&](auto kernel, auto* at) {
+    const dim3 block(kernels::kThreads, kernels::kTilesAtOnce);
+    kernel<<<kDistinct, block, tiles * sizeof(Reduction), stream>>>(at, device_bounds.at, vocab, carried.token.at,
+                                                                    carried.max_prob.at, carried.margin.at,
+                                                                    carried.entropy.at, carried.flag.at);
+    CHECK(cudaGetLastError());
+  };
+  if (type == LogitType::kFloat32) start(exit_decision_fp32, reinterpret_cast<const float*>(logits.at));
+  if (type == LogitType::kFloat16) start(exit_decision_fp16, reinterpret_cast<const __half*>(logits.at));
+  if (type == LogitType::kBFloat16) start(exit_decision_bf16, reinterpret_cast<const __nv_bfloat16*>(logits.at));
+  CHECK(cudaStreamSynchronize(stream));
+  const Answers wanted = ours.fetch(), got = carried.fetch();
+  for (int r = 0; r < kDistinct; ++r) {
+    expect(same_bits(got, r, wanted, r) && got.flag[r] == wanted.flag[r],
+           std::string("carried ") + kTypeNames[int(type)] + " vocab " + std::to_string(vocab) + " row " +
+               std::to_string(r) + ": other bits");
+  }
+}
+
 // A row does not pass a bound that is equal to its own value, and passes the next bolder one.
 void check_strictness(cudaStream_t stream) {
   constexpr int kRows = 64, kVocab = 5000;
@@ -300,13 +339,7 @@ void check_strictness(cudaStream_t stream) {
 }
 
 void check_refusals(cudaStream_t stream) {
-  const Logits good{nullptr, LogitType::kFloat32, 1, 8, 8};
-  for (int fault = 0; fault < 4; ++fault) {
-    Logits bad = good;
-    if (fault == 0) bad.rows = 0;
-    if (fault == 1) bad.vocab = 0;
-    if (fault == 2) bad.stride = 7;
-    if (fault == 3) bad.rows = 1 << 20, bad.vocab = 1 << 24, bad.stride = 1 << 24;
+  for (const Logits& bad : refusals()) {
     expect(launch(bad, nullptr, {}, nullptr, stream) == cudaErrorInvalidValue, "a task that has to be refused");
   }
 }
@@ -516,6 +549,7 @@ int main() {
   for (LogitType type : kTypes) {
     for (int vocab : {1, 2, 7, 1000, 4096, 4097, 32000, 49152, 50257, 128256, 151936}) {
       check_vocab(type, vocab, stream);
+      check_carried(type, vocab, stream);
       std::fprintf(stderr, "checked %s, vocab %d: %ld mismatches so far\n", kTypeNames[int(type)], vocab, mismatches);
     }
   }

@@ -21,11 +21,11 @@ struct Logits {
   std::int64_t stride;
 };
 
-// Device memory, one element a row each; exit_flag is 0 or 1.
+// Device memory, one element a row each; exit_flag is 0 or 1, in the smallest type that a TensorRT plugin may give.
 struct Decisions {
   std::int64_t* token;
   float *max_prob, *margin, *entropy;
-  std::uint8_t* exit_flag;
+  std::int32_t* exit_flag;
 };
 
 #if EECOMPILE_CONDITIONAL_GRAPHS

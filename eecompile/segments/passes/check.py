@@ -14,6 +14,7 @@ from onnx.defs import SchemaError
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
+from eecompile.segments.passes.flag import FLAG_TYPE
 
 Dialect = Literal["modern", "classic"]
 NEWEST: Mapping[Dialect, int] = {"modern": 24, "classic": 20}  # opset
@@ -101,5 +102,6 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     except Exception as e:  # onnx raises its own unexported type
         raise UsageError(f"not a valid graph: {e}", where=model.graph.name, mend=_MEND) from e
     values = [*inferred.input, *inferred.output, *inferred.value_info]
-    known = {value.name: value.type.tensor_type.elem_type for value in values}
+    known = {node.output[-1]: int(FLAG_TYPE) for node in model.graph.node if node.op_type == c.DECISION_OP}
+    known |= {value.name: value.type.tensor_type.elem_type for value in values}
     return known | {tensor.name: tensor.data_type for tensor in inferred.initializer}

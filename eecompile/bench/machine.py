@@ -1,0 +1,112 @@
+"""The rates of the machine at hand, measured in a few seconds: the cost model's input where no data sheet has them.
+
+One chain of products is timed over one row and over many. It is of the model's own width and precision, since kernels
+attain other rates in thin matrices and in quantised ones, and larger than a processor's caches, since a model is. The
+time of no rows is reading, the slope over rows is computing.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+import onnx
+
+from eecompile import contract as c
+from eecompile.bench.rates import Rates
+from eecompile.bench.work import STORED
+from eecompile.engines.ort import OrtEngine, use_threads
+from eecompile.segments.graph import GraphWriter
+from eecompile.segments.quantize import pack_int4
+from eecompile.segments.weights import Values, WeightBook
+
+CHAIN_BYTES: Final = 64 << 20
+NARROWEST: Final = 256  # products of thinner matrices are all overhead
+ROWS: Final = 32
+ROUNDS: Final = 7
+_SMALL_NODES: Final = 400
+_WIDENING: Final = 3  # an MLP's width over the hidden state's, about
+
+
+def measure_rates(width: int, precision: str, *, threads: int, launch: float) -> Rates:
+    """What this machine does with products over `width` numbers, their weights in `precision`, by ONNX Runtime.
+
+    launch: seconds of a pass beyond its kernels, which are the runtime's own. Makes the process-wide thread pool.
+    Memory: about three times CHAIN_BYTES for as long as it runs.
+    """
+    use_threads(threads)
+    width = max(NARROWEST, -(-width // c.BLOCK) * c.BLOCK)
+    count = max(2, round(CHAIN_BYTES / (width * _WIDENING * width * STORED[precision])) // 2 * 2)
+    with tempfile.TemporaryDirectory(prefix="eecompile-rates-") as folder:
+        small = _timed(Path(folder), "small", lambda g: _write_small(g, width), {1: width})
+        chain = _timed(
+            Path(folder), "chain", lambda g: _write_chain(g, width, count, precision), {1: width, ROWS: width}
+        )
+    kernel = small[1] / _SMALL_NODES
+    row = max((chain[ROWS] - chain[1]) / (ROWS - 1), 1e-12)
+    reading = max(chain[1] - row - count * kernel, chain[1] / 2)  # whatever noise says, a lone row mostly reads
+    weights = float(count * width * _WIDENING * width)
+    return Rates(
+        bandwidth=weights * STORED[precision] / reading, flops=2 * weights / row, launch=launch, kernel=kernel,
+        overlaps=False, value=4.0, basis=f"measured on this machine with {threads} threads",
+    )  # fmt: skip
+
+
+def _timed(folder: Path, name: str, write: Callable[[GraphWriter], None], rows: Mapping[int, int]) -> dict[int, float]:
+    """The least seconds of a pass by its rows, since whatever else runs here only adds. rows: the width of the input
+    for each number of rows."""
+    book = WeightBook(folder)
+    g = GraphWriter(name, book)
+    write(g)
+    info = g.save(folder / f"{name}.onnx")
+    book.close()
+    engine = OrtEngine(folder / f"{name}.onnx", info)
+    passes = {}
+    for count, width in rows.items():
+        buffers = {key: np.ones((count, width), np.float32) for key in (c.HIDDEN, c.HIDDEN_OUT)}
+        passes[count] = (engine.bind(buffers), [])
+    for run, _ in passes.values():
+        run()
+    for _ in range(ROUNDS):
+        for run, times in passes.values():
+            began = perf_counter()
+            run()
+            times.append(perf_counter() - began)
+    return {count: min(times) for count, (_, times) in passes.items()}
+
+
+def _write_small(g: GraphWriter, width: int) -> None:
+    """A chain of nodes with little to do, no two of which ONNX Runtime would make one of."""
+    x = g.input(c.HIDDEN, "float32", "N", width)
+    for node in range(_SMALL_NODES):
+        x = g.op("Sigmoid" if node % 2 else "Tanh", x)
+    g.output(x, c.HIDDEN_OUT, "float32", "N", width)
+
+
+def _write_chain(g: GraphWriter, width: int, count: int, precision: str) -> None:
+    x = g.input(c.HIDDEN, "float32", "N", width)
+    for number in range(count):
+        shape = (width, _WIDENING * width) if number % 2 == 0 else (_WIDENING * width, width)
+        x = g.op("MatMul", x, _matrix(g, f"w{number}", shape, precision))
+    g.output(x, c.HIDDEN_OUT, "float32", "N", width)
+
+
+def _matrix(g: GraphWriter, name: str, shape: tuple[int, int], precision: str) -> str:
+    """Weights whose product neither grows nor vanishes: a tile of random signs, over and over."""
+    signs = np.resize(_SIGNS, shape)
+    scale = 1 / np.sqrt(shape[0])
+    if precision in c.QUANTISED:
+        scales = np.full((shape[0] // c.BLOCK, shape[1]), scale, np.float32)
+        values = Values.of(signs) if precision == "int8" else Values(pack_int4(signs), onnx.TensorProto.INT4, shape)
+        return g.op(
+            "DequantizeLinear", g.weight(name, lambda: values), g.array(f"{name}.scale", lambda: scales), axis=0,
+            block_size=c.BLOCK,
+        )  # fmt: skip
+    dense = (signs * np.float32(scale)).astype(np.float16 if precision == "fp16" else np.float32)
+    weight = g.array(name, lambda: dense)
+    return g.op("Cast", weight, to=1) if precision == "fp16" else weight
+
+
+_SIGNS: Final = np.where(np.random.default_rng(0).random(65521) < 0.5, -1, 1).astype(np.int8)  # a prime: rows differ

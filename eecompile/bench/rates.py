@@ -1,0 +1,57 @@
+"""What a device does in a second, and what a pass of some work takes on it: a roofline with a price for each kernel.
+
+Williams et al., "Roofline" (2009): a pass takes the longer of moving its bytes and of computing its operations. That
+holds where the two overlap, as on a GPU. On a processor the core that waits for a weight is the one that would multiply
+by it, and measured passes are nearer to the sum (ARCHITECTURE.md), so there they add up.
+"""
+
+from dataclasses import dataclass
+
+from eecompile.bench.work import Work
+from eecompile.errors import UsageError
+from eecompile.target import Target
+
+
+@dataclass(frozen=True)
+class Rates:
+    """bandwidth: bytes/s. flops: operations/s (0: unknown, and not counted). launch: seconds of a pass beyond its
+    kernels; kernel: the least seconds of one. overlaps: bytes move while it computes. value: bytes of an activation.
+    basis: where the rates are from."""
+
+    bandwidth: float
+    flops: float
+    launch: float
+    kernel: float
+    overlaps: bool
+    value: float
+    basis: str
+
+    def seconds(self, work: Work, rows: int, length: int) -> float:
+        """Seconds of one pass of `rows` rows with `length` tokens in the cache."""
+        moving = work.bytes(rows, length, self.value) / self.bandwidth
+        computing = work.operations(rows, length) / self.flops if self.flops else 0.0
+        busy = max(moving, computing) if self.overlaps else moving + computing
+        return self.launch + work.kernels * self.kernel + busy
+
+
+def rates_from_target(target: Target, precision: str) -> Rates:
+    """The rates of the target's data sheet, as far as kernels attain them. Weights of fewer bits than 16 are widened
+    before they are multiplied by, so TensorRT multiplies in float16 unless the build is float32.
+
+    Raises UsageError where the target's file does not say how fast its memory is.
+    """
+    if not target.bandwidth:
+        mend = "name a device (`eecompile targets` lists them), or give a .toml file with its bandwidth and flops"
+        raise UsageError(f"target {target.name} does not say how fast its memory is", mend=mend)
+    gpu = target.backend != "onnxruntime"
+    narrow = "fp32" if precision == "fp32" else "fp16"
+    flops = target.flops.get("fp16" if gpu and narrow == "fp16" else "fp32", 0.0)
+    return Rates(
+        bandwidth=target.bandwidth * target.attained,
+        flops=flops * target.attained,
+        launch=target.launch,
+        kernel=target.kernel,
+        overlaps=gpu,
+        value=2.0 if gpu and narrow == "fp16" else 4.0,
+        basis=f"data sheet of {target.name}, {target.attained:.0%} of its rates attained",
+    )
