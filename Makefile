@@ -79,7 +79,7 @@ $(VENV)/train.stamp: $(VENV)/base.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,rtx]"
 	touch $@
 
 $(VENV)/peers.stamp: $(VENV)/dev.stamp

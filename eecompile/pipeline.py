@@ -269,3 +269,11 @@ def profile_and_choose(
     profile = measure_profile(opened, quick=quick, progress=progress)
     write_profile(bundle, profile, key=key)
     return apply_default_policy(bundle, key=key)
+
+
+def choose_for_device(bundle: Path, target: Target, *, key: Path | None = None) -> Policy | None:
+    """Choose which exits are open by the cost model, for a device that is not at hand; None, and nothing is changed,
+    where its target has no data sheet."""
+    from eecompile.bench.defaults import apply_default_policy
+
+    return apply_default_policy(bundle, key=key, target=target) if target.bandwidth else None

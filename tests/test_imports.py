@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device"},
     "pipeline_encoder": VALUES | MODEL,
     "pipeline_device": VALUES | MODEL,
-    "cli": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder"},
+    "pipeline_engines": VALUES | MODEL,
+    "cli": VALUES
+    | MODEL
+    | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder", "pipeline_engines"},
     "__main__": {"cli"},
 }
 EDGE = ("bundle", "engines", "plugins", "runtime")  # what a device without torch runs

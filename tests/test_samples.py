@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import tiny_encoder as te
 from real_inputs import real_input
 
@@ -66,6 +67,26 @@ def test_the_configs_of_the_training_sample_are_valid() -> None:
     assert distilled.exits.at == gated.at
     assert (distilled.exits.head, distilled.exits.shortlist) == (gated.head, gated.shortlist)
     assert load_config(folder / "policy.yaml", PolicyConfig).steps > 0
+
+
+def test_the_host_s_part_of_a_device_build(tmp_path: Path) -> None:
+    """Build, verify, what is left to do; and the device's part, which says so where there is no GPU."""
+    sizes = {"num_hidden_layers": 4, "vocab_size": 288}
+    source = tiny.add_tokenizer(tiny.checkpoint(tmp_path / "student", tiny.config(**sizes), gain=0.2))
+    said = run("samples/04_jetson/deploy.py", tmp_path, "--student", str(source))
+    assert "eecompile verify" in said
+    assert "sh device.sh" in said.split("Left to do")[1]
+    plan = json.loads((tmp_path / "build/jetson/bundle/segments/device_plan.json").read_text())
+    assert (plan["target"], plan["sm"]) == ("jetson-orin", [87])
+    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/nvhost-gpu").exists():
+        pytest.skip("this machine has a GPU, and may well be the device")
+    (tmp_path / "eecompile").write_text(f'#!/bin/sh\nexec {sys.executable} -m eecompile "$@"\n')
+    (tmp_path / "eecompile").chmod(0o755)
+    there = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ["sh", str(ROOT / "samples/04_jetson/device.sh"), "build/jetson/bundle"]
+    done = subprocess.run(script, cwd=tmp_path, env=there, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 3, (done.stdout[-2000:], done.stderr[-4000:])
+    assert "copy the bundle to the device" in done.stderr
 
 
 @pytest.mark.real

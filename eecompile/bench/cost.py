@@ -23,9 +23,11 @@ Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Seconds of one pass. `curves` has for each graph and number of rows the lengths measured and their seconds."""
+    """Seconds of one pass. `curves` has for each graph and number of rows the lengths measured and their seconds;
+    `basis` says what that rests on."""
 
     curves: Mapping[str, Mapping[int, Curve]]
+    basis: str = "this profile"
 
     @classmethod
     def from_profile(cls, profile: Profile) -> "PassCosts":

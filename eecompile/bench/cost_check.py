@@ -7,11 +7,12 @@ from statistics import median
 from typing import Any
 
 from eecompile.bench.cost import PassCosts, full_depth_seconds
-from eecompile.bench.cost_model import TYPICAL_LENGTH, Setting, predict_costs
+from eecompile.bench.cost_model import TYPICAL_LENGTH, predict_costs
+from eecompile.bench.device_costs import setting_from_manifest
 from eecompile.bench.machine import measure_rates
 from eecompile.bench.rates import Rates
 from eecompile.bench.work_bundle import works_from_bundle
-from eecompile.bundle.manifest import Manifest, Profile
+from eecompile.bundle.manifest import Profile
 from eecompile.bundle.read import BundleFiles
 from eecompile.errors import UsageError
 from eecompile.target import load_target
@@ -64,10 +65,12 @@ def check_costs(files: BundleFiles, *, rates: Rates | None = None) -> CostCheck:
         mend = "measure it first: `eecompile profile BUNDLE`"
         raise UsageError("the bundle has no profile to compare with", where=str(files.path), mend=mend)
     profile = files.profiles[0]
+    here, works = load_target(HERE), works_from_bundle(manifest, files.path)
     if rates is None:
-        launch = load_target(HERE).launch
-        rates = measure_rates(manifest.model.hidden, manifest.precision, threads=profile.threads, launch=launch)
-    predicted = predict_costs(works_from_bundle(manifest, files.path), rates, _setting(manifest))
+        weights = sum(work.weights for work in works.values())
+        width, threads = manifest.model.hidden, profile.threads
+        rates = measure_rates(width, manifest.precision, weights, threads=threads, launch=here.launch)
+    predicted = predict_costs(works, rates, setting_from_manifest(manifest, here))
     measured = PassCosts.from_profile(profile)
     length = min(TYPICAL_LENGTH, manifest.model.context)
     errors = _errors(profile, predicted)
@@ -99,9 +102,3 @@ def _errors(profile: Profile, predicted: PassCosts) -> Mapping[str, list[float]]
         if p.seconds > 0:
             found[p.graph].append(predicted.seconds(p.graph, p.rows, p.length) / p.seconds - 1)
     return found
-
-
-def _setting(manifest: Manifest) -> Setting:
-    return Setting(
-        manifest.pending_cap, manifest.minimum_rows, manifest.prefill_rows, manifest.model.context, manifest.slack
-    )

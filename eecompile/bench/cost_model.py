@@ -16,6 +16,7 @@ from eecompile.bench.rates import Rates
 from eecompile.bench.work import Work
 from eecompile.bundle.manifest import ExitInfo, Graphs, Manifest, ModelInfo, Step
 from eecompile.schema import GraphInfo
+from eecompile.target import Target
 
 LENGTHS = (64, 512, 2048, 8192, 32768, 131072)
 TYPICAL_LENGTH = 512  # tokens in the cache of the step that is priced
@@ -34,6 +35,16 @@ class Setting:
     slack: int
     fixed: bool = False
     copies: bool = False
+
+    @classmethod
+    def on(
+        cls, target: Target, *, cap: int, minimum_rows: int, prefill_rows: int, context: int, slack: int
+    ) -> "Setting":
+        """The setting of a build for the target: engines have caches of one length, and those of the classic dialect no
+        operator that updates them in place."""
+        engine = target.backend != "onnxruntime"
+        copies = engine and target.dialect == "classic"
+        return cls(cap, minimum_rows, prefill_rows, context, slack, fixed=engine, copies=copies)
 
     @property
     def lengths(self) -> list[int]:
@@ -55,14 +66,15 @@ class Setting:
 
 
 def predict_costs(works: Mapping[str, Work], rates: Rates, setting: Setting) -> PassCosts:
-    """Seconds of a pass of every graph by rows and live cache length."""
+    """Seconds of a pass of every graph by rows and live cache length, as `rates` predict them."""
     lengths = np.array(setting.lengths, np.float64)
 
     def curve(work: Work, rows: int) -> Curve:
         seconds = [rates.seconds(*setting.work(work, rows, n)) for n in setting.lengths]
         return lengths, np.array(seconds, np.float64)
 
-    return PassCosts({name: {rows: curve(work, rows) for rows in setting.rows} for name, work in works.items()})
+    curves = {name: {rows: curve(work, rows) for rows in setting.rows} for name, work in works.items()}
+    return PassCosts(curves, rates.basis)
 
 
 def pass_bytes(

@@ -1,4 +1,4 @@
-"""The default policy of a bundle: which exits pay on the profile that was measured.
+"""The default policy of a bundle: which exits pay on the profile that was measured, or by the cost model before that.
 
 An exit that is calibrated may still lose time: its head costs more than the layers that it saves, or its drafts are
 refused too often. For each mode the open exits are the subset with the least simulated time a token (cost.simulate),
@@ -15,15 +15,15 @@ from typing import Literal
 
 from eecompile import contract as c
 from eecompile.bench.cost import PassCosts, full_depth_seconds, simulate
-from eecompile.bench.profile import device_name
+from eecompile.bench.device_costs import costs_of_bundle
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.manifest import Calibration, Policy, Profile
 from eecompile.bundle.policy import read_for_change
 from eecompile.bundle.ranges import calibrated_thresholds, matching_calibrations
 from eecompile.bundle.read import BundleFiles
 from eecompile.bundle.write import write_overlay
-from eecompile.errors import UsageError
 from eecompile.schema import Thresholds
+from eecompile.target import Target
 
 MARGIN = 0.03  # of the time at full depth that the open exits have to save; also what a profile is uncertain by
 EXHAUSTIVE = 10  # candidates up to which every subset is simulated
@@ -49,7 +49,11 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     are. Each exit's `reason` says why.
     Raises UsageError where the profile is not of this bundle's graphs.
     """
-    costs = PassCosts.from_profile(profile)
+    return choose_by_costs(files, PassCosts.from_profile(profile))
+
+
+def choose_by_costs(files: BundleFiles, costs: PassCosts) -> Policy:
+    """As `choose_policy`, by these costs."""
     confident, drafts = _choose_confident(files, costs), _choose_drafts(files, costs)
     for kv in c.APPROXIMATE:
         other = _try_rule(files, costs, kv)
@@ -68,19 +72,15 @@ def choose_policy(files: BundleFiles, profile: Profile) -> Policy:
     return files.policy.model_copy(update={"exits": exits, "kv": confident.kv})
 
 
-def apply_default_policy(bundle: Path, key: Path | None = None) -> Policy:
-    """Choose by the bundle's profile (this device's, where it has several), write the policy and return it.
+def apply_default_policy(bundle: Path, key: Path | None = None, *, target: Target | None = None) -> Policy:
+    """Choose by what the bundle's passes cost (device_costs.costs_of_bundle), write the policy and return it.
 
-    key: PEM file of the private key of a signed bundle. Raises UsageError where there is no profile or the key is
-    missing, IntegrityError where the bundle is not intact.
+    key: PEM file of the private key of a signed bundle. target: the bundle's, where that is a file of one's own. Raises
+    UsageError where nothing is known of the costs or the key is missing, IntegrityError where the bundle is not intact.
     """
     files = read_for_change(bundle, key)
-    if not files.profiles:
-        mend = "measure it first: `eecompile profile BUNDLE`"
-        raise UsageError("the bundle has no profile to choose by", where=str(bundle), mend=mend)
-    here = device_name()
-    profile = next((p for p in files.profiles if p.device == here), files.profiles[0])
-    return Policy.model_validate(write_overlay(bundle, c.POLICY, choose_policy(files, profile), key=key))
+    policy = choose_by_costs(files, costs_of_bundle(files, target))
+    return Policy.model_validate(write_overlay(bundle, c.POLICY, policy, key=key))
 
 
 def best_subset(candidates: Sequence[int], seconds: Callable[[frozenset[int]], float]) -> frozenset[int]:
@@ -123,7 +123,7 @@ def _try_rule(files: BundleFiles, costs: PassCosts, kv: str) -> _Choice | None:
             kv=kv,
         )  # fmt: skip
         ratio = replayed.seconds_per_token / full_depth_seconds(manifest, costs, length)
-        said = f"{_OPEN['confident']} with {kv}: {ratio:.3f}x the time of full depth on this profile"
+        said = f"{_OPEN['confident']} with {kv}: {ratio:.3f}x the time of full depth on {costs.basis}"
         reasons = [said if t is not None else f"{_NEVER['confident']}: no threshold" for t in thresholds]
         return _Choice(thresholds, reasons, ratio, kv)
     return None
@@ -186,7 +186,7 @@ def _pick(
     reasons = []
     for i in range(len(thresholds)):
         if i in chosen or i in candidates:
-            reasons.append(_judged(i, chosen, ratio, mode))
+            reasons.append(_judged(i, chosen, ratio, mode, costs.basis))
         else:
             reasons.append(_NEVER[mode] + (f": before the minimum depth of {depth}" if i in able else ": no threshold"))
     return _Choice([t if i in chosen else None for i, t in enumerate(thresholds)], reasons, ratio(chosen))
@@ -197,14 +197,15 @@ _NEVER = {"confident": "never in confident mode", "exact": "never drafts"}
 
 
 def _judged(
-    exit_: int, chosen: frozenset[int], ratio: Callable[[frozenset[int]], float], mode: Literal["confident", "exact"]
-) -> str:
-    """Why an exit that could be open is, or is not."""
+    exit_: int, chosen: frozenset[int], ratio: Callable[[frozenset[int]], float], mode: Literal["confident", "exact"],
+    basis: str,
+) -> str:  # fmt: skip
+    """Why an exit that could be open is, or is not. basis: of the ratios."""
     now = ratio(chosen)
     if exit_ in chosen:
-        return f"{_OPEN[mode]}: the open exits take {now:.3f}x the time of full depth on this profile"
+        return f"{_OPEN[mode]}: the open exits take {now:.3f}x the time of full depth on {basis}"
     opened = ratio(chosen | {exit_})
-    said = f"{_NEVER[mode]}: {opened:.3f}x the time of full depth on this profile"
+    said = f"{_NEVER[mode]}: {opened:.3f}x the time of full depth on {basis}"
     if chosen:
         return f"{said}, {now:.3f}x without it"
     return said if opened > 1 else f"{said}, which does not save {MARGIN:.0%}"

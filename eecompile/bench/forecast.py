@@ -75,15 +75,15 @@ def predict_build(
     hand: they are then measured, which takes seconds and makes the process-wide thread pool. A target whose rates
     differ from card to card has none: its memory alone is predicted.
     """
-    gpu = target.backend != "onnxruntime"
-    precision, cache = plan["precision"], "fp16" if gpu else plan["cache"]
-    works = works_from_student(student, precision, cache, kv="propagate" in plan["kv"])
+    precision = plan["precision"]
+    works = works_from_student(student, precision, plan["cache"], kv="propagate" in plan["kv"])
     setting = setting_of(target, plan)
-    rates = rates or rates_of(target, precision, student.spec.hidden)
+    weights = stored_weights(student, precision, works)
+    rates = rates or rates_of(target, plan, student.spec.hidden, weights)
     memory = memory_needed(
         student.spec,
         setting,
-        weights=stored_weights(student, precision, works),
+        weights=weights,
         cached=_cached(student, works),
         slots=plan["slots"],
         value=rates.value if rates else 2.0,
@@ -97,27 +97,28 @@ def predict_build(
     return Prediction(rates.basis, length, _graphs(works, costs, setting, length), forecasts, memory)
 
 
-def rates_of(target: Target, precision: str, width: int) -> Rates | None:
-    """The target's rates: of its data sheet, measured here where it is the processor at hand, or None."""
+def rates_of(target: Target, plan: Mapping[str, Any], width: int, weights: float) -> Rates | None:
+    """The target's rates: of its data sheet, measured here where it is the processor at hand (for a model of this width
+    and bytes of weights), or None."""
     if target.bandwidth:
-        return rates_from_target(target, precision)
+        return rates_from_target(target, plan.get("compute", "float32"))
     if target.backend == "onnxruntime":
         made = thread_pool()
-        return measure_rates(width, precision, threads=made[0] if made else processors(), launch=target.launch)
+        threads = made[0] if made else processors()
+        return measure_rates(width, plan["precision"], weights, threads=threads, launch=target.launch)
     return None
 
 
 def setting_of(target: Target, plan: Mapping[str, Any]) -> Setting:
-    """How a build of this plan runs there. Engines have caches of one length, whatever is live in them."""
-    gpu, context = target.backend != "onnxruntime", plan["context"]
-    return Setting(
+    """How a build of this plan runs there."""
+    context = plan["context"]
+    return Setting.on(
+        target,
         cap=plan["pending_cap"],
         minimum_rows=plan["minimum_rows"],
         prefill_rows=c.PREFILL_ROWS,
         context=context,
         slack=c.SLACK + (-context) % c.CACHE_BUCKET,
-        fixed=gpu,
-        copies=gpu and target.dialect == "classic",
     )
 
 

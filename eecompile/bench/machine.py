@@ -1,8 +1,8 @@
 """The rates of the machine at hand, measured in a few seconds: the cost model's input where no data sheet has them.
 
-One chain of products is timed over one row and over many. It is of the model's own width and precision, since kernels
-attain other rates in thin matrices and in quantised ones, and larger than a processor's caches, since a model is. The
-time of no rows is reading, the slope over rows is computing.
+One chain of products is timed over one row and over many. It is of the model's own width, precision and size: kernels
+attain other rates in thin matrices and in quantised ones, and how much of a model a processor's caches hold decides how
+fast it is read. The time of no rows is reading, the slope over rows is computing.
 """
 
 import tempfile
@@ -17,12 +17,12 @@ import onnx
 from eecompile import contract as c
 from eecompile.bench.rates import Rates
 from eecompile.bench.work import STORED
-from eecompile.engines.ort import OrtEngine, use_threads
+from eecompile.engines.ort import OrtEngine, OrtPass, use_threads
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.quantize import pack_int4
 from eecompile.segments.weights import Values, WeightBook
 
-CHAIN_BYTES: Final = 64 << 20
+MOST_BYTES: Final = 256 << 20  # of a chain; no cache holds a useful part of more
 NARROWEST: Final = 256  # products of thinner matrices are all overhead
 ROWS: Final = 32
 ROUNDS: Final = 7
@@ -30,15 +30,15 @@ _SMALL_NODES: Final = 400
 _WIDENING: Final = 3  # an MLP's width over the hidden state's, about
 
 
-def measure_rates(width: int, precision: str, *, threads: int, launch: float) -> Rates:
+def measure_rates(width: int, precision: str, weights: float, *, threads: int, launch: float) -> Rates:
     """What this machine does with products over `width` numbers, their weights in `precision`, by ONNX Runtime.
 
-    launch: seconds of a pass beyond its kernels, which are the runtime's own. Makes the process-wide thread pool.
-    Memory: about three times CHAIN_BYTES for as long as it runs.
+    weights: bytes of the model's. launch: seconds of a pass beyond its kernels, which are the runtime's own. Makes the
+    process-wide thread pool. Memory: about three times the weights, of MOST_BYTES at most, for as long as it runs.
     """
     use_threads(threads)
     width = max(NARROWEST, -(-width // c.BLOCK) * c.BLOCK)
-    count = max(2, round(CHAIN_BYTES / (width * _WIDENING * width * STORED[precision])) // 2 * 2)
+    count = max(2, round(min(weights, MOST_BYTES) / (width * _WIDENING * width * STORED[precision])) // 2 * 2)
     with tempfile.TemporaryDirectory(prefix="eecompile-rates-") as folder:
         small = _timed(Path(folder), "small", lambda g: _write_small(g, width), {1: width})
         chain = _timed(
@@ -47,10 +47,10 @@ def measure_rates(width: int, precision: str, *, threads: int, launch: float) ->
     kernel = small[1] / _SMALL_NODES
     row = max((chain[ROWS] - chain[1]) / (ROWS - 1), 1e-12)
     reading = max(chain[1] - row - count * kernel, chain[1] / 2)  # whatever noise says, a lone row mostly reads
-    weights = float(count * width * _WIDENING * width)
+    products = float(count * width * _WIDENING * width)
     return Rates(
-        bandwidth=weights * STORED[precision] / reading, flops=2 * weights / row, launch=launch, kernel=kernel,
-        overlaps=False, value=4.0, basis=f"measured on this machine with {threads} threads",
+        bandwidth=products * STORED[precision] / reading, flops=2 * products / row, launch=launch, kernel=kernel,
+        overlaps=False, value=4.0, basis=f"this machine by rates measured with {threads} threads",
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _timed(folder: Path, name: str, write: Callable[[GraphWriter], None], rows: 
     info = g.save(folder / f"{name}.onnx")
     book.close()
     engine = OrtEngine(folder / f"{name}.onnx", info)
-    passes = {}
+    passes: dict[int, tuple[OrtPass, list[float]]] = {}
     for count, width in rows.items():
         buffers = {key: np.ones((count, width), np.float32) for key in (c.HIDDEN, c.HIDDEN_OUT)}
         passes[count] = (engine.bind(buffers), [])

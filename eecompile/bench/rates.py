@@ -34,24 +34,22 @@ class Rates:
         return self.launch + work.kernels * self.kernel + busy
 
 
-def rates_from_target(target: Target, precision: str) -> Rates:
-    """The rates of the target's data sheet, as far as kernels attain them. Weights of fewer bits than 16 are widened
-    before they are multiplied by, so TensorRT multiplies in float16 unless the build is float32.
+def rates_from_target(target: Target, compute: str) -> Rates:
+    """The rates of the target's data sheet, as far as kernels attain them, for products in the type `compute`: that of
+    its engines (float32, or one of 16 bits, to which smaller weights are widened), and on a processor float32.
 
     Raises UsageError where the target's file does not say how fast its memory is.
     """
     if not target.bandwidth:
         mend = "name a device (`eecompile targets` lists them), or give a .toml file with its bandwidth and flops"
         raise UsageError(f"target {target.name} does not say how fast its memory is", mend=mend)
-    gpu = target.backend != "onnxruntime"
-    narrow = "fp32" if precision == "fp32" else "fp16"
-    flops = target.flops.get("fp16" if gpu and narrow == "fp16" else "fp32", 0.0)
+    narrow = compute != "float32"
     return Rates(
         bandwidth=target.bandwidth * target.attained,
-        flops=flops * target.attained,
+        flops=target.flops.get("fp16" if narrow else "fp32", 0.0) * target.attained,
         launch=target.launch,
         kernel=target.kernel,
-        overlaps=gpu,
-        value=2.0 if gpu and narrow == "fp16" else 4.0,
-        basis=f"data sheet of {target.name}, {target.attained:.0%} of its rates attained",
+        overlaps=target.backend != "onnxruntime",
+        value=2.0 if narrow else 4.0,
+        basis=f"{target.name} by its data sheet, {target.attained:.0%} of its rates attained",
     )

@@ -16,6 +16,7 @@ from eecompile.bench.classifier import ClassifierBench
 from eecompile.bench.markup import tag
 from eecompile.bench.report_bundle import policy_section, profile_section, provenance_section
 from eecompile.bench.report_classifier import classifier_section, classifier_verdict
+from eecompile.bench.report_engines import engines_section
 from eecompile.bench.report_measured import (
     exit_section,
     exits_at,
@@ -29,6 +30,7 @@ from eecompile.bench.results import BenchResult
 from eecompile.bundle.disk import write_atomically
 from eecompile.bundle.ranges import matching_calibrations
 from eecompile.bundle.read import BundleFiles, read_bundle
+from eecompile.engines.records import all_records
 
 STYLE = Path(__file__).with_name("report.css")
 _EMBEDDED = re.compile(r'<script type="application/json" id="bench">(.*?)</script>', re.DOTALL)
@@ -70,6 +72,7 @@ def render_report(files: BundleFiles, bench: BenchResult | None, classifier: Cla
     m = files.manifest
     name = str(m.provenance.get("checkpoint") or m.model.family)
     calibrations = matching_calibrations(m, files.policy, files.calibrations, files.policy.kv)
+    records, waiting = all_records(files.path), None if m.device is None else m.device.target
     measured = [] if bench is None else [speed_section(bench), exit_section(bench)]
     measured += [] if classifier is None else [classifier_section(classifier)]
     after = [] if bench is None else [time_section(bench), saved_section(bench)]
@@ -79,6 +82,7 @@ def render_report(files: BundleFiles, bench: BenchResult | None, classifier: Cla
         *after,
         policy_section(files),
         profile_section(files),
+        *([engines_section(records, waiting)] if records or waiting else []),
         provenance_section(files, bench),
     ]
     top = _masthead(files, name, bench, _verdict(bench) if classifier is None else classifier_verdict(classifier))

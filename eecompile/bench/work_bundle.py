@@ -87,4 +87,4 @@ def _count(tensor: TensorInfo) -> int:
 
 
 def _entry(tensor: onnx.TensorProto, key: str) -> str:
-    return next(entry.value for entry in tensor.external_data if entry.key == key)
+    return str(next(entry.value for entry in tensor.external_data if entry.key == key))

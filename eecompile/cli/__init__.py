@@ -3,7 +3,7 @@
 import click
 
 from eecompile import __version__
-from eecompile.cli import analyze, make, manage, measure, train, use
+from eecompile.cli import analyze, engines, make, manage, measure, train, use
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -15,5 +15,13 @@ def main() -> None:
     """
 
 
-for command in (*make.COMMANDS, *use.COMMANDS, *measure.COMMANDS, *manage.COMMANDS, *train.COMMANDS, *analyze.COMMANDS):
+for command in (
+    *make.COMMANDS,
+    *use.COMMANDS,
+    *measure.COMMANDS,
+    *manage.COMMANDS,
+    *train.COMMANDS,
+    *analyze.COMMANDS,
+    *engines.COMMANDS,
+):
     main.add_command(command)

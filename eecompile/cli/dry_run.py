@@ -7,7 +7,7 @@ from eecompile.cli.console import print_table, say
 def print_prediction(prediction: Prediction) -> None:
     """The graphs, decoding and memory, in tables."""
     if prediction.basis:
-        say(f"predicted, not measured: {prediction.basis}; {prediction.length} tokens in the cache")
+        say(f"predicted, not measured: on {prediction.basis}, {prediction.length} tokens in the cache")
     else:
         say("no speed is predicted: the target stands for devices of different rates")
     print_table("graphs", ["graph", "layers", "weights", "one row", "most rows", "prefill"], [

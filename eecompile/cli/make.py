@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from eecompile import contract as c
 from eecompile.cli.console import err, print_json, print_table, stages, user_faults
@@ -59,9 +60,14 @@ def build(
         with stages("build", pipeline.stage_count(student, device)) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
     here = device.backend == "onnxruntime"  # engines have not been built yet, and this processor will not run them
-    if not no_profile and here and not isinstance(student, EncoderStudent):
+    if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
-            pipeline.profile_and_choose(output, progress=begin)
+            if here:
+                pipeline.profile_and_choose(output, progress=begin)
+            else:
+                pipeline.choose_for_device(output, device)
+    if manifest.device is not None:
+        plan["engines"] = _engines_here(output)
     size = sum(info.bytes for info in manifest.files.values())
     _show({"bundle": str(output), "target": device.name, **plan, "bytes": size, "digest": manifest.digest}, as_json)
 
@@ -150,6 +156,7 @@ def calibrate(
     By Learn-then-Test (ltt: the risk holds with 1 - error confidence) or conformal risk control (crc: in expectation).
     """
     from eecompile.bench.defaults import apply_default_policy
+    from eecompile.bench.device_costs import is_elsewhere
     from eecompile.bundle.policy import read_for_change
     from eecompile.calibrate.calibrate import apply_calibration, calibrate_file
     from eecompile.calibrate.classifier import calibrate_classifier
@@ -170,7 +177,8 @@ def calibrate(
                 opened, data, granularity=granularity, tolerance=tolerance, progress=begin, **common
             )
     apply_calibration(bundle, result, key=key)
-    if opened.files.profiles:
+    generates = opened.manifest.task == c.CAUSAL_LM
+    if opened.files.profiles or (generates and is_elsewhere(opened.manifest.target)):
         apply_default_policy(bundle, key=key)
     chosen = None if result.chosen is None else result.path[result.chosen].model_dump(mode="json")
     found = {"documents": result.documents, "tokens": result.tokens, "risk": risk, "guarantee": result.promise}
@@ -212,6 +220,18 @@ def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -
     _show(values, as_json)
     if prediction is not None:
         print_prediction(prediction)
+
+
+def _engines_here(bundle: Path) -> list[str]:
+    """Build a bundle's engines where this machine is their device; the names of those that it has then."""
+    from eecompile.pipeline_engines import engines_here
+
+    with stages("engines") as begin:
+        found = engines_here(bundle, progress=begin)
+    if isinstance(found, str):
+        err.print(escape(found))
+        return []
+    return list(found.record.engines)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

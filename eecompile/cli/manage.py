@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -12,12 +12,17 @@ from click.shell_completion import get_completion_class
 from eecompile import __version__
 from eecompile import contract as c
 from eecompile.cli.console import print_json, print_table, say, user_faults
+from eecompile.cli.engines import engine_rows
 from eecompile.cli.options import BUNDLE, JSON, KEY, changes_from_options
 from eecompile.errors import UsageError
+
+if TYPE_CHECKING:
+    from eecompile.target import Target
 
 _PACKAGES = {
     "onnxruntime": "the CPU back end", "onnx": "graphs", "tokenizers": "text", "cryptography": "signatures",
     "torch": "extra verify", "transformers": "extra verify", "polygraphy": "extra verify",
+    "tensorrt": "engines", "tensorrt-rtx-cu13": "extra rtx", "cuda-bindings": "runs engines",
     "onnxruntime-genai": "a peer for bench", "llama-cpp-python": "a peer for bench",
 }  # fmt: skip
 _EXITS: dict[str, str] = {rule: f"exits per {granularity}" for granularity, rule in c.GRANULARITIES.items()}
@@ -31,14 +36,16 @@ _NEEDED = ("onnxruntime", "onnx", "tokenizers", "cryptography")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds: model, schedule, sizes, policy, calibrations, hashes."""
     from eecompile.bundle.read import read_bundle
+    from eecompile.engines.records import all_records
 
     files = read_bundle(bundle, integrity="size")
+    records = all_records(files.path)
     if as_json:
         documents = {"calibrations": files.calibrations, "profiles": files.profiles}
         overlays = {name: [o.model_dump(mode="json") for o in found] for name, found in documents.items()}
         print_json({
             "manifest": files.manifest.model_dump(mode="json"), "policy": files.policy.model_dump(mode="json"),
-            **overlays,
+            **overlays, "engines": [record.model_dump(mode="json") for record in records],
         })  # fmt: skip
         return
     m = files.manifest
@@ -63,6 +70,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
         found = "no exit passed" if x.chosen is None else f"{x.path[x.chosen].exit_rate:.1%} of tokens exit"
         how = "" if x.kv == "catch_up" else f", {_EXITS[x.kv] if m.labels else x.kv}"
         say(f"calibrated for {x.precision}{how} by {x.method}: {x.promise}, {x.documents} documents, {found}")
+    for record in records:
+        print_table(f"engines for {record.target}", *engine_rows(record))
+    if m.device is not None and m.device.target not in {record.target for record in records}:
+        say(f"engines for {m.device.target}: none yet; build them on the device with `eecompile engines BUNDLE`")
 
 
 @click.command()
@@ -150,18 +161,44 @@ def _limits(minimum_depth: int | None, budget: str | None) -> dict[str, int | No
 
 
 @click.command()
+@click.argument("names", metavar="[TARGET]...", nargs=-1)
 @JSON
 @user_faults
-def targets(as_json: bool) -> None:
-    """List the devices that eecompile can build for."""
+def targets(names: tuple[str, ...], as_json: bool) -> None:
+    """List the devices that eecompile can build for, or describe each TARGET, a name or a .toml file of one's own."""
     from eecompile.target import load_target, target_names
 
-    found = [load_target(name) for name in target_names()]
+    found = [load_target(name) for name in names or target_names()]
     if as_json:
         print_json({t.name: t.model_dump(mode="json") for t in found})
         return
-    rows = [[t.name, t.backend, ", ".join(t.precisions), t.description] for t in found]
-    print_table("targets", ["name", "back end", "precisions", ""], rows)
+    if names:
+        for target in found:
+            print_table(target.name, ["", ""], [
+                [name, "\n".join(map(str, value)) if isinstance(value, list) else value]
+                for name, value in target.model_dump(mode="json", exclude={"name"}).items()
+            ])  # fmt: skip
+        return
+    columns = ["name", "back end", "SM", "memory", "bandwidth", "fp16", "precisions", "engines"]
+    print_table("targets", columns, [_target_row(t) for t in found])
+    say("`eecompile targets NAME` says all of one; a .toml file of your own goes wherever a name does")
+
+
+def _target_row(target: "Target") -> list[object]:
+    """A target in one line; what its file leaves open is not shown."""
+    first = [target.precision, *(p for p in target.precisions if p != target.precision)]
+    version = f" {target.tensorrt}+" if target.tensorrt else ""
+    rate = target.flops.get("fp16", 0)
+    return [
+        target.name,
+        f"{target.backend}{version}",
+        ", ".join(map(str, target.sm)),
+        f"{target.memory / 1e9:.0f} GB" if target.memory else "",
+        f"{target.bandwidth / 1e9:.0f} GB/s" if target.bandwidth else "",
+        f"{rate / 1e12:.0f} Tflop/s" if rate else "",
+        ", ".join(first),
+        {"anywhere": "none", "device": "on the device", "here": "anywhere"}[target.built],
+    ]
 
 
 @click.command()
@@ -171,19 +208,33 @@ def doctor(as_json: bool) -> None:
     """Say what this machine has and what is missing; exit status 3 if something needed is."""
     versions = {name: _version(name) for name in _PACKAGES}
     clash = _version("onnxruntime") and _version("onnxruntime-gpu")
+    gpu = _gpu()
     found = {
         "eecompile": __version__, "python": platform.python_version(), "machine": platform.machine(),
-        "packages": versions, "clash": "onnxruntime and onnxruntime-gpu are both installed" if clash else None,
+        "gpu": gpu, "packages": versions,
+        "clash": "onnxruntime and onnxruntime-gpu are both installed" if clash else None,
     }  # fmt: skip
     if as_json:
         print_json(found)
     else:
         rows = [[name, version or "not installed", _PACKAGES[name]] for name, version in versions.items()]
+        rows.append(["GPU", gpu or "none", "engines"])
         print_table(f"eecompile {__version__} on {platform.machine()}", ["package", "version", "for"], rows)
         if clash:
             say("onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall one")
     if clash or any(versions[name] is None for name in _NEEDED):
         sys.exit(3)
+
+
+def _gpu() -> str | None:
+    from eecompile.engines.machine import read_gpu
+    from eecompile.errors import MissingBackend
+
+    try:
+        gpu = read_gpu()
+    except MissingBackend:
+        return None
+    return f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda}"
 
 
 def _version(package: str) -> str | None:

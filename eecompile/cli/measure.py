@@ -128,7 +128,7 @@ def _check_model(bundle: Path, as_json: bool) -> None:
     ]  # fmt: skip
     print_table(f"cost model against the profile of {found.device}", columns, rows)
     r = found.rates
-    say(f"{r.basis}: {r.bandwidth / 1e9:.1f} GB/s, {r.flops / 1e9:.0f} Gflop/s, {1e6 * r.kernel:.2g} us a kernel")
+    say(f"on {r.basis}: {r.bandwidth / 1e9:.1f} GB/s, {r.flops / 1e9:.0f} Gflop/s, {1e6 * r.kernel:.2g} us a kernel")
     say(
         f"a token at full depth: {1e3 * found.token_measured:.3g} ms measured, {1e3 * found.token_predicted:.3g} ms "
         f"predicted ({found.token_error:+.1%}); median error of all passes {found.error:.1%}"

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from profiled import build_tiny
 
 from eecompile import pipeline
-from eecompile.bench import machine
 from eecompile.bench.cost import full_depth_seconds
 from eecompile.bench.cost_check import check_costs
 from eecompile.bench.cost_model import Setting, pass_bytes, predict_costs
@@ -53,25 +52,25 @@ def test_more_rows_and_longer_caches_never_take_less(rows: int, more: int, lengt
 
 
 def test_rates_of_a_data_sheet() -> None:
-    orin = rates_from_target(load_target("jetson-orin"), "int4")
+    orin = rates_from_target(load_target("jetson-orin"), "float16")
     assert orin.bandwidth == pytest.approx(0.8 * 204.8e9)
-    assert orin.flops == pytest.approx(0.8 * 42.5e12), "int4 weights are multiplied by in float16"
+    assert orin.flops == pytest.approx(0.8 * 42.5e12)
     assert (orin.overlaps, orin.value) == (True, 2.0)
-    wide = rates_from_target(load_target("jetson-orin"), "fp32")
+    wide = rates_from_target(load_target("jetson-orin"), "float32")
     assert (wide.flops, wide.value) == (pytest.approx(0.8 * 5.3e12), 4.0)
 
 
 def test_a_processor_of_ones_own_adds_up(tmp_path: Path) -> None:
     fields = {**load_target("cpu").model_dump(), "bandwidth": 50e9, "flops": {"fp32": 1e11}}
-    board = rates_from_target(Target.model_validate(fields), "int8")
+    board = rates_from_target(Target.model_validate(fields), "float32")
     assert (board.flops, board.overlaps, board.value) == (1e11, False, 4.0)
 
 
 @pytest.mark.parametrize("name", ["cpu", "rtx"])
 def test_targets_that_stand_for_many_machines_have_no_rates(name: str) -> None:
     with pytest.raises(UsageError, match="does not say how fast its memory is"):
-        rates_from_target(load_target(name), "fp16")
-    assert rates_of(load_target("rtx"), "fp16", 64) is None
+        rates_from_target(load_target(name), "float16")
+    assert rates_of(load_target("rtx"), {"precision": "fp16"}, 64, 1e6) is None
 
 
 def test_costs_are_priced_where_passes_are_made() -> None:
@@ -144,6 +143,14 @@ def test_a_forecast_by_a_calibration_opens_what_pays(student: Student) -> None:
     assert "fp32 calibration" in found[1].basis
 
 
+def test_int4_weights_are_multiplied_by_in_float16(student: Student) -> None:
+    target = load_target("jetson-orin")
+    plan = pipeline.plan(student, target, pipeline.BuildOptions(precision="int4"))
+    rates = rates_of(target, plan, 32, 1e6)
+    assert rates is not None
+    assert rates.flops == pytest.approx(0.8 * 42.5e12)
+
+
 @pytest.mark.parametrize("name", [n for n in target_names() if n != "cpu"])
 def test_every_device_is_predicted(student: Student, name: str) -> None:
     target = load_target(name)
@@ -174,9 +181,8 @@ def test_the_setting_of_a_plan() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    monkeypatch.setattr(machine, "CHAIN_BYTES", 1 << 20)
-    found = measure_rates(48, precision, threads=processors(), launch=1e-5)
+def test_rates_of_this_machine(precision: str) -> None:
+    found = measure_rates(48, precision, 1e6, threads=processors(), launch=1e-5)
     assert 1e6 < found.bandwidth < 1e13
     assert 1e6 < found.flops < 1e14
     assert 0 < found.kernel < 1e-2

@@ -9,6 +9,8 @@ import tiny
 import tiny_t5
 from commands import cli, cli_json
 
+from eecompile.target import FOLDER
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,11 +52,10 @@ def test_an_encoder_decoder_from_checkpoint_to_text(tmp_path: Path) -> None:
     cli("run", bundle, "the other", "--mode", "confident", status=2)
 
 
-def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eecompile.bench.machine.CHAIN_BYTES", 1 << 20)
+def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     said = cli_json("build", checkpoint, "-o", tmp_path / "b", "--dry-run")
     assert said["layers"] == 4
-    assert "measured on this machine" in said["predicted"]["basis"]
+    assert "this machine by rates measured" in said["predicted"]["basis"]
     assert said["predicted"]["forecasts"][0]["tokens_per_second"] > 0
     assert not (tmp_path / "b").exists()
 
@@ -65,14 +66,22 @@ def test_dry_run_predicts_a_device_that_is_not_here(checkpoint: Path, tmp_path: 
     assert [f["mode"] for f in said["forecasts"]] == ["full", "confident", "confident", "exact", "exact"]
     assert said["memory"]["fits"] is True
     printed = cli(*arguments, "jetson-orin-nano").stdout
-    assert "predicted, not measured: data sheet of jetson-orin-nano" in printed
+    assert "predicted, not measured: on jetson-orin-nano by its data sheet" in printed
     assert "of 8.00 GB, fits" in printed
     assert "no speed is predicted" in cli(*arguments, "rtx").stdout
     assert not (tmp_path / "b").exists()
 
 
-def test_the_cost_model_beside_a_profile(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eecompile.bench.machine.CHAIN_BYTES", 1 << 20)
+def test_a_build_for_another_device_is_judged_by_the_cost_model(checkpoint: Path, tmp_path: Path) -> None:
+    """Nothing of this machine is measured; the exits' reasons name the device."""
+    cli("build", checkpoint, "-o", tmp_path / "b", "--exits", "1,3", "--target", "jetson-orin")
+    held = cli_json("inspect", tmp_path / "b")
+    assert held["manifest"]["target"] == "jetson-orin"
+    assert held["profiles"] == []
+    assert all("nothing is known of them without a calibration" in e["reason"] for e in held["policy"]["exits"])
+
+
+def test_the_cost_model_beside_a_profile(bundle: Path) -> None:
     assert "no profile to compare with" in cli("profile", bundle, "--check-model", status=2).stderr
     cli("profile", bundle, "--quick")
     said = cli_json("profile", bundle, "--check-model")
@@ -128,7 +137,7 @@ def test_streaming_prints_the_same_text(bundle: Path) -> None:
         (["build", "{bundle}/nothing", "-o", "x"], 2, "no such checkpoint"),
         (["build", "{checkpoint}", "-o", "x", "--exits", "3,1"], 2, "increasing order"),
         (["build", "{checkpoint}", "-o", "x", "--exits", "4"], 2, "before the last of 4 layers"),
-        (["build", "{checkpoint}", "-o", "x", "--target", "toaster"], 2, "targets: cpu"),
+        (["build", "{checkpoint}", "-o", "x", "--target", "toaster"], 2, "targets: a10, a100, b200, cpu"),
         (["build", "{checkpoint}", "-o", "x", "--context", "9999"], 2, "context"),
         (["policy", "{bundle}", "set", "--budget", "lots"], 2, "neither a number nor none"),
         (["policy", "{bundle}", "set", "--threshold", "1=0.5"], 2, "not permitted"),
@@ -199,8 +208,20 @@ def test_bench_and_report(bundle: Path, tmp_path: Path) -> None:
     cli("check", bundle)
 
 
+def test_a_target_is_described_by_name_or_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    own.write_text((FOLDER / "l4.toml").read_text().replace('name = "l4"', 'name = "mine"'))
+    said = cli_json("targets", own, "l4")
+    assert set(said) == {"mine", "l4"}
+    assert said["mine"]["flops"] == said["l4"]["flops"]
+    assert "data sheet (2023)" in cli("targets", own).stdout
+    own.write_text(own.read_text().replace("memory = 24_000_000_000", "memory = -1"))
+    assert "memory: Input should be greater than or equal to 0" in cli("targets", own, status=2).stderr
+
+
 def test_targets_doctor_and_completion() -> None:
-    assert "cpu" in cli_json("targets")
+    assert {"cpu", "jetson-orin", "rtx"} <= set(cli_json("targets"))
+    assert "102 GB/s" in cli("targets").stdout
     assert cli_json("doctor")["packages"]["onnxruntime"]
     assert "_EECOMPILE_COMPLETE" in cli("completion", "bash").stdout
 

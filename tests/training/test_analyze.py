@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from click.testing import CliRunner  # noqa: E402
 from eecompile_training.analyze.analyze import Plan, analyze_files  # noqa: E402
-from eecompile_training.analyze.costs import key_values, layer_weights, prices_by_bytes, prices_of_profile  # noqa: E402
+from eecompile_training.analyze.costs import key_values, layer_weights, prices_of_profile, prices_of_target  # noqa: E402
 from eecompile_training.analyze.passages import PROMPT, Passage, continuation  # noqa: E402
 from eecompile_training.analyze.probes import exit_probes, fit_translators, lenses  # noqa: E402
 from eecompile_training.analyze.subject import Subject, open_model  # noqa: E402
@@ -176,12 +176,28 @@ def test_prices_follow_the_bytes_of_layers_and_the_experts_that_rows_choose() ->
     assert active == read(1) == total - experts / 2
     assert read(2) == pytest.approx(total - experts / 4)
     assert read(64) == pytest.approx(total)
-    prices = prices_by_bytes(subject, target)
+    prices = prices_of_target(subject, target)
     assert prices.head(1) == 4 * tiny.VOCAB * 32
     assert prices.layer(1) > 4 * read(1)
     assert (key_values(subject), key_values(Subject(random_model("mamba"), "mamba"))) == (2 * 2 * 8, 0)
-    slow = Target.model_validate({**target.model_dump(), "bandwidth": 1e9, "flops": {"fp32": 1e9}})
-    assert prices_by_bytes(subject, slow).layer(8) == pytest.approx(2 * active * 8 / 1e9)
+    slow = Target.model_validate({**target.model_dump(), "bandwidth": 1e9, "flops": {"fp32": 1e9}, "launch": 0.5})
+    priced, keys = prices_of_target(subject, slow), 4 * key_values(subject)
+    computed = 2 * 8 * (active + 2 * 4 * 8 * (256 + 8))
+    assert priced.layer(8) == pytest.approx((4 * read(8) + keys * (256 + 8) + computed) / 1e9)
+    assert priced.full(4) == pytest.approx(3 * 0.5 + 4 * priced.layer(1) + priced.head(1))
+
+
+def test_prices_of_a_device_are_the_cost_models() -> None:
+    """An engine in float16: the longer of bytes and operations, and a price for each kernel."""
+    subject, target = Subject(random_model("llama"), "llama"), load_target("jetson-orin")
+    prices, (read, active) = prices_of_target(subject, target), layer_weights(subject)
+    attended, length = 2 * 4 * 8, 2048 + 64
+    moved = 2 * read(1) + 2 * key_values(subject) * length
+    assert prices.layer(1) == pytest.approx(moved / (0.8 * 204.8e9) + 10 * 2e-6)
+    many = 10**6
+    assert prices.layer(many) == pytest.approx(2 * many * (active + attended * length) / (0.8 * 42.5e12) + 10 * 2e-6)
+    assert prices.launch == 10e-6
+    assert "jetson-orin by its data sheet" in prices.basis
 
 
 def test_prices_of_a_profile_are_the_measured_ones(student: Path, tmp_path: Path) -> None:

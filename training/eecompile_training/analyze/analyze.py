@@ -13,7 +13,7 @@ from eecompile.student.student import Student, open_student, read_config
 from eecompile.target import Target, load_target
 from eecompile.verify.loops import unroll_model
 from eecompile_training.analyze import measures as m
-from eecompile_training.analyze.costs import Prices, prices_by_bytes, prices_of_profile
+from eecompile_training.analyze.costs import Prices, prices_of_profile, prices_of_target
 from eecompile_training.analyze.passages import Passage, continuation, read_passages
 from eecompile_training.analyze.plots import plot_analysis
 from eecompile_training.analyze.predict import as_json, oracle_speedup, predict, verdict
@@ -76,7 +76,7 @@ def _analyze(path: Path, plan: Plan, target: Target, progress: Progress) -> dict
     table = on_text
     if plan.continued:
         table = measure(subject, probes, _continued(subject, held, plan.continued, progress), progress)
-    prices = prices_by_bytes(subject, target) if plan.profile is None else prices_of_profile(subject, plan.profile)
+    prices = prices_of_target(subject, target) if plan.profile is None else prices_of_profile(subject, plan.profile)
     described = _described(subject, probes, table, on_text, prices, plan.alpha)
     return {
         "checkpoint": str(path),

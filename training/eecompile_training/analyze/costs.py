@@ -1,6 +1,6 @@
-"""What a pass of some rows through layers or a head takes on a target: measured on it, or by bytes read."""
+"""What a pass of some rows through layers or a head takes on a target: measured on it, or by the cost model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,15 +9,17 @@ import numpy as np
 
 from eecompile import contract as c
 from eecompile.bench.cost import PassCosts
-from eecompile.bundle.manifest import ExitInfo, Graphs, Manifest, Step
+from eecompile.bench.cost_model import outline
+from eecompile.bench.rates import Rates, rates_from_target
+from eecompile.bench.work import LAYER_KERNELS, SMALL_KERNELS, STORED, Work
+from eecompile.bundle.manifest import ExitInfo, Manifest, Step
 from eecompile.bundle.read import read_bundle
 from eecompile.errors import UsageError
-from eecompile.schema import GraphInfo
+from eecompile.pipeline import DEFAULT_CONTEXT
 from eecompile.target import Target
 from eecompile_training.analyze.subject import Subject
 
 LENGTH: Final = 256  # tokens in the cache of the step that is priced
-BYTES: Final[Mapping[str, float]] = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32}
 ROWS: Final = (1, 2, 3, 5, 9)
 EXIT_HEAD: Final = "small"
 Curve = Callable[[int], float]
@@ -26,39 +28,50 @@ Curve = Callable[[int], float]
 @dataclass(frozen=True)
 class Prices:
     """Seconds of a pass by its rows (or bytes, where the target's rate is not known: then only ratios mean something):
-    of a layer, of the model's head, and of `weights(n, rows)`, a matrix of n weights. `basis` says where they are from.
+    of a layer, of the model's head, and of `weights(n, rows)`, a matrix of n weights. `launch` is what any pass takes
+    besides. `basis` says where they are from.
     """
 
     layer: Curve
     head: Curve
     weights: Callable[[int, int], float]
     basis: str
+    launch: float = 0.0
+
+    def full(self, depth: int) -> float:
+        """Seconds of a token through the uncut model: embedding, layers, head."""
+        return 3 * self.launch + depth * self.layer(1) + self.head(1)
 
 
-def prices_by_bytes(subject: Subject, target: Target) -> Prices:
-    """A pass takes the longer of reading its weights once, with every row's keys and values, and of multiplying them.
+def prices_of_target(subject: Subject, target: Target) -> Prices:
+    """By the cost model (bench/rates.py), in the target's own precision.
 
-    Without a rate for the multiplications more rows cost only what they read, which flatters catch-up passes on a
-    processor that computes slowly.
+    Where the target has no data sheet, as the processor at hand, passes cost the bytes that they read: more rows then
+    cost only those, which flatters catch-up passes on a processor that computes slowly.
     """
-    size, flops = BYTES[target.precision], target.flops.get(target.precision, 0.0)
+    known = target.bandwidth > 0
+    bytes_ = f"bytes that a pass reads in {target.precision}; arithmetic of more rows not counted"
+    engine = known and target.backend != "onnxruntime"
+    compute = "float16" if engine and target.precision != "fp32" else "float32"
+    rates = rates_from_target(target, compute) if known else Rates(1.0, 0.0, 0.0, 0.0, False, 0.0, bytes_)
+    length = DEFAULT_CONTEXT + c.SLACK if engine else LENGTH
+    kept, size = (2.0 if engine else 4.0) * key_values(subject), STORED[target.precision]
     stored, active = layer_weights(subject)
-    cache = 4.0 * key_values(subject)
 
-    def seconds(read: float, weights: float, rows: int) -> float:
-        return max(read / (target.bandwidth or 1.0), 2 * weights * rows / flops if flops else 0.0)
+    def seconds(work: Work, rows: int, tokens: int = 0) -> float:
+        return rates.seconds(work, rows, tokens) - rates.launch
 
     def layer(rows: int) -> float:
-        return seconds(size * stored(rows) + cache * (LENGTH + rows), active, rows)
+        work = Work(
+            size * stored(rows), active, cached=kept, attended=attended(subject), kernels=LAYER_KERNELS, layers=1
+        )
+        return seconds(work, rows, length if engine else length + rows)
 
     def weights(count: int, rows: int) -> float:
-        return seconds(size * count, count, rows)
+        return seconds(Work(size * count, count, kernels=SMALL_KERNELS), rows)
 
     table = subject.vocab * subject.hidden_size
-    basis = f"bytes that a pass reads in {target.precision}" + (
-        "" if flops else "; arithmetic of more rows not counted"
-    )
-    return Prices(layer, lambda rows: weights(table, rows), weights, basis)
+    return Prices(layer, lambda rows: weights(table, rows), weights, rates.basis, rates.launch)
 
 
 def prices_of_profile(subject: Subject, bundle: Path) -> Prices:
@@ -89,17 +102,9 @@ def one_exit(depth: int, layer: int, adapter: int, head: int | None, prices: Pri
     manifest that say in which order passes run, and each pass's price. head: weights of the exit's own; None: the
     model's."""
 
-    def graph(name: str, layers: int = 0) -> GraphInfo:
-        return GraphInfo(path=name, inputs=[], outputs=[], layers=layers)
-
     name = c.FULL_HEAD if head is None else EXIT_HEAD
-    segments = [graph("segment_0", layer), graph("segment_1", depth - layer)]
     exits = [ExitInfo(layer=layer, adapter="affine", gates=["max_prob"], head=name)]
-    manifest = Manifest.model_construct(
-        exits=exits,
-        schedule=[Step(segment=0, cache=0, exit=0), Step(segment=1, cache=1)],
-        graphs=Graphs.model_construct(segments=segments),
-    )
+    manifest = outline(exits, [Step(segment=0, cache=0, exit=0), Step(segment=1, cache=1)], [layer, depth - layer])
     passes: dict[str, Curve] = {
         "embed": lambda rows: 0.0,
         "segment_0": lambda rows: layer * prices.layer(rows),
@@ -110,7 +115,8 @@ def one_exit(depth: int, layer: int, adapter: int, head: int | None, prices: Pri
     }
     lengths = np.array([float(LENGTH)])
     return manifest, PassCosts({
-        graph_name: {rows: (lengths, np.array([curve(rows)])) for rows in ROWS} for graph_name, curve in passes.items()
+        graph: {rows: (lengths, np.array([prices.launch + curve(rows)])) for rows in ROWS}
+        for graph, curve in passes.items()
     })  # fmt: skip
 
 
@@ -139,6 +145,13 @@ def key_values(subject: Subject) -> int:
         return 0
     size = getattr(config, "head_dim", None) or subject.hidden_size // heads
     return int(2 * (getattr(config, "num_key_value_heads", None) or heads) * size)
+
+
+def attended(subject: Subject) -> int:
+    """Multiplications of a row for each token that it attends to: with its key, and by its value, in every head."""
+    config = subject.config
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    return 2 * heads * int(getattr(config, "head_dim", None) or subject.hidden_size // max(1, heads))
 
 
 def _expert_counts(config: Any) -> tuple[int, int]:

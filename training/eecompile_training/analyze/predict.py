@@ -126,5 +126,4 @@ def _reported(
 def _speedup(letters: Sequence[str], probe: Probe, depth: int, prices: Prices, mode: Mode) -> float:
     manifest, costs = one_exit(depth, probe.layer, probe.adapter, probe.head, prices)
     found = simulate(manifest, costs, letters, open_exits=[0], mode=mode, cap=c.PENDING_CAP, length=LENGTH)
-    full = depth * prices.layer(1) + prices.head(1)
-    return full / found.seconds_per_token
+    return prices.full(depth) / found.seconds_per_token

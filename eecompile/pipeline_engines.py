@@ -1,0 +1,72 @@
+"""From a bundle to engines: what `eecompile engines` does, and `build` where this machine is the device."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from eecompile.bundle.disk import disk_faults
+from eecompile.bundle.read import BundleFiles, read_bundle
+from eecompile.engines.build import EngineRequest, EnginesBuilt, build_engines
+from eecompile.engines.builders import builder_for, plan_for_target
+from eecompile.engines.machine import Builder
+from eecompile.engines.plan import BuildPlan, read_plan
+from eecompile.errors import EECompileError, IntegrityError, MissingBackend, UsageError
+from eecompile.plugins.library import find_library
+from eecompile.target import Target
+
+Progress = Callable[[str], None]
+
+
+def engines(
+    bundle: Path, request: EngineRequest, *, target: Target | None = None, plugin: Path | None = None,
+    progress: Progress = lambda stage: None,
+) -> EnginesBuilt:  # fmt: skip
+    """Build what is missing of a bundle's engines on this machine.
+
+    target: another one than the bundle's. plugin: where the exit decision's library is, unless `make plugin` made it.
+
+    Raises IntegrityError where the bundle is not intact, UsageError where it needs no engines or this is another
+    device, MissingBackend where this machine cannot build them.
+    """
+    files = read_bundle(bundle)
+    plan = bundle_plan(files)
+    plan = plan if target is None else plan_for_target(plan, target)
+    return _build(files, plan, builder_for(plan, find_library(plugin)), request, progress)
+
+
+def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> EnginesBuilt | str:
+    """As `engines`, right after a build; where this machine is not for it, why, in one line."""
+    files = read_bundle(bundle, integrity="size")
+    plan = bundle_plan(files)
+    try:
+        builder = builder_for(plan, find_library())
+    except (MissingBackend, UsageError) as e:
+        return _why(plan, e)
+    return _build(files, plan, builder, EngineRequest(), progress)
+
+
+def bundle_plan(files: BundleFiles) -> BuildPlan:
+    """The build plan of a bundle for a device. Raises UsageError where it is for none."""
+    device = files.manifest.device
+    if device is None:
+        raise UsageError(
+            f"a bundle for the target {files.manifest.target} has no engines: ONNX Runtime runs it as it is",
+            where=str(files.path), mend="build it for a device: eecompile build CKPT --target NAME (eecompile targets)",
+        )  # fmt: skip
+    plan = read_plan(files.path / device.plan)
+    for graph in plan.graphs:
+        known = files.manifest.files.get(graph.path)
+        if known is None or known.sha256 != graph.sha256:
+            raise IntegrityError(f"the build plan's {graph.path} is not the bundle's", where=str(files.path))
+    return plan
+
+
+def _build(
+    files: BundleFiles, plan: BuildPlan, builder: Builder, request: EngineRequest, progress: Progress
+) -> EnginesBuilt:
+    with disk_faults(files.path):
+        return build_engines(files.path, files.manifest.digest, plan, builder, request, progress=progress)
+
+
+def _why(plan: BuildPlan, fault: EECompileError) -> str:
+    count = len(plan.graphs)
+    return f"its {count} engines are still to be built, not on this machine as it is: {fault.what}; {fault.mend}"
