@@ -26,8 +26,8 @@ def profile_shapes(inputs: Sequence[TensorInfo], sizes: PassSizes) -> list[Profi
     """The profiles of a graph with these inputs: decoding, and prefill.
 
     Symbols (contract.py): a decode pass has 1 to pending_cap + 1 rows R of each of its slots B, a prefill pass up to
-    prefill_rows; N are the rows of a pass flattened, which in a graph that has them both ways are B R. Segments and heads
-    are tuned for the minimum of rows, to which they are padded; exits are asked for a row alone all the same.
+    prefill_rows; N are the rows of a pass flattened, which in a graph that has them both ways are B R. Segments and
+    heads are tuned for the minimum of rows, to which they are padded; exits are asked for a row alone all the same.
     """
     names: tuple[ProfileName, ...] = ("decode", "prefill")
     profiles = []
