@@ -89,13 +89,14 @@ def _write_chain(g: GraphWriter, width: int, count: int, precision: str) -> None
     x = g.input(c.HIDDEN, "float32", "N", width)
     for number in range(count):
         shape = (width, _WIDENING * width) if number % 2 == 0 else (_WIDENING * width, width)
-        x = g.op("MatMul", x, _matrix(g, f"w{number}", shape, precision))
+        x = g.op("MatMul", x, _matrix(g, number, shape, precision))
     g.output(x, c.HIDDEN_OUT, "float32", "N", width)
 
 
-def _matrix(g: GraphWriter, name: str, shape: tuple[int, int], precision: str) -> str:
-    """Weights whose product neither grows nor vanishes: a tile of random signs, over and over."""
-    signs = np.resize(_SIGNS, shape)
+def _matrix(g: GraphWriter, number: int, shape: tuple[int, int], precision: str) -> str:
+    """Weights whose product neither grows nor vanishes: a tile of random signs, over and over, from another one on in
+    each matrix. ONNX Runtime keeps equal weights once, and then reads them from the processor's caches."""
+    name, signs = f"w{number}", np.resize(np.roll(_SIGNS, -number), shape)
     scale = 1 / np.sqrt(shape[0])
     if precision in c.QUANTISED:
         scales = np.full((shape[0] // c.BLOCK, shape[1]), scale, np.float32)

@@ -93,6 +93,7 @@ def _let_attention_decompose(trt: Any, network: Any, job: EngineJob) -> None:
 def _config(trt: Any, builder: Any, network: Any, job: EngineJob) -> Any:
     config = builder.create_builder_config()
     config.max_aux_streams = 0  # a captured CUDA graph and its session know one stream
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; a float32 product is one
     for flag in builder_flags(job.stripped, job.refit):
         config.set_flag(getattr(trt.BuilderFlag, flag))
     if job.sm:

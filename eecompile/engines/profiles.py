@@ -26,8 +26,8 @@ def profile_shapes(inputs: Sequence[TensorInfo], sizes: PassSizes) -> list[Profi
     """The profiles of a graph with these inputs: decoding, and prefill.
 
     Symbols (contract.py): a decode pass has 1 to pending_cap + 1 rows R of each of its slots B, a prefill pass up to
-    prefill_rows; N are the rows of a pass flattened, which in a graph that has them both ways are B R. Passes of fewer
-    rows than the minimum are padded to it.
+    prefill_rows; N are the rows of a pass flattened, which in a graph that has them both ways are B R. Segments and
+    heads are tuned for the minimum of rows, to which they are padded; exits are asked for a row alone all the same.
     """
     names: tuple[ProfileName, ...] = ("decode", "prefill")
     profiles = []
@@ -44,11 +44,11 @@ def _symbols(name: ProfileName, sizes: PassSizes) -> dict[str, Range]:
     """The range of each symbol in a profile, the value to tune for in the middle."""
     least = sizes.minimum_rows
     if name == "decode":
-        rows = (least, least, max(least, sizes.pending_cap + 1))
-        flat = (least, max(least, sizes.slots), max(least, sizes.slots * (sizes.pending_cap + 1)))
+        rows = (1, least, max(least, sizes.pending_cap + 1))
+        flat = (1, max(least, sizes.slots), max(least, sizes.slots * (sizes.pending_cap + 1)))
     else:
         most = max(sizes.prefill_rows, sizes.pending_cap + 1, least)
-        rows = flat = (least, most, most)
+        rows = flat = (1, most, most)
     slots = (1, sizes.slots, sizes.slots)
     return {"B": slots, "R": rows, "N": flat, c.LENGTH: (sizes.length,) * 3}
 

@@ -17,7 +17,7 @@ from eecompile.bench.cost import full_depth_seconds
 from eecompile.bench.cost_check import check_costs
 from eecompile.bench.cost_model import Setting, pass_bytes, predict_costs
 from eecompile.bench.forecast import predict_build, rates_of, setting_of
-from eecompile.bench.machine import measure_rates
+from eecompile.bench.machine import _write_chain, measure_rates
 from eecompile.bench.memory import memory_needed
 from eecompile.bench.rates import Rates, rates_from_target
 from eecompile.bench.work import Work
@@ -27,6 +27,8 @@ from eecompile.bundle.write import write_overlay
 from eecompile.engines.ort import processors
 from eecompile.errors import UsageError
 from eecompile.schema import CalibrationResult
+from eecompile.segments.graph import GraphWriter
+from eecompile.segments.weights import WeightBook
 from eecompile.student.student import Student, open_student
 from eecompile.target import Target, load_target, target_names
 
@@ -187,6 +189,17 @@ def test_rates_of_this_machine(precision: str) -> None:
     assert 1e6 < found.flops < 1e14
     assert 0 < found.kernel < 1e-2
     assert (found.launch, found.overlaps) == (1e-5, False)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_the_matrices_that_are_timed_are_read_from_memory(tmp_path: Path, precision: str) -> None:
+    """ONNX Runtime keeps equal ones once, in the processor's caches."""
+    book = WeightBook(tmp_path)
+    _write_chain(GraphWriter("chain", book), 256, 6, precision)
+    book.close()
+    data = {name: (tmp_path / t.file).read_bytes()[t.offset :][: t.bytes] for name, t in book.stored.items()}
+    values = [content for name, content in data.items() if not name.endswith(".scale")]
+    assert len(set(values)) == len(values) == 6
 
 
 def test_the_error_is_that_of_each_graph(tmp_path: Path) -> None:

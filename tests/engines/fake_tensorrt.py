@@ -50,7 +50,7 @@ def make(
         STRONGLY_TYPED = 1 + number[1] % 3
 
     trt.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
-    trt.BuilderFlag = enum("BuilderFlag", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL", "VERSION_COMPATIBLE")
+    trt.BuilderFlag = enum("BuilderFlag", "TF32", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL", "VERSION_COMPATIBLE")
     trt.LayerType = enum(
         "LayerType", *sorted({*_TYPES.values(), "ELEMENTWISE", "PLUGIN_V3", "TOPK", "MATRIX_MULTIPLY"})
     )
@@ -72,6 +72,10 @@ def make(
         def set_flag(self, flag: Any) -> None:
             assert isinstance(flag, trt.BuilderFlag), f"{flag!r} is no builder flag"
             self.flags.append(flag.name)
+
+        def clear_flag(self, flag: Any) -> None:
+            assert isinstance(flag, trt.BuilderFlag), f"{flag!r} is no builder flag"
+            self.flags.remove(flag.name)
 
     class Registry:
         def load_library(self, path: str) -> Any:
@@ -195,7 +199,7 @@ def make(
 
     class Config(Flagged):
         def __init__(self, builder: Any) -> None:
-            self.builder, self.flags, self.profiles, self.sms, self.cache = builder, [], [], {}, None
+            self.builder, self.flags, self.profiles, self.sms, self.cache = builder, ["TF32"], [], {}, None
             self.max_aux_streams, self.num_compute_capabilities, self.progress_monitor = -1, 0, None
 
         def add_optimization_profile(self, profile: Any) -> int:

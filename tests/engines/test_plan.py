@@ -46,11 +46,12 @@ def test_profiles_cover_what_passes_may_be() -> None:
     decode, prefill = profile_shapes(INPUTS, SIZES)
     assert (decode.name, prefill.name) == ("decode", "prefill")
     hidden, cache = decode.shapes["hidden"], decode.shapes["key_cache_0"]
-    assert (hidden.min, hidden.opt, hidden.max) == ([1, 2, 32], [4, 2, 32], [4, 9, 32])
+    assert (hidden.min, hidden.opt, hidden.max) == ([1, 1, 32], [4, 2, 32], [4, 9, 32])
     assert (cache.min, cache.max) == ([1, 2, 320, 8], [4, 2, 320, 8])
     assert prefill.shapes["hidden"].max == prefill.shapes["hidden"].opt == [4, 128, 32]
     assert prefill.shapes["write_index"].min == [1]
     (flat, wide) = profile_shapes([TensorInfo(name="hidden", dtype="float32", shape=["N", 32])], SIZES)
+    assert flat.shapes["hidden"].min == [1, 32]  # an exit is asked for one row, whatever the minimum
     assert flat.shapes["hidden"].max == [36, 32]  # every pending row of every slot
     assert wide.shapes["hidden"].max == [128, 32]
     previous = TensorInfo(name="previous", dtype="float32", shape=["N", 32])

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+from plugin_double import DataType, Tensorrt
 from toolchain import SOURCES, compiler
-from trt_double import DataType, Tensorrt
 
 from eecompile import contract as c
 from eecompile.errors import EECompileError, MissingBackend
