@@ -25,7 +25,8 @@ DEEPSEEK = (
 )
 HAN = "[一-龥぀-ゟ゠-ヿ]+"
 REGEXES = {"gpt2": GPT2, "llama3": LLAMA3, "qwen2": QWEN2, "gpt4o": GPT4O, "deepseek": DEEPSEEK, "han": HAN,
-           "digits": r"\d", "words": r"\w+", "blanks": r"\s{2,}|\W", "ahead": r"a+(?=\S)", "threes": r"\p{N}{1,3}"}  # fmt: skip
+           "digits": r"\d", "words": r"\w+", "blanks": r"\s{2,}|\W", "ahead": r"a+(?=\S)", "threes": r"\p{N}{1,3}",
+           "order": r"a+(?:ab|\.)?|\n(?:\n| )?"}  # fmt: skip
 BEHAVIOURS = ("removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous")
 
 
@@ -51,7 +52,7 @@ def normalizer_parts() -> dict[str, normalizers.Normalizer]:
             (True, True, None, True), (True, False, None, False), (False, True, True, False), (True, True, False, True)
         )
     }  # fmt: skip
-    strips = {f"strip-{left:d}{right:d}": normalizers.Strip(left, right) for left in (0, 1) for right in (0, 1)}
+    strips = {f"strip-{left:d}{right:d}": normalizers.Strip(left, right) for left in (False, True) for right in (False, True)}
     return bert | strips | {
         "nfc": normalizers.NFC(), "nfd": normalizers.NFD(), "nfkc": normalizers.NFKC(), "nfkd": normalizers.NFKD(),
         "lowercase": normalizers.Lowercase(), "accents": normalizers.StripAccents(), "nmt": normalizers.Nmt(),

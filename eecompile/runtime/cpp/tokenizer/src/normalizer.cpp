@@ -62,9 +62,7 @@ bool is_chinese(char32_t c) {
 
 void clean(Text& text) {
   map_points(text, [](char32_t point, auto&& put) {
-    const bool white = is(point, kSpace);
-    if (white) return put(U' ');
-    if (point != 0 && point != 0xFFFD && !is(point, kOther)) put(point);
+    if (point != 0 && point != 0xFFFD && !is(point, kOther)) put(is(point, kSpace) ? U' ' : point);
   });
 }
 

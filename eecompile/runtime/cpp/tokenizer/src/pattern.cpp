@@ -1,11 +1,62 @@
 #include "pattern.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "pattern_parser.h"
 #include "utf8.h"
 
 namespace eecompile::tok {
+
+namespace {
+
+// What is to be matched behind a group.
+struct Rest {
+  const Pattern::Sequence* sequence;
+  std::size_t item;
+  const Rest* next;
+};
+
+bool match(const Rest* rest, std::string_view text, std::size_t at, std::size_t& end);
+
+// As many as there are, then one less each time.
+bool match_repeated(const Pattern::Item& item, const Rest& behind, std::string_view text, std::size_t at,
+                    std::size_t& end) {
+  std::size_t taken = 0;
+  while (taken < item.most && at < text.size()) {
+    const Decoded next = decode(text, at);
+    if (!item.set.has(next.point)) break;
+    at += next.size;
+    ++taken;
+  }
+  for (; taken >= item.least; --taken) {
+    if (match(&behind, text, at, end)) return true;
+    if (taken == 0) break;
+    at -= decode_before(text, at).size;
+  }
+  return false;
+}
+
+bool match(const Rest* rest, std::string_view text, std::size_t at, std::size_t& end) {
+  while (rest != nullptr && rest->item == rest->sequence->size()) rest = rest->next;
+  if (rest == nullptr) {
+    end = at;
+    return true;
+  }
+  const Pattern::Item& item = (*rest->sequence)[rest->item];
+  const Rest behind{rest->sequence, rest->item + 1, rest->next};
+  if (item.kind == Pattern::Kind::kRepeat) return match_repeated(item, behind, text, at, end);
+  if (item.kind == Pattern::Kind::kGroup) {
+    return std::any_of(item.alternatives.begin(), item.alternatives.end(), [&](const Pattern::Sequence& one) {
+      const Rest inside{&one, 0, &behind};
+      return match(&inside, text, at, end);
+    });
+  }
+  const bool ahead = at < text.size() && item.set.has(decode(text, at).point);
+  return ahead == (item.kind == Pattern::Kind::kAhead) && match(&behind, text, at, end);
+}
+
+}  // namespace
 
 bool CharSet::has(char32_t point) const {
   const std::uint32_t bits = kind(point);
@@ -36,32 +87,6 @@ Pattern Pattern::known(std::string_view regex) {
   return pattern;
 }
 
-bool Pattern::match(const Sequence& sequence, std::size_t index, std::string_view text, std::size_t at,
-                    std::size_t& end) const {
-  if (index == sequence.size()) {
-    end = at;
-    return true;
-  }
-  const Item& item = sequence[index];
-  if (item.kind != Kind::kRepeat) {
-    const bool ahead = at < text.size() && item.set.has(decode(text, at).point);
-    return ahead == (item.kind == Kind::kAhead) && match(sequence, index + 1, text, at, end);
-  }
-  std::size_t taken = 0, here = at;
-  while (taken < item.most && here < text.size()) {
-    const Decoded next = decode(text, here);
-    if (!item.set.has(next.point)) break;
-    here += next.size;
-    ++taken;
-  }
-  while (taken >= item.least) {
-    if (match(sequence, index + 1, text, here, end)) return true;
-    if (taken-- == 0) break;
-    here -= decode_before(text, here).size;
-  }
-  return false;
-}
-
 std::vector<Span> Pattern::spans(std::string_view text) const {
   std::vector<Span> found;
   if (text.empty()) return {{0, 0, false}};
@@ -80,7 +105,8 @@ std::vector<Span> Pattern::spans(std::string_view text) const {
       end = at + literal_.size();
     }
     for (std::size_t i = 0; !matched && i < alternatives_.size(); ++i) {
-      matched = match(alternatives_[i], 0, text, at, end);
+      const Rest whole{&alternatives_[i], 0, nullptr};
+      matched = match(&whole, text, at, end);
     }
     if (matched) add(at, end);
     at = matched ? end : at + decode(text, at).size;

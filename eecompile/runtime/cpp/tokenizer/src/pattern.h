@@ -2,10 +2,10 @@
 // \p{..}, greedy ? * + {m,n} of one character or class, groups (optional ones too), (?i:..) of ASCII words, look-ahead
 // for one character. Everything else is refused, naming what it is.
 //
-// Groups are multiplied out when a pattern is compiled, which keeps the order in which a backtracking engine tries
-// things; what is left are flat alternatives, so that a match needs a stack as deep as the pattern is long, never as the
-// text. Cost: linear in the text for the patterns of known models (tests/cpp/test_tokenizer.py times them); a pattern
-// that looks far ahead in vain from every place can take the square of its longest run.
+// A match tries things in the order of a backtracking engine. Only single characters are repeated, so that its stack is
+// as deep as the pattern is long, never as the text. Cost: linear in the text for the patterns of known models
+// (tests/cpp/test_tokenizer.py times them); a pattern that looks far ahead in vain from every place can take the square
+// of its longest run.
 #pragma once
 
 #include <cstddef>
@@ -54,18 +54,19 @@ class Pattern {
   // The whole text cut into matches and what lies between them, in order; no empty spans but for an empty text.
   std::vector<Span> spans(std::string_view text) const;
 
-  enum class Kind { kRepeat, kAhead, kNotAhead };
+  enum class Kind { kRepeat, kAhead, kNotAhead, kGroup };
+
+  struct Item;
+  using Sequence = std::vector<Item>;
 
   struct Item {
     Kind kind;
     CharSet set;
-    std::size_t least = 1, most = 1;
+    std::size_t least = 1, most = 1;     // kRepeat
+    std::vector<Sequence> alternatives;  // kGroup
   };
-  using Sequence = std::vector<Item>;
 
  private:
-  bool match(const Sequence& sequence, std::size_t item, std::string_view text, std::size_t at, std::size_t& end) const;
-
   std::string literal_;  // where it is not empty, the pattern is this text
   std::vector<Sequence> alternatives_;
 };

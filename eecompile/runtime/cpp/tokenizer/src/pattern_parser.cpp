@@ -1,5 +1,6 @@
 #include "pattern_parser.h"
 
+#include <algorithm>
 #include <limits>
 #include <string_view>
 
@@ -9,7 +10,7 @@ namespace eecompile::tok {
 
 namespace {
 
-constexpr std::size_t kMostAlternatives = 4096, kDeepest = 16;
+constexpr std::size_t kDeepest = 16;
 
 std::string shown(const std::u32string& text) {
   std::string utf8;
@@ -19,17 +20,17 @@ std::string shown(const std::u32string& text) {
 
 bool is_letter(char32_t point) { return (point | 32) >= U'a' && (point | 32) <= U'z'; }
 
-// Every way of one sequence of `left` followed by one of `right`, in the order of a backtracking engine.
-std::vector<Pattern::Sequence> product(const std::vector<Pattern::Sequence>& left,
-                                       const std::vector<Pattern::Sequence>& right) {
-  std::vector<Pattern::Sequence> all;
-  for (const Pattern::Sequence& begin : left) {
-    for (const Pattern::Sequence& end : right) {
-      all.push_back(begin);
-      all.back().insert(all.back().end(), end.begin(), end.end());
-    }
+// The fewest characters that a sequence matches.
+std::size_t fewest(const Pattern::Sequence& sequence) {
+  std::size_t least = 0;
+  for (const Pattern::Item& item : sequence) {
+    if (item.kind == Pattern::Kind::kRepeat) least += item.least;
+    if (item.kind != Pattern::Kind::kGroup) continue;
+    std::size_t inside = std::numeric_limits<std::size_t>::max();
+    for (const Pattern::Sequence& one : item.alternatives) inside = std::min(inside, fewest(one));
+    least += inside;
   }
-  return all;
+  return least;
 }
 
 // Pairs that a case-insensitive engine also finds in one character (German sharp s, ligatures).
@@ -58,9 +59,7 @@ std::vector<Pattern::Sequence> PatternParser::parse() {
   Sequences found = alternatives(false);
   if (at_ < pattern_.size()) refuse("a ) that closes nothing");
   for (const Pattern::Sequence& sequence : found) {
-    std::size_t least = 0;
-    for (const Pattern::Item& item : sequence) least += item.kind == Pattern::Kind::kRepeat ? item.least : 0;
-    if (least == 0) refuse("an alternative that matches nothing");
+    if (fewest(sequence) == 0) refuse("an alternative that matches nothing");
   }
   return failed_ ? Sequences{} : found;
 }
@@ -69,48 +68,40 @@ PatternParser::Sequences PatternParser::alternatives(bool ignore_case) {
   Sequences all;
   if (++depth_ > kDeepest) refuse("groups that are nested too deep");
   do {
-    for (Pattern::Sequence& one : sequence(ignore_case)) all.push_back(std::move(one));
-    if (all.size() > kMostAlternatives) refuse("too many alternatives");
+    all.push_back(sequence(ignore_case));
   } while (!failed_ && take("|"));
   --depth_;
   return all;
 }
 
-PatternParser::Sequences PatternParser::sequence(bool ignore_case) {
-  Sequences all{{}};
+Pattern::Sequence PatternParser::sequence(bool ignore_case) {
+  Pattern::Sequence all;
   while (more() && peek() != U'|' && peek() != U')') {
-    Sequences next;
     if (take("(?!")) {
-      next = {{look_ahead(Pattern::Kind::kNotAhead)}};
+      all.push_back(look_ahead(Pattern::Kind::kNotAhead));
     } else if (take("(?=")) {
-      next = {{look_ahead(Pattern::Kind::kAhead)}};
+      all.push_back(look_ahead(Pattern::Kind::kAhead));
     } else if (take("(")) {
-      next = group(ignore_case);
+      all.push_back(group(ignore_case));
     } else {
-      Pattern::Item item = single(ignore_case);
-      quantify(item);
-      next = {{std::move(item)}};
+      all.push_back(single(ignore_case));
+      quantify(all.back());
     }
-    if (failed_ || all.size() * next.size() > kMostAlternatives) {
-      refuse("too many alternatives");
-      return {};
-    }
-    all = product(all, next);
   }
   return all;
 }
 
-PatternParser::Sequences PatternParser::group(bool ignore_case) {
+Pattern::Item PatternParser::group(bool ignore_case) {
   if (take("?i:")) {
     ignore_case = true;
   } else if (!take("?:") && peek() == U'?') {
     refuse("a group of an unknown kind");
   }
-  Sequences inside = alternatives(ignore_case);
+  Pattern::Item item{Pattern::Kind::kGroup, {}, 1, 1, alternatives(ignore_case)};
   if (!take(")")) refuse("a group that does not end");
-  if (take("?")) inside.push_back({});
+  if (take("?")) item.alternatives.emplace_back();  // nothing, as a last resort
   if (more() && (peek() == U'*' || peek() == U'+' || peek() == U'{' || peek() == U'?')) refuse("a repeated group");
-  return inside;
+  return item;
 }
 
 Pattern::Item PatternParser::look_ahead(Pattern::Kind kind) {
@@ -121,7 +112,7 @@ Pattern::Item PatternParser::look_ahead(Pattern::Kind kind) {
 }
 
 Pattern::Item PatternParser::single(bool ignore_case) {
-  Pattern::Item item{Pattern::Kind::kRepeat, {}, 1, 1};
+  Pattern::Item item{Pattern::Kind::kRepeat, {}, 1, 1, {}};
   const char32_t point = peek();
   if (ignore_case && point != U'\'' && !is_letter(point)) refuse("(?i:..) of more than ASCII letters and '");
   if (take("[")) {
@@ -182,9 +173,8 @@ void PatternParser::class_member(CharSet& set) {
 bool PatternParser::char_escape(char32_t& point) {
   const std::u32string_view letters = U"rntfv", meant = U"\r\n\t\f\v";
   const std::size_t place = letters.find(peek());
-  if (!more() || (place == std::u32string_view::npos && (peek() >= 128 || is_letter(peek()) || (peek() >= U'0' && peek() <= U'9')))) {
-    return false;
-  }
+  const bool is_sign = peek() < 128 && !is_letter(peek()) && (peek() < U'0' || peek() > U'9');
+  if (!more() || (place == std::u32string_view::npos && !is_sign)) return false;
   point = place == std::u32string_view::npos ? peek() : meant[place];
   ++at_;
   return true;

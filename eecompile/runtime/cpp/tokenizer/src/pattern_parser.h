@@ -1,4 +1,4 @@
-// From the text of a regular expression to the flat alternatives of pattern.h.
+// From the text of a regular expression to the alternatives of pattern.h.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +29,8 @@ class PatternParser {
   void refuse(const std::string& what);
 
   Sequences alternatives(bool ignore_case);
-  Sequences sequence(bool ignore_case);
-  Sequences group(bool ignore_case);
+  Pattern::Sequence sequence(bool ignore_case);
+  Pattern::Item group(bool ignore_case);
   Pattern::Item single(bool ignore_case);
   Pattern::Item look_ahead(Pattern::Kind kind);
   CharSet char_class();
