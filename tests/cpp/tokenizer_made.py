@@ -1,17 +1,16 @@
 """Tokenizers made for tests: trained small, or built so that their ids show every byte and bound of a part's work."""
 
-import base64
 import json
 import random
 from collections.abc import Iterator
-from typing import Any
 
 from tokenizer_texts import source_texts
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
 GPT4O = (
@@ -52,13 +51,15 @@ def normalizer_parts() -> dict[str, normalizers.Normalizer]:
             (True, True, None, True), (True, False, None, False), (False, True, True, False), (True, True, False, True)
         )
     }  # fmt: skip
-    strips = {f"strip-{left:d}{right:d}": normalizers.Strip(left, right) for left in (False, True) for right in (False, True)}
+    strips = {
+        f"strip-{left}{right}": normalizers.Strip(left, right) for left in (False, True) for right in (False, True)
+    }
     return bert | strips | {
         "nfc": normalizers.NFC(), "nfd": normalizers.NFD(), "nfkc": normalizers.NFKC(), "nfkd": normalizers.NFKD(),
         "lowercase": normalizers.Lowercase(), "accents": normalizers.StripAccents(), "nmt": normalizers.Nmt(),
         "bytes": normalizers.ByteLevel(), "prepend": normalizers.Prepend("▁x"),
         "replace": normalizers.Replace(" ", "▁"), "replace-regex": normalizers.Replace(Regex(" {2,}|\\p{N}+"), "+"),
-        "precompiled": charsmap(),
+        "precompiled": charsmap(), "clusters": cluster_map(),
         "sequence": normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]),
         "no accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]),
     }  # fmt: skip
@@ -90,13 +91,23 @@ def pre_tokenizer_parts() -> dict[str, pre_tokenizers.PreTokenizer]:
 def charsmap() -> normalizers.Normalizer:
     """A compiled map: some letters, marks, clusters and blanks to more, fewer or no characters."""
     table = {"ﬁ": "fi", "Å": "A\u030a", "e\u0301": "é", "a\u0308": "ä", "①": "1", "\u200b": "", "\u00ad": "", "\t": " ",
-             "㌀": "アパート", "\u3000": " ", "©": "(c)", "x": "X", "\u0915\u094d": "k", "ᄀ": "g", "🙂": ":)", "\u0301": ""}  # fmt: skip
+             "㌀": "アパート", "\u3000": " ", "©": "(c)", "x": "X",
+             "\u0915\u094d": "k", "ᄀ": "g", "🙂": ":)", "\u0301": ""}  # fmt: skip
+    return compiled({key.encode(): value for key, value in table.items()})
+
+
+def cluster_map() -> normalizers.Normalizer:
+    """A compiled map that writes one x for each unit that is looked up: where grapheme clusters end shows."""
+    return compiled({bytes([byte]): "x" for byte in range(1, 256)})
+
+
+def compiled(table: dict[bytes, str]) -> normalizers.Normalizer:
+    """The map from beginnings of texts to what they become."""
     pool, ends = b"", {}
     for key, value in table.items():
-        ends[key.encode()] = len(pool)
+        ends[key] = len(pool)
         pool += value.encode() + b"\0"
-    cells = double_array(ends)
-    trie = b"".join(cell.to_bytes(4, "little") for cell in cells)
+    trie = b"".join(cell.to_bytes(4, "little") for cell in double_array(ends))
     return normalizers.Precompiled(len(trie).to_bytes(4, "little") + trie + pool)
 
 
@@ -134,13 +145,23 @@ def trained() -> Iterator[tuple[str, Tokenizer]]:
         yield f"unigram-{fallback:d}", with_added(unigram(fallback))
 
 
-def with_added(tokenizer: Tokenizer) -> Tokenizer:
-    """`tokenizer` with added tokens of every kind of flag."""
-    flags = [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": False}, {"lstrip": True, "rstrip": True}]
+def with_added(tokenizer: Tokenizer, blank: str = "  ") -> Tokenizer:
+    """`tokenizer` with added tokens of every kind of flag. One that its normaliser leaves nothing of would keep the
+    library looking for it until memory runs out."""
+    flags = [
+        {},
+        {"lstrip": True},
+        {"rstrip": True},
+        {"single_word": True},
+        {"normalized": False},
+        {"lstrip": True, "rstrip": True},
+    ]
     added = [AddedToken(f"<|x{i}|>", **one) for i, one in enumerate(flags)]  # type: ignore[arg-type]
     words = [AddedToken("YES", single_word=True, normalized=True), AddedToken("no", normalized=False), AddedToken("  ")]
     tokenizer.add_tokens([*added, *words])
-    tokenizer.add_special_tokens([AddedToken("<|end|>"), AddedToken("<|end", rstrip=True), AddedToken("Ünï", normalized=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken("<|end|>"), AddedToken("<|end", rstrip=True), AddedToken("Ünï", normalized=True)]
+    )
     return tokenizer
 
 
@@ -154,9 +175,15 @@ def byte_bpe(regex: str | None, ignore_merges: bool, nfc: bool) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    train(tokenizer, trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False))
+    train(
+        tokenizer,
+        trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False),
+    )
     tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=False), processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 0)])]
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 0)]),
+        ]
     )
     return tokenizer
 
@@ -182,17 +209,26 @@ def llama2() -> Tokenizer:
 def clip() -> Tokenizer:
     """BPE with a mark at the end of words."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    train(tokenizer, trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
+    train(
+        tokenizer,
+        trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False),
+    )
     return tokenizer
 
 
 def continued_bpe() -> Tokenizer:
     """BPE with a mark on what continues words, unknown characters kept apart."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", continuing_subword_prefix="##"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(False), pre_tokenizers.Punctuation()])
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>"], continuing_subword_prefix="##", show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(False), pre_tokenizers.Punctuation()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<unk>"], continuing_subword_prefix="##", show_progress=False
+    )
     train(tokenizer, trainer)
     tokenizer.decoder = decoders.WordPiece("##", cleanup=False)
     return tokenizer
@@ -203,7 +239,10 @@ def word_piece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=20))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    train(tokenizer, trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False))
+    train(
+        tokenizer,
+        trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False),
+    )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     tokenizer.decoder = decoders.WordPiece("##")
     return tokenizer
@@ -233,11 +272,52 @@ def train(tokenizer: Tokenizer, trainer: trainers.Trainer) -> None:
     tokenizer.train_from_iterator(random.Random(0).sample(lines, 3000), trainer)
 
 
-def edited(tokenizer: Tokenizer, **parts: Any) -> str:
-    """Its JSON with some of its parts replaced."""
-    return json.dumps(json.loads(tokenizer.to_str()) | parts)
+def decoder_parts() -> dict[str, decoders.Decoder | None]:
+    """Every decoder, and those that see the parts of one token behind one that fuses."""
+    metaspaces = {f"metaspace-{scheme}": decoders.Metaspace("▁", scheme) for scheme in ("always", "first", "never")}
+    after = {
+        "replace": decoders.Replace("▁a", " "), "metaspace": decoders.Metaspace("▁", "always"),
+        "wordpiece": decoders.WordPiece("##"), "fallback": decoders.ByteFallback(), "bytes": decoders.ByteLevel(),
+        "start": decoders.Strip("_", 3, 0), "both": decoders.Strip("_", 1, 2), "fuse": decoders.Fuse(),
+    }  # fmt: skip
+    fused = {f"fused-{name}": decoders.Sequence([decoders.Fuse(), part]) for name, part in after.items()}
+    listed = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    return metaspaces | after | fused | {
+        "none": None, "plain": decoders.WordPiece("##", cleanup=False), "llama": decoders.Sequence(listed),
+        "regex": decoders.Replace(Regex("[a-c]+"), "-"),
+        "bytes-start": decoders.Sequence([decoders.ByteLevel(), decoders.Strip("_", 2, 0)]),
+    }  # fmt: skip
 
 
-def encoded_map(tokenizer: Tokenizer) -> bytes:
-    """The bytes of a compiled map in a file."""
-    return base64.b64decode(json.loads(tokenizer.to_str())["normalizer"]["precompiled_charsmap"])
+def decoding(decoder: decoders.Decoder | None) -> Tokenizer:
+    """A tokenizer of a few tokens that decoders treat specially; no text is meant to be encoded."""
+    tokens = ["[UNK]", "▁", "▁a", "a", "b▁", "##c", "##", "_d_", "__e", "f__", ".", " .", "n't", "'s", " do not",
+              "<0xE6>", "<0xBC>", "<0xA2>", "<0xF0>", "<0x41>", "<0x+A>", "<0xZZ>", "æ", "¼", "¢", "ð", "Ł", "Ġ", "Ċ",
+              "漢", "aé", "🙂", "é", "x y", " ' "]  # fmt: skip
+    tokenizer = Tokenizer(models.WordPiece({token: i * 2 for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["<s>", "[UNK]"])
+    tokenizer.add_tokens(["▁added"])
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    return tokenizer
+
+
+def first_parts() -> dict[str, Tokenizer]:
+    """Metaspace's scheme "first" behind what moves or takes away the beginning of texts."""
+    names = (
+        "strip-TrueTrue",
+        "strip-TrueFalse",
+        "replace",
+        "precompiled",
+        "nfc",
+        "nfkd",
+        "prepend",
+        "accents",
+        "bert-11None1",
+        "nmt",
+    )
+    metaspace = pre_tokenizers.Metaspace("▁", "first", True)
+    split = pre_tokenizers.Sequence([pre_tokenizers.Punctuation("removed"), metaspace])
+    parts = normalizer_parts()
+    found = {f"first-{name}": microscope(parts[name], split if i % 2 else metaspace) for i, name in enumerate(names)}
+    return {name: with_added(tokenizer, blank="a  b") for name, tokenizer in found.items()}

@@ -11,10 +11,31 @@ BLOCK = 64  # code points of one script or so lie together
 SURROGATES = range(0xD800, 0xE000)
 POINTS = [c for c in range(0x110000) if c not in SURROGATES]
 ASSIGNED = [c for c in POINTS if unicodedata.category(chr(c)) not in ("Cn", "Co")]
-SPACES = [" ", "  ", "\t", "\n", "\r", "\r\n", "\n\n", " \n", "\u00a0", "\u2003", "\u3000", "\u2028", "\u0085", "\u200b", "▁"]
-WORDS = ["don't", "I'LL", "we've", "it'ſ", "x'd", "NAÏVE", "straße", "İstanbul", "ﬁne", "e\u0301", "12345", "3.14", "²³", "٣٤",
-         "१२", "漢字", "かな", "한국어", "한", "🙂", "👩\u200d👩\u200d👧", "🇩🇪", "##ing", "<0x41>", "http://a.b/c?d=e",
-         "foo_bar(x)", "\u0915\u094d\u0937", "กำ", "…", "«»", "‽", "$€", "a\u0345\u0301\u0316", "\u1100\u1161\u11a8"]  # fmt: skip
+SPACES = [
+    " ",
+    "  ",
+    "\t",
+    "\n",
+    "\r",
+    "\r\n",
+    "\n\n",
+    " \n",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\u2028",
+    "\u0085",
+    "\u200b",
+    "▁",
+]
+WORDS = ["don't", "I'LL", "we've", "it'ſ", "x'd", "NAÏVE", "straße", "İstanbul", "ﬁne", "e\u0301", "12345", "3.14",
+         "²³", "٣٤", "१२", "漢字", "かな", "한국어", "한", "🙂", "👩\u200d👩\u200d👧", "🇩🇪", "##ing", "<0x41>", "http://a.b/c?d=e",
+         "foo_bar(x)", "\u0915\u094d\u0937", "กำ", "…", "«»", "‽", "$€", "a\u0345\u0301\u0316",
+         "\u1100\u1161\u11a8"]  # fmt: skip
+
+CLUSTERS = [*"\u1100\u1161\u11a8가각\ua960\u0915\u094d\u093c\u0930\u0d15\u0d4d\u200d\u200c©®❤\ufe0f🙂🏽🇩🇪"
+            "\u0600\u0d4e\u0300\u0301\u0e33\u00ad\u0903\r\n\u0001a é\U00011133\U00011103"
+            "\U00016d63\U000110bd\u1019\u1039"]  # fmt: skip
 
 
 def source_texts() -> list[str]:
@@ -38,6 +59,7 @@ def texts(seed: int, count: int, special: Sequence[str] = ()) -> list[bytes]:
         lambda: _broken(rng, _mixed(rng, lines, special).encode()),
         lambda: rng.randbytes(rng.randint(1, 30)),
         lambda: "".join(rng.choice("ab \n'.,1\r\t") for _ in range(rng.randint(1, 30))).encode(),
+        lambda: "".join(rng.choice(CLUSTERS) for _ in range(rng.randint(1, 20))).encode(),
         lambda: (rng.choice([*WORDS, *SPACES, "a", "."]) * rng.randint(1, 60)).encode(),
     ]
     return [b"", b" ", b"\n", b"a", *special_texts(special)][:count] + [kinds[i % len(kinds)]() for i in range(count)]
