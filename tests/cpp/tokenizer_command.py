@@ -47,7 +47,7 @@ class Command:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         done = subprocess.run([self._program, file, verb], input=text, capture_output=True, text=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr[-4000:]
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        return [json.loads(line) for line in done.stdout.split("\n")[:-1]]
 
     def encode(self, file: Path, texts: Sequence[bytes], special: bool = True) -> list[list[int]]:
         """The ids of texts of any bytes."""

@@ -148,17 +148,12 @@ def trained() -> Iterator[tuple[str, Tokenizer]]:
 def with_added(tokenizer: Tokenizer, blank: str = "  ") -> Tokenizer:
     """`tokenizer` with added tokens of every kind of flag. One that its normaliser leaves nothing of would keep the
     library looking for it until memory runs out."""
-    flags = [
-        {},
-        {"lstrip": True},
-        {"rstrip": True},
-        {"single_word": True},
-        {"normalized": False},
-        {"lstrip": True, "rstrip": True},
-    ]
-    added = [AddedToken(f"<|x{i}|>", **one) for i, one in enumerate(flags)]  # type: ignore[arg-type]
-    words = [AddedToken("YES", single_word=True, normalized=True), AddedToken("no", normalized=False), AddedToken("  ")]
-    tokenizer.add_tokens([*added, *words])
+    tokenizer.add_tokens(
+        [AddedToken("<|x0|>"), AddedToken("<|x1|>", lstrip=True), AddedToken("<|x2|>", rstrip=True),
+         AddedToken("<|x3|>", single_word=True), AddedToken("<|x4|>", normalized=False),
+         AddedToken("<|x5|>", lstrip=True, rstrip=True), AddedToken("YES", single_word=True, normalized=True),
+         AddedToken("no", normalized=False), AddedToken(blank)]
+    )  # fmt: skip
     tokenizer.add_special_tokens(
         [AddedToken("<|end|>"), AddedToken("<|end", rstrip=True), AddedToken("Ünï", normalized=True)]
     )
@@ -281,6 +276,7 @@ def decoder_parts() -> dict[str, decoders.Decoder | None]:
         "start": decoders.Strip("_", 3, 0), "both": decoders.Strip("_", 1, 2), "fuse": decoders.Fuse(),
     }  # fmt: skip
     fused = {f"fused-{name}": decoders.Sequence([decoders.Fuse(), part]) for name, part in after.items()}
+    del fused["fused-both"]  # the library panics on a text of special tokens only
     listed = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     return metaspaces | after | fused | {
         "none": None, "plain": decoders.WordPiece("##", cleanup=False), "llama": decoders.Sequence(listed),
