@@ -1,0 +1,155 @@
+#include "eecompile/tokenizer.h"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "added.h"
+#include "decoder.h"
+#include "field.h"
+#include "model.h"
+#include "normalizer.h"
+#include "postprocessor.h"
+#include "pretokenizer.h"
+#include "utf8.h"
+
+namespace eecompile {
+
+using tok::Field;
+
+struct Tokenizer::Parts {
+  std::unique_ptr<const tok::Normalizer> normalizer;        // null: none
+  std::unique_ptr<const tok::PreTokenizer> pre_tokenizer;   // null: none
+  std::unique_ptr<const tok::Model> model;
+  tok::AddedTokens added;
+  tok::PostProcessor post_processor;
+  tok::Decoder decoder;
+
+  // Null where it is none, or one that is skipped.
+  const std::string* token(std::int64_t id, bool skip_special) const {
+    if (id < 0 || id > std::numeric_limits<std::int32_t>::max()) return nullptr;
+    const auto small = static_cast<std::uint32_t>(id);
+    const std::string* found = added.token(small);
+    if (found == nullptr) found = model->vocabulary().token(small);
+    return found != nullptr && skip_special && added.is_special(*found) ? nullptr : found;
+  }
+};
+
+namespace {
+
+constexpr std::size_t kMostBytes = std::size_t{1} << 29;  // of a tokenizer.json
+
+Status status(Code code, std::string what, const std::string& where) {
+  return {code, std::move(what), where, "use the tokenizer.json that the checkpoint came with"};
+}
+
+}  // namespace
+
+Result<Tokenizer> Tokenizer::open(const std::string& path) {
+  try {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
+    if (size < 0) return status(Code::kIntegrity, "cannot be read", path);
+    if (static_cast<std::size_t>(size) > kMostBytes) return status(Code::kIntegrity, "is too large", path);
+    std::string json(static_cast<std::size_t>(size), '\0');
+    file.seekg(0);
+    if (!file.read(json.data(), size)) return status(Code::kIntegrity, "cannot be read", path);
+    return parse(json, path);
+  } catch (const std::exception& e) {
+    return status(Code::kInternal, std::string("cannot be opened: ") + e.what(), path);
+  }
+}
+
+Result<Tokenizer> Tokenizer::parse(std::string_view json, const std::string& where) {
+  const tok::Json document = tok::Json::parse(json.begin(), json.end(), nullptr, false);
+  if (document.is_discarded()) return status(Code::kIntegrity, "is no JSON", where);
+  tok::Faults faults;
+  const Field file(document, where, faults);
+  auto parts = std::make_shared<Parts>();
+  if (file.has("normalizer")) parts->normalizer = tok::normalizer_from(file.at("normalizer"));
+  if (file.has("pre_tokenizer")) parts->pre_tokenizer = tok::pre_tokenizer_from(file.at("pre_tokenizer"));
+  parts->model = tok::model_from(file.at("model"));
+  if (!faults.first.ok()) return faults.first;
+  if (file.has("added_tokens")) {
+    parts->added = tok::AddedTokens(file.at("added_tokens"), *parts->model, parts->normalizer.get());
+  }
+  if (file.has("post_processor")) parts->post_processor = tok::PostProcessor(file.at("post_processor"));
+  if (file.has("decoder")) parts->decoder = tok::Decoder(file.at("decoder"));
+  if (!faults.first.ok()) return faults.first;
+  return Tokenizer(std::move(parts));
+}
+
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_special) const {
+  tok::Pieces pieces = parts_->added.extract(tok::lossy(text), parts_->normalizer.get());
+  if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(pieces);
+  std::vector<std::int64_t> ids;
+  for (const tok::Piece& piece : pieces) {
+    if (piece.id >= 0) {
+      ids.push_back(piece.id);
+    } else {
+      parts_->model->encode(piece.text.bytes, ids);
+    }
+  }
+  return add_special ? parts_->post_processor.apply(std::move(ids)) : ids;
+}
+
+std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_special) const {
+  StreamDecoder stream(*this, skip_special);
+  std::string text;
+  for (const std::int64_t id : ids) text += stream.push(id);
+  return text + stream.finish();
+}
+
+std::optional<std::int64_t> Tokenizer::id_of(const std::string& token) const {
+  if (const auto added = parts_->added.find(token)) return *added;
+  const std::uint32_t id = parts_->model->vocabulary().find(token);
+  return id == tok::Vocabulary::kNone ? std::nullopt : std::optional<std::int64_t>(id);
+}
+
+std::int64_t Tokenizer::size() const {
+  return std::max<std::int64_t>(parts_->model->vocabulary().highest(), parts_->added.highest()) + 1;
+}
+
+struct StreamDecoder::State {
+  Tokenizer tokenizer;
+  bool skip_special;
+  std::vector<std::unique_ptr<tok::Stage>> stages;
+
+  // `tokens` through the stages from `first` on.
+  std::string run(std::vector<std::string> tokens, std::size_t first) {
+    for (std::size_t i = first; i < stages.size(); ++i) {
+      std::vector<std::string> out;
+      for (std::string& token : tokens) stages[i]->push(std::move(token), out);
+      tokens = std::move(out);
+    }
+    std::string text;
+    for (const std::string& token : tokens) text += token;
+    return text;
+  }
+};
+
+StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
+    : state_(new State{tokenizer, skip_special, tokenizer.parts_->decoder.stages()}) {}
+StreamDecoder::~StreamDecoder() = default;
+StreamDecoder::StreamDecoder(StreamDecoder&&) noexcept = default;
+StreamDecoder& StreamDecoder::operator=(StreamDecoder&&) noexcept = default;
+
+std::string StreamDecoder::push(std::int64_t id) {
+  const std::string* token = state_->tokenizer.parts_->token(id, state_->skip_special);
+  return token == nullptr ? "" : state_->run({*token}, 0);
+}
+
+std::string StreamDecoder::finish() {
+  std::string text;
+  for (std::size_t i = 0; i < state_->stages.size(); ++i) {
+    std::vector<std::string> out;
+    state_->stages[i]->finish(out);
+    text += state_->run(std::move(out), i + 1);
+  }
+  return text;
+}
+
+}  // namespace eecompile
