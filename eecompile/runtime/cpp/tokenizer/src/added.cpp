@@ -60,7 +60,8 @@ AddedTokens::AddedTokens(const Field& field, const Model& model, const Normalize
   std::set<std::string> seen[2];
   for (const auto& [id, token] : tokens_) {
     if (token.matched.empty()) continue;
-    if (!seen[token.normalized ? 1 : 0].insert(token.matched).second) field.malformed("two tokens read " + token.matched);
+    const bool fresh = seen[token.normalized ? 1 : 0].insert(token.matched).second;
+    if (!fresh) field.malformed("two tokens read " + token.matched);
     (token.normalized ? normalized : plain).emplace_back(token.matched, id);
   }
   plain_ = Vocabulary(std::move(plain));

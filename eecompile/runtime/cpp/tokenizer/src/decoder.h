@@ -2,8 +2,8 @@
 //
 // Each is a stage that takes tokens one after the other and gives text out as soon as no later token can change it;
 // decoding a whole list is pushing it and finishing. So a stream's text is the whole text by construction, and since
-// stages give out valid UTF-8 only, no character is ever split. What comes out behind Fuse or ByteLevel are parts of one
-// token; a stage that has to see that token as a whole waits for its end.
+// stages give out valid UTF-8 only, no character is ever split. What comes out behind Fuse or ByteLevel are parts of
+// one token; a stage that has to see that token as a whole waits for its end.
 #pragma once
 
 #include <memory>

@@ -13,7 +13,8 @@ Metaspace metaspace_from(const Field& field) {
     field.unsupported("the prepend scheme " + scheme + " is not supported");
   }
   if (!field.flag("add_prefix_space", true)) {
-    if (field.has("prepend_scheme") && scheme != "never") field.malformed("add_prefix_space contradicts prepend_scheme");
+    const bool contradicts = field.has("prepend_scheme") && scheme != "never";
+    if (contradicts) field.malformed("add_prefix_space contradicts prepend_scheme");
     meta.prepend = Metaspace::Prepend::kNever;
   }
   return meta;

@@ -92,7 +92,8 @@ std::unique_ptr<const Normalizer> bert_from(const Field& field) {
 // SentencePiece's rules for machine translation: some controls go, what else may part words becomes a space.
 void nmt(Text& text) {
   map_points(text, [](char32_t c, auto&& put) {
-    const bool removed = (c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F;
+    const bool removed = (c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F ||
+                         c == 0x9F;
     const bool space = c == 9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F) ||
                        c == 0x2028 || c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
     if (!removed) put(space ? U' ' : c);

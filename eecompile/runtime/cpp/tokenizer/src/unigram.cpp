@@ -44,7 +44,9 @@ class Unigram : public Model {
       }
       after_unknown = unknown;
     }
-    for (auto cut = cuts.rbegin(); cut != cuts.rend(); ++cut) add(text.substr(cut->first, cut->second - cut->first), ids);
+    for (auto cut = cuts.rbegin(); cut != cuts.rend(); ++cut) {
+      add(text.substr(cut->first, cut->second - cut->first), ids);
+    }
   }
 
  private:

@@ -31,7 +31,8 @@ Vocabulary::Vocabulary(std::vector<Entry> entries) : entries_(std::move(entries)
     }
   }
   nodes_.push_back({kNone, static_cast<std::uint32_t>(labels_.size())});
-  std::stable_sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) { return a.second < b.second; });
+  const auto by_id = [](const Entry& a, const Entry& b) { return a.second < b.second; };
+  std::stable_sort(entries_.begin(), entries_.end(), by_id);
 }
 
 std::uint32_t Vocabulary::step(std::uint32_t node, char byte) const {

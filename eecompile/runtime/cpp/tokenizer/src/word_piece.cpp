@@ -60,7 +60,8 @@ std::unique_ptr<const Model> word_piece_from(const Field& field) {
   Vocabulary vocabulary = vocabulary_from(field.at("vocab"));
   const std::uint32_t unknown = vocabulary.find(field.text("unk_token", "[UNK]"));
   if (unknown == kNone) field.malformed("its unk_token is not in the vocabulary");
-  const std::size_t longest = field.has("max_input_chars_per_word") ? field.at("max_input_chars_per_word").number() : 100;
+  const char* const most = "max_input_chars_per_word";
+  const std::size_t longest = field.has(most) ? field.at(most).number() : 100;
   return std::make_unique<WordPiece>(std::move(vocabulary), unknown, field.text("continuing_subword_prefix", "##"),
                                      longest);
 }
