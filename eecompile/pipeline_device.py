@@ -35,6 +35,8 @@ def choose_device(target: Target, precision: str, cache: str | None, compute: st
     chosen = compute or ("float32" if precision == "fp32" else "float16")
     if chosen not in c.COMPUTE:
         raise UsageError(f"engines do not compute in {chosen!r}", mend=f"types: {', '.join(c.COMPUTE)}")
+    if target.backend == "tensorrt_rtx" and chosen == "float32":
+        raise UsageError("TensorRT-RTX builds no attention in float32", mend="leave --compute out, or give float16")
     if precision == "fp32" and chosen != "float32":
         raise UsageError(f"weights of float32 are not multiplied in {chosen}", mend="build with --precision fp16")
     if precision in c.QUANTISED and target.dialect == "classic":

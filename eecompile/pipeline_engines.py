@@ -8,9 +8,10 @@ from eecompile.bundle.read import BundleFiles, read_bundle
 from eecompile.engines.build import EngineRequest, EnginesBuilt, build_engines
 from eecompile.engines.builders import builder_for, plan_for_target
 from eecompile.engines.machine import Builder
-from eecompile.engines.plan import BuildPlan, read_plan
-from eecompile.errors import EECompileError, IntegrityError, MissingBackend, UsageError
+from eecompile.engines.plan import BuildPlan
+from eecompile.errors import EECompileError, MissingBackend, UsageError
 from eecompile.plugins.library import find_library
+from eecompile.runtime.device_plan import device_plan
 from eecompile.target import Target
 
 Progress = Callable[[str], None]
@@ -46,18 +47,12 @@ def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> En
 
 def bundle_plan(files: BundleFiles) -> BuildPlan:
     """The build plan of a bundle for a device. Raises UsageError where it is for none."""
-    device = files.manifest.device
-    if device is None:
+    if files.manifest.device is None:
         raise UsageError(
             f"a bundle for the target {files.manifest.target} has no engines: ONNX Runtime runs it as it is",
             where=str(files.path), mend="build it for a device: eecompile build CKPT --target NAME (eecompile targets)",
         )  # fmt: skip
-    plan = read_plan(files.path / device.plan)
-    for graph in plan.graphs:
-        known = files.manifest.files.get(graph.path)
-        if known is None or known.sha256 != graph.sha256:
-            raise IntegrityError(f"the build plan's {graph.path} is not the bundle's", where=str(files.path))
-    return plan
+    return device_plan(files)
 
 
 def _build(

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from eecompile import contract as c
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as part of a path
 Text = Annotated[str, Field(max_length=100_000)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Layer = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from eecompile.errors import UsageError
-from eecompile.schema import Name, Precision, Strict, Text
+from eecompile.schema import PlainName, Precision, Strict, Text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +33,7 @@ class Target(Strict):
     that a pass takes beyond its kernels; kernel: the least seconds of a kernel.
     """
 
-    name: Name
+    name: PlainName
     description: Text
     backend: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
     dialect: Literal["modern", "classic"] = "modern"

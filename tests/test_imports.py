@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device"},
     "pipeline_encoder": VALUES | MODEL,
     "pipeline_device": VALUES | MODEL,
-    "pipeline_engines": VALUES | MODEL,
+    "pipeline_engines": VALUES | MODEL | {"runtime"},
     "polygraphy_plugin": VALUES | MODEL | {"verify"},
     "cli": VALUES
     | MODEL

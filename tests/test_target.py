@@ -51,7 +51,8 @@ def test_a_name_that_is_none_lists_the_names(name: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": None}, {"surprise": 1}, {"precisions": []}, {"precisions": ["fp8"]}, {"precision": "fp8"},
+        {"name": None}, {"name": "../../escaped"}, {"name": ".."}, {"name": "/tmp/x"},
+        {"surprise": 1}, {"precisions": []}, {"precisions": ["fp8"]}, {"precision": "fp8"},
         {"context": 0}, {"pending": 0}, {"pending": 64}, {"opset": 12}, {"bandwidth": -1.0}, {"batch": "one"},
         {"precisions": ["fp16"], "precision": "fp32"},
     ],

@@ -78,7 +78,7 @@ def predict_build(
     precision = plan["precision"]
     works = works_from_student(student, precision, plan["cache"], kv="propagate" in plan["kv"])
     setting = setting_of(target, plan)
-    weights = stored_weights(student, precision, works)
+    weights = stored_weights(student, precision, works, shared=target.backend == "onnxruntime")
     rates = rates or rates_of(target, plan, student.spec.hidden, weights)
     memory = memory_needed(
         student.spec,

@@ -42,12 +42,15 @@ def works_from_student(student: Student, precision: str, cache: str, *, kv: bool
     return works
 
 
-def stored_weights(student: Student, precision: str, works: Mapping[str, Work]) -> float:
+def stored_weights(student: Student, precision: str, works: Mapping[str, Work], *, shared: bool = True) -> float:
     """Bytes of all weights, each counted once but for the final norm that every exit has: a tied dense head is the
-    table of the embeddings, a predictor's head is that of exits, and each loop has factors of its own."""
+    table of the embeddings, a predictor's head is that of exits, and each loop has factors of its own.
+
+    shared: False for engines, each of which holds its own weights, a tied head too.
+    """
     spec, table = student.own_spec, _table(precision)
-    shared = spec.tied and precision not in c.QUANTISED
-    weights = sum(work.weights for name, work in works.items() if not (shared and name == "head"))
+    tied = shared and spec.tied and precision not in c.QUANTISED
+    weights = sum(work.weights for name, work in works.items() if not (tied and name == "head"))
     weights += table * spec.vocab * spec.hidden + _other_loops(student)
     for exit_ in student.exits.schema.exits:
         if exit_.predictor is not None:

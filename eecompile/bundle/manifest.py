@@ -21,6 +21,7 @@ from eecompile.schema import (
     KVRule,
     Layer,
     Name,
+    PlainName,
     Precision,
     Probability,
     Sha256,
@@ -61,7 +62,7 @@ class DeviceGraphs(Strict):
     share the weight files. There is no reference among them. plan: the build plan (engines/plan.py).
     """
 
-    target: Name
+    target: PlainName
     dialect: Literal["modern", "classic"]
     opset: Annotated[int, Field(ge=13, le=64)]
     compute: ComputeType
@@ -150,7 +151,7 @@ class Manifest(Strict):
     version: Literal[1]
     eecompile: Name
     model: ModelInfo
-    target: Name
+    target: PlainName
     precision: Precision
     cache: CacheType = "fp32"
     kv_rules: Annotated[list[KVRule], Field(min_length=1, max_length=4)]

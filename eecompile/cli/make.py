@@ -66,6 +66,7 @@ def build(
             else:
                 pipeline.choose_for_device(output, device)
     if manifest.device is not None:
+        _warn_of_memory(student, device, plan)
         plan["engines"] = _engines_here(output)
     size = sum(info.bytes for info in manifest.files.values())
     _show({"bundle": str(output), "target": device.name, **plan, "bytes": size, "digest": manifest.digest}, as_json)
@@ -213,6 +214,18 @@ def _engines_here(bundle: Path) -> list[str]:
         err.print(escape(found))
         return []
     return list(found.record.engines)
+
+
+def _warn_of_memory(student: Any, device: Any, plan: dict[str, Any]) -> None:
+    """Say on stderr where the device's memory is too small; another build of the bundle may run there all the same."""
+    from eecompile.bench.forecast import predict_build
+
+    memory = predict_build(student, device, plan).memory
+    if memory.fits is False:
+        need, has = memory.total / 1e6, memory.limit / 1e6
+        err.print(
+            f"warning: it needs {need:.1f} MB of {device.name}'s {has:.1f} MB: build with less --context or --batch"
+        )
 
 
 def _show_plan(student: Any, device: Any, plan: dict[str, Any], as_json: bool) -> None:

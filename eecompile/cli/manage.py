@@ -82,10 +82,18 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @JSON
 @user_faults
 def check(bundle: Path, key: Path | None, as_json: bool) -> None:
-    """Check that BUNDLE is intact; with --key, that its owner signed all of it."""
+    """Check that BUNDLE is intact; with --key, that its owner signed all of it.
+
+    Engines are held against their records; whether they are for this machine, whatever opens them says.
+    """
     from eecompile.bundle.read import read_bundle
+    from eecompile.engines.records import check_engines
+    from eecompile.runtime.device_plan import device_plan
 
     files = read_bundle(bundle, key=key)
+    if files.manifest.device is not None:
+        device_plan(files)
+        check_engines(files.path)
     if as_json:
         print_json({"intact": True, "digest": files.manifest.digest, "signed": key is not None})
     else:

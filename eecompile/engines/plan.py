@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from eecompile import contract as c
 from eecompile.errors import IntegrityError
-from eecompile.schema import ComputeType, Name, Precision, Sha256, Strict
+from eecompile.schema import ComputeType, Name, PlainName, Precision, Sha256, Strict
 from eecompile.target import Version
 
 MAX_PLAN_BYTES = 16 << 20
@@ -57,7 +57,7 @@ class GraphPlan(Strict):
     a pass the runtime copies them over those inputs.
     """
 
-    name: Name
+    name: PlainName
     path: Name
     sha256: Sha256
     weights: Annotated[list[Name], Field(max_length=c.MAX_FILES)]
@@ -89,7 +89,7 @@ class BuildPlan(Strict):
 
     format: Literal["eecompile-build-plan"] = "eecompile-build-plan"
     version: Literal[1] = 1
-    target: Name
+    target: PlainName
     backend: Literal["tensorrt", "tensorrt_rtx"]
     dialect: Literal["modern", "classic"]
     opset: Annotated[int, Field(ge=13, le=64)]

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from eecompile import contract as c
 from eecompile.engines.files import sha256_of, write_whole
 from eecompile.errors import IntegrityError, MissingBackend
-from eecompile.schema import ComputeType, Name, Sha256, Strict, Text
+from eecompile.schema import ComputeType, Name, PlainName, Sha256, Strict, Text
 
 RECORD = "record.json"
 MAX_RECORD_BYTES = 4 << 20
@@ -66,7 +66,7 @@ class EngineRecord(Strict):
     format: Literal["eecompile-engines"] = "eecompile-engines"
     version: Literal[1] = 1
     core: Sha256
-    target: Name
+    target: PlainName
     backend: Literal["tensorrt", "tensorrt_rtx"]
     sm: Annotated[list[Sm], Field(min_length=1, max_length=32)]
     tensorrt: VersionText
@@ -181,6 +181,14 @@ def shown_layers(engine: EngineFile) -> str:
     told = [f"{text} {count}" for text, count in found.items() if count]
     rest = sum(engine.layers.values()) - sum(found.values())
     return ", ".join([*told, f"{'others' if told else 'plain'} {rest}"])
+
+
+def check_engines(bundle: Path) -> None:
+    """Hold every engine file of a bundle against its record. Raises IntegrityError."""
+    for path in sorted((bundle / "engines").glob(f"*/{RECORD}")):
+        record = read_record(path.parent)
+        for name in record.engines:
+            checked_engine(path.parent, record, name)
 
 
 def all_records(bundle: Path) -> list[EngineRecord]:

@@ -14,7 +14,7 @@ from eecompile.engines.cuda import CudaDevice
 from eecompile.engines.interface import HOST, Engine, Memory
 from eecompile.engines.ort import OrtEngine
 from eecompile.engines.ort_cuda import load_ort_cuda
-from eecompile.engines.plan import BuildPlan, read_plan
+from eecompile.engines.plan import BuildPlan
 from eecompile.engines.records import (
     RECORD,
     EngineMismatch,
@@ -28,6 +28,7 @@ from eecompile.engines.records import Machine as Here
 from eecompile.engines.trt_runtime import TrtRuntime, load_tensorrt
 from eecompile.errors import MissingBackend, UsageError
 from eecompile.plugins.library import find_library, load_library
+from eecompile.runtime.device_plan import device_plan
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
 
@@ -92,7 +93,7 @@ def _on_tensorrt(asked: _Request) -> LoadedGraphs:
             "the bundle has no graphs for TensorRT", where=str(asked.files.path),
             mend="build it for such a target (`eecompile targets`), or use the back end onnxruntime",
         )  # fmt: skip
-    plan, gpu = read_plan(asked.files.path / device.plan), CudaDevice()
+    plan, gpu = device_plan(asked.files), CudaDevice()
     folder, record, trt = _engines_for_here(asked, device, plan, gpu)
     shared = TrtRuntime(trt, gpu, plan.length)
     return _loaded(asked, _engine_loader(asked, shared, folder, record, plan), shared.memory)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from eecompile import contract as c
 from eecompile.bundle.manifest import DeviceGraphs
-from eecompile.engines.plan import GraphPlan, read_plan
+from eecompile.engines.plan import GraphPlan
 from eecompile.runtime import Bundle
+from eecompile.runtime.device_plan import device_plan
 from eecompile.verify.chain import Arrays, cache_inputs, graph_name
 from eecompile.verify.expected import Expected, expected_outputs
 from eecompile.verify.outputs import device_graph
@@ -48,7 +49,7 @@ def _device_checks(bundle: Bundle, device: DeviceGraphs) -> list[GraphCheck]:
     """Of the graphs that engines are made of, for each runner that can run it. A graph whose decision is the plugin's
     alone, without a body, is left to engines: neither runner knows the plugin."""
     manifest, root = bundle.manifest, bundle.files.path
-    plan, length = read_plan(root / device.plan), manifest.model.context + manifest.slack
+    plan, length = device_plan(bundle.files), manifest.model.context + manifest.slack
     recording = Recording(bundle.files, length)
     checks = []
     for info in (device.graphs.embed, *device.graphs.segments, *device.graphs.exits, device.graphs.head,

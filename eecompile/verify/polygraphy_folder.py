@@ -23,6 +23,7 @@ from eecompile.verify.tolerances import coarsest
 Progress = Callable[[str], None]
 INPUTS, COMPARE, COMMANDS = "inputs.py", "compare.py", "commands.sh"
 MADE_UP, RECORDED = "reference_made_up", "reference_recorded"
+HEADER = "# written by `eecompile verify --polygraphy`"  # of the commands, by which an earlier folder is known
 _SERVER = [sys.executable, "-m", "eecompile.verify.polygraphy_process"]
 
 
@@ -41,7 +42,21 @@ def check_polygraphy(bundle: Bundle, folder: Path) -> None:
     if folder.resolve().is_relative_to(bundle.files.path):
         mend = "name another folder: a bundle holds what its manifest lists, and nothing else"
         raise UsageError("the folder is in the bundle", where=str(folder), mend=mend)
+    _check_replaceable(folder)
     Recording(bundle.files)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse what would lose somebody's files."""
+    if not folder.exists():
+        return
+    mend = "name a folder that is not there yet, an empty one, or one that this command wrote"
+    if not folder.is_dir():
+        raise UsageError("it is a file, not a folder", where=str(folder), mend=mend)
+    commands = folder / COMMANDS
+    own = commands.is_file() and commands.read_bytes().startswith(HEADER.encode())
+    if not own and any(folder.iterdir()):
+        raise UsageError("the folder has files that this command did not write", where=str(folder), mend=mend)
 
 
 def write_folder(bundle: Bundle, folder: Path) -> list[Command]:
@@ -65,7 +80,7 @@ def write_folder(bundle: Bundle, folder: Path) -> list[Command]:
     given = ["--data-loader-script", str(folder / INPUTS), "--compare-func-script", str(folder / COMPARE)]
     commands = [Command(MADE_UP, whole), Command(RECORDED, f"{whole} {shlex.join(given)}")]
     commands += [_command(check, folder) for check in checks]
-    (folder / COMMANDS).write_text("set -e\n" + "".join(f"{command.line}\n" for command in commands))
+    (folder / COMMANDS).write_text(f"{HEADER}\nset -e\n" + "".join(f"{command.line}\n" for command in commands))
     return commands
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from eecompile import contract as c
+from eecompile.engines.records import check_engines
 from eecompile.runtime import Bundle
+from eecompile.runtime.device_plan import device_plan
 from eecompile.runtime.prompts import Prompt
 from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.model import DecoderSpec
@@ -125,6 +127,8 @@ def verify_bundle(
     checks += check_small_heads(bundle, walker, rows, student, subject.compare) + check_gates(bundle, subject.walks)
     if bundle.manifest.device is not None:
         progress("device graphs")
+        device_plan(bundle.files)
+        check_engines(bundle.files.path)
         recorded, *_ = read_recorded(bundle.files.path, bundle.manifest)
         checks += check_device(bundle.files.path, bundle.manifest, recorded, subject.compare)
     checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)

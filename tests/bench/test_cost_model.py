@@ -175,6 +175,16 @@ def test_the_memory_of_a_plan(student: Student) -> None:
     assert memory_needed(spec, twice, weights=0, cached=1, slots=1, value=2.0, limit=0).caches == 2 * 2112
 
 
+def test_engines_hold_a_tied_head_of_their_own(tmp_path: Path) -> None:
+    student = open_student(tiny.checkpoint(tmp_path / "tied", tiny.config(tie_word_embeddings=True)), [1])
+    needs = []
+    for target in (load_target("cpu"), load_target("jetson-orin")):
+        plan = pipeline.plan(student, target, pipeline.BuildOptions(precision="fp16"))
+        needs.append(predict_build(student, target, plan, rates=GPU).memory.weights)
+    assert student.spec.tied
+    assert needs[1] - needs[0] == pytest.approx(2 * student.spec.vocab * student.spec.hidden)
+
+
 def test_the_setting_of_a_plan() -> None:
     plan: dict[str, Any] = {"pending_cap": 8, "minimum_rows": 2, "context": 100}
     found = [setting_of(load_target(name), plan) for name in ("cpu", "jetson-orin", "jetson-orin-jp6")]

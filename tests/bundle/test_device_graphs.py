@@ -37,6 +37,7 @@ def first(m: dict[str, Any]) -> dict[str, Any]:
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "target": (lambda m: m["device"].update(target="orin"), "another target"),
+    "a path": (lambda m: m["device"].update(target="../../victim"), "target"),
     "cache": (lambda m: m["device"].update(cache="fp16"), "another target or cache"),
     "reference": (lambda m: m["device"]["graphs"].update(reference=m["graphs"]["embed"]), "no reference"),
     "layers": (lambda m: first(m).update(layers=2), "do not have the inputs"),

@@ -11,6 +11,7 @@ from eecompile import pipeline_engines
 from eecompile.engines.machine import ON_DEVICE
 from eecompile.engines.plan import BuildPlan
 from eecompile.errors import MissingBackend
+from eecompile.target import FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,14 @@ def test_a_build_leaves_the_plan_and_a_line(checkpoint: Path, tmp_path: Path, mo
     assert "pip install" in result.stderr
     assert cli_json("check", tmp_path / "b")["intact"]
     assert "tensorrt_rtx cannot be imported" in cli("engines", tmp_path / "b", status=3).stderr
+
+
+def test_a_build_that_does_not_fit_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.toml"
+    lines = (FOLDER / "jetson-orin.toml").read_text().splitlines()
+    small.write_text("\n".join("memory = 1000" if line.startswith("memory") else line for line in lines))
+    said = cli("build", checkpoint, "--target", small, "--exits", "2", "--context", "64", "-o", tmp_path / "b").stderr
+    assert "warning: it needs" in said
 
 
 def test_engines_of_another_target_than_the_bundle_s(orin: Path) -> None:

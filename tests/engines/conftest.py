@@ -11,7 +11,7 @@ from doubled import BOLD, EXITS, add_engines, device_bundle, install
 from planned import Source
 from trt_double import FakeTensorRT
 
-from eecompile.bundle.read import read_bundle
+from eecompile.bundle.read import BundleFiles, read_bundle
 from eecompile.engines.plan import BuildPlan
 from eecompile.runtime import backends
 
@@ -44,16 +44,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     """Doubles in the place of both packages. The bundle "copied" has caches that its engines cannot update in place, as
     in the dialect classic."""
-    honest = backends.read_plan
+    honest = backends.device_plan
 
-    def read(path: Path) -> BuildPlan:
-        plan = honest(path)
-        if path.parents[1].name != "copied":
+    def read(files: BundleFiles) -> BuildPlan:
+        plan = honest(files)
+        if files.path.name != "copied":
             return plan
         graphs = [g.model_copy(update={"in_place": {}, "copied": {**g.copied, **g.in_place}}) for g in plan.graphs]
         return plan.model_copy(update={"graphs": graphs})
 
-    monkeypatch.setattr(backends, "read_plan", read)
+    monkeypatch.setattr(backends, "device_plan", read)
     return install(monkeypatch)
 
 

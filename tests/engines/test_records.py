@@ -15,6 +15,7 @@ from eecompile.engines.records import (
     EngineRecord,
     Machine,
     check,
+    check_engines,
     checked_engine,
     read_record,
     write_record,
@@ -118,3 +119,18 @@ def test_an_engine_is_the_one_that_was_recorded(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "other")
     with pytest.raises(IntegrityError, match="missing"):
         checked_engine(tmp_path, record(), "head")
+
+
+def test_every_engine_of_a_bundle_is_held_against_its_record(tmp_path: Path) -> None:
+    check_engines(tmp_path)  # none
+    folder = tmp_path / "engines" / "jetson-orin"
+    folder.mkdir(parents=True)
+    (folder / "head.plan").write_bytes(CONTENT)
+    write_record(folder, record())
+    check_engines(tmp_path)
+    (folder / "head.plan").write_bytes(CONTENT[::-1])
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        check_engines(tmp_path)
+    (folder / RECORD).write_text("{}")
+    with pytest.raises(IntegrityError):
+        check_engines(tmp_path)

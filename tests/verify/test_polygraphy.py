@@ -37,7 +37,7 @@ def folder(opened: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(folder: Path) -> dict[str, list[str]]:
     """The folder's commands by the graph that they run, without `polygraphy run`."""
-    commands = [shlex.split(line) for line in (folder / "commands.sh").read_text().splitlines()[1:]]
+    commands = [shlex.split(line) for line in (folder / "commands.sh").read_text().splitlines()[2:]]
     assert all(command[:2] == ["polygraphy", "run"] for command in commands)
     return {Path(command[2]).stem: command[1:] for command in commands}
 
@@ -112,6 +112,17 @@ def test_verify_runs_the_folder_s_commands(
 def test_the_folder_may_not_be_in_the_bundle(opened: Bundle) -> None:
     with pytest.raises(UsageError, match="the folder is in the bundle"):
         check_polygraphy(opened, opened.files.path / "checks")
+
+
+def test_files_of_others_are_not_written_over(opened: Bundle, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    check_polygraphy(opened, tmp_path / "mine")  # empty
+    check_polygraphy(opened, tmp_path / "new")
+    check_polygraphy(opened, folder)
+    (tmp_path / "mine" / "commands.sh").write_text("set -e\n")
+    for path, reason in (("mine", "did not write"), ("mine/commands.sh", "not a folder")):
+        with pytest.raises(UsageError, match=reason):
+            check_polygraphy(opened, tmp_path / path)
 
 
 @pytest.mark.usefixtures("no_polygraphy")
