@@ -1,7 +1,6 @@
 """`bench`: full, confident and exact mode, the uncut graph and peers, alternating over the same prompts."""
 
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from eecompile.bench.runs import Contender, Ids, ModeContender, PeerFailed, Roun
 from eecompile.bench.summary import Runs, decoded, equal_tokens, graph_times, mode_result, speed
 from eecompile.bench.tables import bench_tables
 from eecompile.engines.ort import processors
+from eecompile.engines.resident import peak_bytes
 from eecompile.errors import Uncalibrated, UsageError
 from eecompile.runtime.bundle import Bundle
 from eecompile.runtime.prompts import Prompt
@@ -88,14 +88,7 @@ def run_bench(
 
 def peak_memory_mb() -> float:
     """The most memory that was resident in this process so far, 10^6 bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        kilobytes = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(kilobytes[0]) * 1024 / 1e6
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
+    return peak_bytes() / 1e6
 
 
 def _check_request(peers: Sequence[str], tokens: int, rounds: int) -> None:

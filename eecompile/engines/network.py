@@ -5,7 +5,6 @@ since numbers change between versions. Only a building process calls this (child
 that the system kills for memory, then ends nothing else.
 """
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from eecompile.engines.files import write_whole
 from eecompile.engines.jobs import EngineDone, EngineJob
 from eecompile.engines.machine import ON_DEVICE
 from eecompile.engines.plan import ProfileShapes
+from eecompile.engines.resident import peak_bytes
 from eecompile.errors import EECompileError, MissingBackend
 
 Progress = Callable[[str], None]
@@ -53,7 +53,7 @@ def build_engine(trt: Any, job: EngineJob, progress: Progress = lambda stage: No
     del monitor
     return EngineDone(
         version=str(trt.__version__), bytes=Path(job.out).stat().st_size, sha256=sha256, layers=dict(layers),
-        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, seconds=time.monotonic() - begun,
+        peak=peak_bytes(), seconds=time.monotonic() - begun,
     )  # fmt: skip
 
 
