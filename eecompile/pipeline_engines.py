@@ -29,7 +29,7 @@ def engines(
     device, MissingBackend where this machine cannot build them.
     """
     files = read_bundle(bundle)
-    plan = bundle_plan(files)
+    plan = device_plan(files)
     plan = plan if target is None else plan_for_target(plan, target)
     return _build(files, plan, builder_for(plan, find_library(plugin)), request, progress)
 
@@ -37,22 +37,12 @@ def engines(
 def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> EnginesBuilt | str:
     """As `engines`, right after a build; where this machine is not for it, why, in one line."""
     files = read_bundle(bundle, integrity="size")
-    plan = bundle_plan(files)
+    plan = device_plan(files)
     try:
         builder = builder_for(plan, find_library())
     except (MissingBackend, UsageError) as e:
         return _why(plan, e)
     return _build(files, plan, builder, EngineRequest(), progress)
-
-
-def bundle_plan(files: BundleFiles) -> BuildPlan:
-    """The build plan of a bundle for a device. Raises UsageError where it is for none."""
-    if files.manifest.device is None:
-        raise UsageError(
-            f"a bundle for the target {files.manifest.target} has no engines: ONNX Runtime runs it as it is",
-            where=str(files.path), mend="build it for a device: eecompile build CKPT --target NAME (eecompile targets)",
-        )  # fmt: skip
-    return device_plan(files)
 
 
 def _build(

@@ -10,10 +10,11 @@ import pytest
 import tiny
 
 ROOT = Path(__file__).parents[1] / "eecompile"
-VALUES = {"errors", "contract", "schema", "shapes", "target"}
+VALUES = {"errors", "contract", "schema", "shapes", "target", "files"}
 MODEL = {"student", "segments", "engines", "plugins", "bundle"}
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "contract": set(),
     "schema": {"contract"},
     "shapes": {"contract", "schema"},

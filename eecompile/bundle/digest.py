@@ -13,8 +13,7 @@ from pathlib import Path
 from eecompile import contract as c
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy
 from eecompile.bundle.strict import open_regular
-
-_CHUNK = 1 << 20
+from eecompile.files import sha256_of_file
 
 
 def canonical_json(document: object) -> bytes:
@@ -34,12 +33,8 @@ def document_digest(document: Mapping[str, object]) -> str:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a regular file, a megabyte at a time. Raises IntegrityError on a link or a special file."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK))
     with open_regular(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+        return sha256_of_file(file)
 
 
 def gates_digest(exits: Sequence[ExitInfo], policy: Sequence[ExitPolicy]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from eecompile.errors import EECompileError, UsageError
+from eecompile.files import sync
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -54,15 +55,6 @@ def is_full(error: OSError, where: Path) -> bool:
         return error.errno in _FULL
     there = next(path for path in (where, *where.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free < _NEARLY_FULL
-
-
-def sync(path: Path) -> None:
-    """Force a file's or directory's content to the disk. Raises OSError."""
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def write_atomically(path: Path, data: bytes, scratch: Path) -> None:

@@ -20,6 +20,7 @@ from eecompile.bundle.read import Overlay, assemble, overlay_model, read_bundle,
 from eecompile.bundle.signature import load_private_key, signature_document
 from eecompile.bundle.strict import parse_object, read_regular
 from eecompile.errors import IntegrityError, UsageError
+from eecompile.files import sync
 
 _NO_DIGEST = "0" * 64
 _ELSEWHERE = "choose another output, or remove what is there"
@@ -93,7 +94,7 @@ class BundleWriter:
             self._write_overlays(manifest, overlays or {})
             for folder, _, files in os.walk(self.path):
                 for name in (*files, "."):
-                    disk.sync(Path(folder, name))
+                    sync(Path(folder, name))
         read_bundle(self.path, integrity="size")
         with disk.disk_faults(self.final):
             check_replaceable(self.final)

@@ -6,7 +6,6 @@ Each line is {"progress": text}; the last {"done": EngineDone} or {"fault": Engi
 the vendor's library may end it in any way at all, which is why it is a process.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 
 from eecompile.engines.jobs import EngineDone, EngineFault, EngineJob
 from eecompile.engines.network import Progress, build_engine
+from eecompile.engines.packages import load_module
 from eecompile.errors import EECompileError, MissingBackend
 from eecompile.plugins.library import PluginLibrary, find_library, load_library
 from eecompile.schema import Strict
@@ -49,18 +49,6 @@ def run_job(
     if job.plugin is not None and (library := find_library(Path(job.plugin))) is not None:
         register(trt, library)
     return build_engine(trt, job, progress)
-
-
-def load_module(name: str) -> Any:
-    """The package `name`; raises MissingBackend where it is not installed or does not load."""
-    mends = {
-        "tensorrt": "JetPack brings it (python3-libnvinfer); elsewhere: pip install 'eecompile[tensorrt]'",
-        "tensorrt_rtx": "pip install 'eecompile[rtx]'",
-    }
-    try:
-        return importlib.import_module(name)
-    except Exception as e:  # a placeholder package, or one without its libraries, fails in its own way
-        raise MissingBackend(f"{name} cannot be imported ({e})", mend=mends[name]) from e
 
 
 def _answer(answers: TextIO, kind: str, value: str | Strict) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eecompile.errors import IntegrityError
+from eecompile.files import sha256_of_file, sync
 
-_CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 
 
@@ -28,7 +28,7 @@ def write_whole(path: Path, data: Iterable["bytes | memoryview"]) -> str:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
         return digest.hexdigest()
     finally:
         with contextlib.suppress(OSError):
@@ -43,19 +43,8 @@ def remove_temporaries(folder: Path) -> None:
 
 def sha256_of(path: Path, *, where: str = "") -> str:
     """SHA-256 (hex) of a regular file; raises IntegrityError where there is none, or a link."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            return sha256_of_file(file)
     except OSError as e:
         raise IntegrityError(f"the file cannot be read ({e.strerror})", where=where or str(path)) from e
-    return digest.hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

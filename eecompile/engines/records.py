@@ -185,12 +185,17 @@ def shown_layers(engine: EngineFile) -> str:
 
 def check_engines(bundle: Path) -> None:
     """Hold every engine file of a bundle against its record. Raises IntegrityError."""
-    for path in sorted((bundle / "engines").glob(f"*/{RECORD}")):
-        record = read_record(path.parent)
+    for folder in _folders(bundle):
+        record = read_record(folder)
         for name in record.engines:
-            checked_engine(path.parent, record, name)
+            checked_engine(folder, record, name)
 
 
 def all_records(bundle: Path) -> list[EngineRecord]:
     """The records of every target that a bundle has engines for. Raises IntegrityError where one is not valid."""
-    return [read_record(path.parent) for path in sorted((bundle / "engines").glob(f"*/{RECORD}"))]
+    return [read_record(folder) for folder in _folders(bundle)]
+
+
+def _folders(bundle: Path) -> list[Path]:
+    """Where a bundle has engines."""
+    return [path.parent for path in sorted((bundle / "engines").glob(f"*/{RECORD}"))]

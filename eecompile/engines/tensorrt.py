@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from eecompile.engines.child import load_module
 from eecompile.engines.machine import Builder, Gpu, check_version, read_gpu
+from eecompile.engines.packages import load_module
 from eecompile.engines.plan import BuildPlan
 from eecompile.errors import MissingBackend, UsageError
 from eecompile.plugins.library import MEND, PluginLibrary

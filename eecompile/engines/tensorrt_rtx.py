@@ -7,8 +7,8 @@ where an engine is loaded, so one engine for four compute capabilities takes the
 from collections.abc import Callable
 from typing import Any
 
-from eecompile.engines.child import load_module
 from eecompile.engines.machine import Builder, check_version
+from eecompile.engines.packages import load_module
 from eecompile.engines.plan import BuildPlan
 
 

@@ -8,7 +8,6 @@ the wait for its event, after which the host reads rows and decisions where the 
 An engine that cannot be captured is enqueued each time; `TrtRuntime.uncaptured` says which and why.
 """
 
-import importlib
 import math
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from eecompile import contract as c
 from eecompile.engines.cuda import CudaDevice
 from eecompile.engines.cuda_memory import ALIGNMENT, CudaMemory, DeviceArray
 from eecompile.engines.interface import Array, Buffers, shape_of, sizes_by_symbol
+from eecompile.engines.packages import load_module
 from eecompile.engines.refit import refit_engine
 from eecompile.errors import DeviceError, IntegrityError, MissingBackend, UsageError
 from eecompile.schema import GraphInfo, TensorInfo
@@ -267,13 +267,10 @@ _BUILD = "build the engines on this machine with `eecompile engines BUNDLE`"
 
 def load_tensorrt(module: str = "tensorrt") -> Any:
     """The package "tensorrt", 10.3 or later, or "tensorrt_rtx". Raises MissingBackend where it is not installed."""
-    mend = f"pip install 'eecompile[{'rtx' if module == 'tensorrt_rtx' else 'tensorrt'}]', or on a Jetson use JetPack's"
-    try:
-        found = importlib.import_module(module)
-    except ImportError as e:
-        raise MissingBackend(f"the back end tensorrt needs the Python package {module} ({e})", mend=mend) from e
+    found = load_module(module)
     if module == "tensorrt" and tuple(int(part) for part in found.__version__.split(".")[:2]) < (10, 3):
-        raise MissingBackend(f"TensorRT {found.__version__} is older than 10.3", mend=mend)
+        what = f"TensorRT {found.__version__} is older than 10.3"
+        raise MissingBackend(what, mend="install a later one; on a Jetson that is JetPack 6.1")
     return found
 
 

@@ -12,8 +12,11 @@ def device_plan(files: BundleFiles) -> BuildPlan:
     """The bundle's build plan. Raises UsageError where it has none, IntegrityError where it is not of this bundle."""
     device = files.manifest.device
     if device is None:
-        mend = "build it for one: `eecompile targets` lists them"
-        raise UsageError("the bundle has no device graphs", where=str(files.path), mend=mend)
+        raise UsageError(
+            f"a bundle for the target {files.manifest.target} has no device graphs and no engines: "
+            "ONNX Runtime runs it as it is",
+            where=str(files.path), mend="build it for a device: eecompile build CKPT --target NAME (eecompile targets)",
+        )  # fmt: skip
     path = files.path / device.plan
     plan = read_plan(path)
     if fault := plan_fault(plan, files.manifest):

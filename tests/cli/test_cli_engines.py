@@ -82,4 +82,4 @@ def test_a_changed_graph_is_not_built(orin: Path, tmp_path: Path) -> None:
         file.seek(40)
         file.write(b"\xff")
     cli("engines", copy, status=4)
-    assert pipeline_engines.bundle_plan(pipeline_engines.read_bundle(orin)).target == "jetson-orin"
+    assert pipeline_engines.device_plan(pipeline_engines.read_bundle(orin)).target == "jetson-orin"
