@@ -5,6 +5,7 @@
 
 #include "backends.h"
 #include "bundle_state.h"
+#include "classifier_state.h"
 #include "eecompile/contract.h"
 
 namespace eecompile {
@@ -45,6 +46,7 @@ Status check_calibrated(const BundleFiles& files, const Policy& policy) {
 
 Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& options) {
   const Manifest& m = files.manifest;
+  if (!m.generates()) return usage("this bundle classifies texts", "use `Bundle::classifier`");
   if (std::find(contract::kModes.begin(), contract::kModes.end(), options.mode) == contract::kModes.end())
     return usage("there is no mode " + options.mode, "modes: full, confident, exact");
   Settings s;
@@ -102,6 +104,8 @@ std::vector<ExitDescription> Bundle::exits() const {
   return found;
 }
 
+std::vector<std::string> Bundle::labels() const { return state_->files.manifest.labels; }
+
 std::string Bundle::tokenizer() const {
   return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : "";
 }
@@ -113,6 +117,16 @@ Result<Session> Bundle::session(const SessionOptions& options) const {
     return Session(std::make_unique<Session::State>(state_, std::move(*settings)));
   } catch (const std::exception& e) {
     return Status{Code::kInternal, std::string("the session cannot be made: ") + e.what(), "", ""};
+  }
+}
+
+Result<Classifier> Bundle::classifier(const ClassifierOptions& options) const {
+  try {
+    Result<ClassifierSettings> settings = classifier_settings(state_->files, options);
+    if (!settings.ok()) return settings.status();
+    return Classifier(std::make_shared<const Classifier::State>(state_, std::move(*settings)));
+  } catch (const std::exception& e) {
+    return Status{Code::kInternal, std::string("the classifier cannot be made: ") + e.what(), "", ""};
   }
 }
 

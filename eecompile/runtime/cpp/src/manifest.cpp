@@ -57,7 +57,8 @@ std::string disagreement(const Manifest& m) {
   if (m.exit_graphs.size() != m.exits.size()) return "exits and exit graphs differ in number";
   if (m.small_heads.size() != m.heads.size()) return "small heads and their graphs differ in number";
   if (m.minimum_rows > m.slack || m.pending_cap + 1 > m.slack) return "the slack is smaller than a padded pass";
-  if (m.kv_rules.empty() || m.kv_rules[0] != "catch_up") return "the K/V rules do not begin with catch_up";
+  if (m.generates() && (m.kv_rules.empty() || m.kv_rules[0] != "catch_up"))
+    return "the K/V rules do not begin with catch_up";
   for (const ExitInfo& e : m.exits) {
     const auto named = [&](const HeadInfo& head) { return head.name == e.head; };
     if (e.head != contract::kFullHead && std::none_of(m.heads.begin(), m.heads.end(), named))
@@ -122,6 +123,12 @@ int TensorInfo::symbol(std::string_view wanted) const {
   return -1;
 }
 
+bool Manifest::generates() const { return task == contract::kCausalLm; }
+
+std::int64_t Manifest::classes() const {
+  return labels.empty() ? model.vocab : static_cast<std::int64_t>(labels.size());
+}
+
 bool ExitInfo::has(std::string_view gate) const { return std::find(gates.begin(), gates.end(), gate) != gates.end(); }
 
 Result<Manifest> read_manifest(std::string_view data, const std::string& where) {
@@ -152,14 +159,13 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
     m.caches.push_back(value.is_number_unsigned() ? value.get<std::int64_t>() : -1);
   read_graphs(m, f.object("graphs"), fault);
   m.files = files_from(f.object("files"), fault);
-  if (m.task != contract::kCausalLm) m.missing = "the task " + m.task;
+  read_encoder(m, f, fault);
   if (f.has("source")) m.missing = "an encoder-decoder";
-  for (const char* other :
-       {"format", "version", "eecompile", "target", "slots", "provenance", "labels", "encoder", "device"})
-    f.skip(other);
+  for (const char* other : {"format", "version", "eecompile", "target", "slots", "provenance", "device"}) f.skip(other);
   f.finish();
   if (fault.empty() && m.schedule.empty()) fault = "schedule: is empty";
-  if (fault.empty() && m.task == contract::kCausalLm) fault = disagreement(m);
+  if (fault.empty()) fault = disagreement(m);
+  if (fault.empty()) fault = task_fault(m);
   if (fault.empty()) fault = graph_fault(m);
   if (!fault.empty()) return damaged("does not follow the schema: " + fault, where);
   if (document_digest(data) != m.digest)

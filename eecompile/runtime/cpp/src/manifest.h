@@ -47,6 +47,12 @@ struct Step {
   std::optional<std::size_t> exit;
 };
 
+// Of an encoder: kinds of tokens that it tells apart (0: none), the id whose positions are skipped.
+struct EncoderInfo {
+  std::int64_t types = 0;
+  std::optional<std::int64_t> padding;
+};
+
 struct FileInfo {
   std::int64_t bytes = 0;
   std::string sha256;
@@ -64,8 +70,13 @@ struct Manifest {
   GraphInfo embed, head;
   std::vector<GraphInfo> segments, exit_graphs, small_heads;
   bool tokenizer = false;
+  std::vector<std::string> labels;     // of a classifier, in its order
+  std::optional<EncoderInfo> encoder;  // likewise
   std::map<std::string, FileInfo> files;
   std::string missing;  // what the bundle needs that this runtime does not do; empty where nothing
+
+  bool generates() const;        // whether it is a language model
+  std::int64_t classes() const;  // what a head chooses from: the labels of a classifier, else the vocabulary
 };
 
 struct GateWeights {
@@ -93,6 +104,7 @@ struct Calibration {
   std::string precision, kv, gates, cache;
   std::int64_t pending_cap = 0;
   std::optional<Point> chosen;
+  std::vector<Point> tested;  // the points up to the chosen one, which is the last
 };
 
 // The manifest in `data`, with everything in range and in agreement. Refuses other formats and versions.
@@ -105,11 +117,13 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& mani
 // Why these are no thresholds for this exit (one for each of its gates, each in range); empty where they are.
 std::string thresholds_fault(const Thresholds& thresholds, const ExitInfo& info, std::int64_t vocab);
 
-// Why confident mode may not run as `policy` says, with the rule catch_up; empty where it may.
+// Why confident mode may not run as `policy` says, with the K/V rule `kv` (empty: any); empty where it may.
 std::string confident_fault(const Manifest& manifest, const Policy& policy,
-                            const std::vector<Calibration>& calibrations);
+                            const std::vector<Calibration>& calibrations, std::string_view kv = "catch_up");
 
-// Whether a calibration is of this precision, pending cap, cache type and gates, of catch_up, and allows anything.
-bool matches(const Calibration& calibration, const Manifest& manifest, const Policy& policy);
+// Whether a calibration is of this precision, pending cap, cache type and gates, of the K/V rule `kv` (empty: any of
+// the bundle's), and allows anything.
+bool matches(const Calibration& calibration, const Manifest& manifest, const Policy& policy,
+             std::string_view kv = "catch_up");
 
 }  // namespace eecompile

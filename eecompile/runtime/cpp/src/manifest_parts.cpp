@@ -14,7 +14,8 @@ using contract::kMaxLayers;
 constexpr std::array<std::string_view, 5> kDtypes = {"float32", "float16", "int8", "int64", "bool"};
 constexpr std::array<std::string_view, 5> kAdapters = {"norm", "affine", "mlp", "layer", "classifier"};
 constexpr std::array<std::string_view, 2> kHeadKinds = {"low_rank", "shortlist"};
-constexpr std::array<std::string_view, 6> kKnownGates = {"learned", "max_prob", "margin", "entropy", "fixed", "never"};
+constexpr std::array<std::string_view, 7> kKnownGates = {"learned", "max_prob", "margin", "entropy",
+                                                         "delta",   "fixed",    "never"};
 constexpr std::size_t kMaxTensors = 4096;
 
 TensorInfo tensor_from(const Json& value, const std::string& path, std::string& fault) {
@@ -88,7 +89,7 @@ ExitInfo exit_from(const Json& value, const std::string& path, std::string& faul
   if (e.gates.empty()) f.fail("gates", "are none");
   if (e.has("learned") != (e.gate_units > 0))
     f.fail("gate_units", "is the width of the learned gate, and 0 without one");
-  if (e.adapter == "layer" || e.adapter == "classifier") missing = "exits with a " + e.adapter;
+  if (e.adapter == "layer") missing = "exits with a " + e.adapter;
   for (const char* part : {"router", "predictor", "schedule"})
     if (f.has(part)) missing = std::string("exits with a ") + part;
   f.finish();

@@ -12,12 +12,16 @@ namespace eecompile {
 namespace {
 
 constexpr double kHuge = 1e308;
+constexpr double kMostDelta = 1e30;
 constexpr std::array<std::string_view, 4> kRules = {"catch_up", "propagate", "selected", "none"};
 constexpr std::array<std::string_view, 2> kMethods = {"learn-then-test", "conformal-risk-control"};
 constexpr std::string_view kRestore = "restore it from a copy of the bundle, or build the bundle again";
 
+bool fires_below(const std::string& criterion) { return criterion == "entropy" || criterion == "delta"; }
+
 std::pair<double, double> criterion_range(const std::string& criterion, std::int64_t vocab) {
   if (criterion == "entropy") return {0.0, std::log(static_cast<double>(vocab))};
+  if (criterion == "delta") return {0.0, kMostDelta};
   if (criterion == "fixed" || criterion == "never") return {0.0, 0.0};
   return {0.0, 1.0};
 }
@@ -93,7 +97,7 @@ ExitPolicy exit_from(const Json& value, const Manifest& m, const ExitInfo& info,
   f.finish();
   for (const auto* thresholds : {&e.confident, &e.draft}) {
     if (!*thresholds || !fault.empty()) continue;
-    if (const std::string reason = thresholds_fault(**thresholds, info, m.model.vocab); !reason.empty())
+    if (const std::string reason = thresholds_fault(**thresholds, info, m.classes()); !reason.empty())
       f.fail("", reason);
   }
   return e;
@@ -151,7 +155,7 @@ Result<Policy> read_policy(std::string_view data, const Manifest& m, const std::
   policy.minimum_depth = f.integer_or("minimum_depth", 0, m.model.layers, 0);
   if (f.has("budget")) policy.budget = f.integer("budget", 1, std::int64_t{1} << 62);
   policy.kv = f.choice("kv", kRules, "catch_up");
-  if (std::find(m.kv_rules.begin(), m.kv_rules.end(), policy.kv) == m.kv_rules.end())
+  if (m.generates() && std::find(m.kv_rules.begin(), m.kv_rules.end(), policy.kv) == m.kv_rules.end())
     f.fail("kv", "is a rule that the bundle has no graphs for");
   if (Status status = check_overlay(f, data, m, "policy", fault, where); !status.ok()) return status;
   policy.gates = gates_digest(m, exits);
@@ -186,11 +190,13 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& m, c
     for (std::size_t i = 0; i < m.exits.size() && fault.empty(); ++i) {
       found.push_back(thresholds_from(thresholds[i], point.path("thresholds"), fault));
       if (!found.back() || !fault.empty()) continue;
-      if (const std::string reason = thresholds_fault(*found.back(), m.exits[i], m.model.vocab); !reason.empty())
+      if (const std::string reason = thresholds_fault(*found.back(), m.exits[i], m.classes()); !reason.empty())
         point.fail("thresholds", reason);
     }
     const double mean = point.number("risk", 0, 1), p = point.has("p_value") ? point.number("p_value", 0, 1) : 2;
-    if (static_cast<std::int64_t>(number) != chosen || !fault.empty()) continue;
+    if (static_cast<std::int64_t>(number) > chosen || !fault.empty()) continue;
+    c.tested.push_back(found);
+    if (static_cast<std::int64_t>(number) < chosen) continue;
     if (tests ? p > error : mean > ((documents + 1) * risk - 1) / documents)
       point.fail("risk", "is above what the calibration promises");
     c.chosen = std::move(found);
@@ -200,18 +206,21 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& m, c
   return c;
 }
 
-bool matches(const Calibration& c, const Manifest& m, const Policy& policy) {
+bool matches(const Calibration& c, const Manifest& m, const Policy& policy, std::string_view kv) {
+  const auto known = std::find(m.kv_rules.begin(), m.kv_rules.end(), c.kv);
+  const bool ruled = kv.empty() ? known != m.kv_rules.end() : c.kv == kv;
   return c.precision == m.precision && c.pending_cap == m.pending_cap && c.cache == m.cache &&
-         c.gates == policy.gates && c.kv == "catch_up" && c.chosen.has_value();
+         c.gates == policy.gates && ruled && c.chosen.has_value();
 }
 
-std::string confident_fault(const Manifest& m, const Policy& policy, const std::vector<Calibration>& calibrations) {
+std::string confident_fault(const Manifest& m, const Policy& policy, const std::vector<Calibration>& calibrations,
+                            std::string_view kv) {
   const auto closed = [](const ExitPolicy& e) { return !e.confident.has_value(); };
   if (std::all_of(policy.exits.begin(), policy.exits.end(), closed)) return "";
   std::string first = "confident thresholds without a calibration of this precision, K/V rule, pending cap and gates";
   bool found = false;
   for (const Calibration& c : calibrations) {
-    if (!matches(c, m, policy)) continue;
+    if (!matches(c, m, policy, kv)) continue;
     std::string bold;
     for (std::size_t i = 0; i < policy.exits.size() && bold.empty(); ++i) {
       const ExitPolicy& e = policy.exits[i];
@@ -223,7 +232,7 @@ std::string confident_fault(const Manifest& m, const Policy& policy, const std::
         if (!bold.empty()) break;
         const auto allowed = (*c.chosen)[i]->find(criterion);
         const bool inside = allowed != (*c.chosen)[i]->end() &&
-                            (criterion == "entropy" ? value <= allowed->second : value >= allowed->second);
+                            (fires_below(criterion) ? value <= allowed->second : value >= allowed->second);
         if (!inside)
           bold = criterion + " at exit " + std::to_string(e.layer) + " is bolder than the calibrated threshold";
       }

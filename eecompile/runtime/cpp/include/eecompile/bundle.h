@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "eecompile/classifier.h"
 #include "eecompile/status.h"
 #include "eecompile/values.h"
 
@@ -59,15 +60,20 @@ class Bundle {
 
   const ModelInfo& model() const;
   std::vector<ExitDescription> exits() const;
-  std::string tokenizer() const;  // path of its tokenizer.json, or empty
+  std::vector<std::string> labels() const;  // of a classifier; none: the bundle generates text
+  std::string tokenizer() const;            // path of its tokenizer.json, or empty
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
   Result<Session> session(const SessionOptions& options = {}) const;
+
+  // For bundles of encoders; likewise.
+  Result<Classifier> classifier(const ClassifierOptions& options = {}) const;
 
  private:
   struct State;
   explicit Bundle(std::shared_ptr<const State> state);
   friend struct Session::State;
+  friend struct Classifier::State;
   std::shared_ptr<const State> state_;
 };
 
