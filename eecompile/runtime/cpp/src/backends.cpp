@@ -20,8 +20,8 @@ int processors() {
 Result<Load> on_host(const BundleFiles& files, const OpenOptions& options) {
   const auto library = OrtLibrary::open(options.onnxruntime, options.threads == 0 ? processors() : options.threads);
   if (!library.ok()) return library.status();
-  return Load([root = files.path, shared = *library](const GraphInfo& info) {
-    return open_ort(shared, root + "/" + info.path, info);
+  return Load([root = files.path, shared = *library, varied = !files.manifest.generates()](const GraphInfo& info) {
+    return open_ort(shared, root + "/" + info.path, info, varied);
   });
 }
 

@@ -104,6 +104,8 @@ std::vector<ExitDescription> Bundle::exits() const {
   return found;
 }
 
+const std::string& Bundle::task() const { return state_->files.manifest.task; }
+
 std::vector<std::string> Bundle::labels() const { return state_->files.manifest.labels; }
 
 std::string Bundle::tokenizer() const {

@@ -67,7 +67,8 @@ Status check_calibrated(const BundleFiles& files, const Policy& policy, const st
   const Manifest& m = files.manifest;
   if (!m.exits.empty() && matching(files, granularity).empty())
     return {Code::kUncalibrated,
-            "no calibration of these exits for " + m.precision + " and exits per " + granularity + " allows any of them",
+            "no calibration of these exits for " + m.precision + " and exits per " + granularity +
+                " allows any of them",
             "", "run `eecompile calibrate BUNDLE --data FILE --granularity " + granularity + "`, or use mode full"};
   const std::string fault = confident_fault(m, policy, files.calibrations, rule_of(granularity));
   if (fault.empty()) return {};
@@ -125,7 +126,7 @@ Result<ClassifierSettings> classifier_settings(const BundleFiles& files, const C
   if (options.budget && *options.budget < 1)
     return usage("budget " + std::to_string(*options.budget) + " is not a positive number of layer-rows");
   ClassifierSettings settings{std::vector<std::optional<ClassRule>>(m.exits.size()), *granularity == kToken,
-                              options.compaction, files.policy.budget};
+                              files.policy.budget};
   if (options.budget) settings.budget = std::min(*options.budget, settings.budget.value_or(*options.budget));
   if (options.mode == "full") return settings;
   auto rules = confident_rules(files, *granularity, options, std::max(files.policy.minimum_depth, asked));

@@ -16,7 +16,7 @@ namespace eecompile {
 // rules: per exit, nothing where it is closed. per_token: rows leave alone.
 struct ClassifierSettings {
   std::vector<std::optional<ClassRule>> rules;
-  bool per_token = false, compaction = true;
+  bool per_token = false;
   std::optional<std::int64_t> budget;
 };
 

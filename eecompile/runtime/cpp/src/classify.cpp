@@ -44,7 +44,7 @@ Status Walk::run() {
                        [](const auto& rule) { return rule.has_value(); });
   };
   for (const Step& step : manifest_.schedule) {
-    if (Status status = batch_.run(step.segment, going_, settings_.compaction); !status.ok()) return status;
+    if (Status status = batch_.run(step.segment, going_); !status.ok()) return status;
     if (!step.exit || !open(*step.exit)) continue;
     if (Status status = leave(*step.exit); !status.ok()) return status;
     if (!any(going_)) return {};

@@ -81,35 +81,35 @@ Status EncoderBatch::embed() {
   return {};
 }
 
-Status EncoderBatch::run(std::size_t segment, const std::vector<bool>& going, bool compaction) {
+Status EncoderBatch::run(std::size_t segment, const std::vector<bool>& going) {
   const Engine& engine = *graphs_.segments[segment];
   std::vector<bool> alive(texts());
   for (std::size_t row = 0; row < size(); ++row)
     if (going[row]) alive[text_[row]] = true;
   Rows rows, frozen;
   for (std::size_t row = 0; row < size(); ++row) {
-    if (going[row] || !compaction) rows.push_back(row);
+    if (going[row]) rows.push_back(row);
     if (!going[row] && alive[text_[row]]) frozen.push_back(row);
   }
   std::vector<float> out;
   if (Status status = pass(engine, rows, frozen, out); !status.ok()) return status;
   const auto width = static_cast<std::size_t>(manifest_.model.hidden);
   for (std::size_t i = 0; i < rows.size(); ++i)
-    if (going[rows[i]]) std::copy_n(&out[i * width], width, &hidden_[rows[i] * width]);
+    std::copy_n(&out[i * width], width, &hidden_[rows[i] * width]);
   ++passes_;
   layer_rows_ += whole(rows.size()) * engine.info().layers;
   frozen_rows_ += whole(frozen.size()) * engine.info().layers;
   return {};
 }
 
-// The outputs [n, D] of a pass over `rows`, of `frozen` ones the keys only. A row that is in both is computed, and read
-// as the frozen one.
+// The outputs [n, D] of a pass over `rows`, of `frozen` ones the keys only.
 Status EncoderBatch::pass(const Engine& engine, const Rows& rows, const Rows& frozen, std::vector<float>& out) const {
   const Places at = places_of(text_, place_, rows, frozen, texts());
   const std::size_t active = std::max(rows.size(), kLeastRows);
   const std::int64_t width = manifest_.model.hidden, count = whole(at.count);
   Memory& memory = *engine.memory();
-  const Tensor hidden(memory, "float32", {whole(active), width}), kept(memory, "float32", {whole(frozen.size()), width}),
+  const Tensor hidden(memory, "float32", {whole(active), width}),
+      kept(memory, "float32", {whole(frozen.size()), width}),
       queries(memory, "int64", {count, whole(at.width)}), places(memory, "int64", {whole(active)}),
       keys(memory, "int64", {count, whole(at.length)}), mask(memory, "bool", {count, whole(at.length)}),
       made(memory, "float32", {whole(active), width});
@@ -143,7 +143,7 @@ Status EncoderBatch::pass(const Engine& engine, const Rows& rows, const Rows& fr
 std::vector<float> EncoderBatch::states(const Rows& rows) const {
   const auto width = static_cast<std::size_t>(manifest_.model.hidden);
   std::vector<float> found(rows.size() * width);
-  for (std::size_t i = 0; i < rows.size(); ++i) std::copy_n(&hidden_[rows[i] * width], width, found.begin() + whole(i * width));
+  for (std::size_t i = 0; i < rows.size(); ++i) std::copy_n(&hidden_[rows[i] * width], width, &found[i * width]);
   return found;
 }
 

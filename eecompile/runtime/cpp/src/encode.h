@@ -2,8 +2,7 @@
 // (encode.py).
 //
 // The rows of all texts stand one after the other, in order of text and place. A pass takes exactly the rows that go on
-// (compaction); frozen rows of the same texts give keys and values. Without compaction a pass takes every row, and what
-// it computes for rows that have left is thrown away.
+// (compaction); frozen rows of the same texts give keys and values.
 // Thread safety: belongs to one request; engines are shared. Cost: N x D numbers, and what one pass takes.
 #pragma once
 
@@ -25,7 +24,7 @@ class EncoderBatch {
   Status embed();
 
   // Runs a segment for the rows `going` [N]; the other rows of their texts are frozen.
-  Status run(std::size_t segment, const std::vector<bool>& going, bool compaction);
+  Status run(std::size_t segment, const std::vector<bool>& going);
 
   std::size_t texts() const { return texts_.size(); }
   std::size_t size() const { return text_.size(); }                  // N

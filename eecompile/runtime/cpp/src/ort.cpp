@@ -229,7 +229,8 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
   return std::shared_ptr<const OrtLibrary>(made);
 }
 
-Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info) {
+Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
+                              bool varied) {
   const OrtApi& api = library->api();
   OrtSessionOptions* options = nullptr;
   OrtSession* session = nullptr;
@@ -239,6 +240,7 @@ Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const s
     chain.then(api.DisablePerSessionThreads(options))
         .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
         .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
+  if (chain.ok() && varied) chain.then(api.DisableCpuMemArena(options)).then(api.DisableMemPattern(options));
   if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
   if (options != nullptr) api.ReleaseSessionOptions(options);
   if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");

@@ -33,6 +33,8 @@ class OrtLibrary {
 };
 
 // The engine of one ONNX graph, in the process's memory. Refuses one whose interface is not what the manifest says.
-Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info);
+// varied: shapes change from pass to pass, so that the memory of one is not kept for the next (engines/ort.py).
+Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
+                              bool varied = false);
 
 }  // namespace eecompile

@@ -38,6 +38,11 @@ std::optional<Ids> ids_from(const std::string& text) {
   return ids;
 }
 
+std::optional<std::size_t> count_from(const std::string& text) {
+  const std::optional<std::int64_t> value = integer(text);
+  return value && *value > 0 ? std::optional(static_cast<std::size_t>(*value)) : std::nullopt;
+}
+
 // The one gate that a threshold is for; empty where that is not clear.
 std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
   if (criterion.empty()) return exit.gates.size() == 1 ? exit.gates[0] : "";
@@ -48,9 +53,12 @@ std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
 
 const char* const kHelp =
     "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 [options]: generate from a bundle of a language model\n"
+    "eecompile-run BUNDLE TEXT | --prompt-ids 1,2,3 | --input FILE [options]: classify with a bundle of an encoder\n"
     "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
     "  --threshold LAYER[:CRITERION]=V or LAYER=never (repeats)   --pending-cap N --minimum-depth N --budget N\n"
+    "  classifiers: --pair TEXT   --granularity sentence|token   --truncate   --input FILE.jsonl|FILE.txt   --output FILE "
+    "--batch N\n"
     "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "
     "hand)\n"
     "  --integrity hash|size   --onnxruntime FILE (default: the libonnxruntime.so.1 that the loader finds)\n";
@@ -83,6 +91,11 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
          return a.open.integrity = text == "size" ? Integrity::kSize : Integrity::kHash,
                 text == "size" || text == "hash";
        }},
+      {"--pair", [&](const std::string& text) { return (a.pair = text).has_value(); }},
+      {"--granularity", [&](const std::string& text) { return (a.granularity = text).has_value(); }},
+      {"--input", [&](const std::string& text) { return (a.input = text).has_value(); }},
+      {"--output", [&](const std::string& text) { return (a.output = text).has_value(); }},
+      {"--batch", [&](const std::string& text) { return (a.batch = count_from(text)).has_value(); }},
       {"--max-new-tokens", whole(a.generate.max_new_tokens)},
       {"--pending-cap", whole(a.session.pending_cap)},
       {"--minimum-depth", whole(a.session.minimum_depth)},
@@ -103,9 +116,11 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
     bool* const flag = word == "--json"                   ? &a.json
                        : word == "--stream"               ? &a.stream
                        : word == "--raw"                  ? &a.raw
+                       : word == "--truncate"             ? &a.truncate
                        : word == "--help" || word == "-h" ? &a.help
                                                           : nullptr;
     if (flag != nullptr) *flag = true;
+    a.given.insert(word);
     if (flag != nullptr || only_places) continue;
     const auto option = options.find(word);
     if (option == options.end()) return usage("there is no option " + word, "eecompile-run --help lists them");
@@ -115,12 +130,13 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
   }
   if (a.help) return a;
   if (places.empty() || places.size() > 2)
-    return usage("give a BUNDLE, and a PROMPT or --prompt-ids", "eecompile-run --help");
+    return usage("give a BUNDLE, and a PROMPT, --prompt-ids or --input", "eecompile-run --help");
   if (threads < 0 || threads > 4096 || (threads == 0 && std::count(words.begin(), words.end(), "--threads") > 0))
     return usage("--threads is not from 1 to 4096");
   a.bundle = places[0];
   if (places.size() == 2) a.prompt = places[1];
-  if (a.prompt.has_value() == a.prompt_ids.has_value()) return usage("give either a PROMPT or --prompt-ids");
+  if (a.prompt.has_value() + a.prompt_ids.has_value() + a.input.has_value() != 1)
+    return usage("give either a PROMPT or --prompt-ids, or --input FILE");
   if (a.json && a.stream) return usage("--json prints one object, once it is whole", "leave --stream out");
   if (a.session.mode == "full" && !a.thresholds.empty())
     return usage("--threshold is for exits, and mode full asks none", "use --mode exact or confident");
@@ -129,7 +145,16 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
   return a;
 }
 
+Status refuse_given(const Arguments& arguments, std::initializer_list<const char*> options, const std::string& kind) {
+  for (const char* option : options)
+    if (arguments.given.count(option) > 0)
+      return usage(std::string(option) + " is not for a model that " + kind, "leave the option out");
+  return {};
+}
+
 Status add_thresholds(const std::vector<std::string>& values, const Bundle& bundle, SessionOptions& options) {
+  const std::size_t labels = bundle.labels().size(),
+                    classes = labels > 0 ? labels : static_cast<std::size_t>(bundle.model().vocab);
   std::map<std::int64_t, std::optional<Thresholds>> changes;
   const std::vector<ExitDescription> exits = bundle.exits();
   const auto exit_at = [&](std::int64_t layer) {
@@ -160,7 +185,7 @@ Status add_thresholds(const std::vector<std::string>& values, const Bundle& bund
     const ExitDescription& exit = *exit_at(layer);
     const std::optional<Thresholds>& known = options.mode == "confident" ? exit.confident : exit.draft;
     for (const std::string& gate : exit.gates) {
-      const double widest = gate == "entropy" ? std::log(static_cast<double>(bundle.model().vocab)) : 0;
+      const double widest = gate == "entropy" ? std::log(static_cast<double>(classes)) : 0;
       const auto own = known ? known->find(gate) : Thresholds::const_iterator();
       change->emplace(gate, known && own != known->end() ? own->second : widest);
     }

@@ -1,7 +1,9 @@
 // The command line of eecompile-run: the flags of `eecompile run` that this runtime serves.
 #pragma once
 
+#include <initializer_list>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,6 +19,10 @@ struct Arguments {
   OpenOptions open;
   SessionOptions session;
   GenerateOptions generate;
+  std::optional<std::string> pair, granularity, input, output;  // of classifiers
+  std::optional<std::size_t> batch;
+  bool truncate = false;
+  std::set<std::string> given;  // the options' words
   bool json = false, stream = false, raw = false, help = false;
 };
 
@@ -26,6 +32,9 @@ Result<Arguments> parse(const std::vector<std::string>& words);
 // Adds the thresholds to options, on top of the bundle's own (cli/options.py): a gate of a closed exit that no value
 // names is left wide open, which only drafts may have.
 Status add_thresholds(const std::vector<std::string>& values, const Bundle& bundle, SessionOptions& options);
+
+// kUsage if one of these options was given: a model that does this (`kind`) has none.
+Status refuse_given(const Arguments& arguments, std::initializer_list<const char*> options, const std::string& kind);
 
 extern const char* const kHelp;
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "arguments.h"
+#include "classify.h"
 #include "words.h"
 
 namespace eecompile {
@@ -38,6 +39,11 @@ int run(const std::vector<std::string>& arguments) {
   if (a->help) return std::fputs(kHelp, stdout), 0;
   const Result<Bundle> bundle = Bundle::open(a->bundle, a->open);
   if (!bundle.ok()) return fail(bundle.status());
+  if (!bundle->labels().empty()) {
+    const Status status = classify(*bundle, *a);
+    return status.ok() ? 0 : fail(status);
+  }
+  if (Status status = refuse_given(*a, kClassifying, "generates text"); !status.ok()) return fail(status);
   Words words(bundle->tokenizer());
   if (a->prompt) {
     Result<Ids> ids = words.encode(*a->prompt, a->raw);

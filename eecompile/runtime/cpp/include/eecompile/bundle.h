@@ -60,6 +60,7 @@ class Bundle {
 
   const ModelInfo& model() const;
   std::vector<ExitDescription> exits() const;
+  const std::string& task() const;          // causal-lm, or what a classifier does
   std::vector<std::string> labels() const;  // of a classifier; none: the bundle generates text
   std::string tokenizer() const;            // path of its tokenizer.json, or empty
 

@@ -31,14 +31,12 @@ struct EncodedText {
 // How a classifier runs; what is not given is the policy's.
 //
 // mode: "full" or "confident" (calibrated). granularity: what leaves a batch on its own, "sentence" (a text) or, where
-// each token has a label, "token"; nothing: as calibrated. compaction: what has left is not computed any more (off:
-// computed and thrown away). minimum_depth: layers that everything runs, at least the policy's. budget: layer-rows that
-// a text may take at full depth, at most the policy's. thresholds: by exit layer, in place of the policy's (nullopt
-// closes the exit), and no bolder than calibrated.
+// each token has a label, "token"; nothing: as calibrated. minimum_depth: layers that everything runs, at least the
+// policy's. budget: layer-rows that a text may take at full depth, at most the policy's. thresholds: by exit layer, in
+// place of the policy's (nullopt closes the exit), and no bolder than calibrated.
 struct ClassifierOptions {
   std::string mode = "full";
   std::optional<std::string> granularity;
-  bool compaction = true;
   std::optional<std::int64_t> minimum_depth, budget;
   std::map<std::int64_t, std::optional<Thresholds>> thresholds;
 };

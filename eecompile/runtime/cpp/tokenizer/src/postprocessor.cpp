@@ -68,7 +68,8 @@ void PostProcessor::add(const Field& field) {
 
 void PostProcessor::add_bert(const Field& field) {
   const std::int64_t cls = id_of(field.at("cls")), sep = id_of(field.at("sep"));
-  templates_.push_back({{{cls, 0}, {kFirst, -1}, {sep, 0}}, {{cls, 0}, {kFirst, -1}, {sep, 0}, {kSecond, -1}, {sep, 1}}});
+  templates_.push_back(
+      {{{cls, 0}, {kFirst, -1}, {sep, 0}}, {{cls, 0}, {kFirst, -1}, {sep, 0}, {kSecond, -1}, {sep, 1}}});
 }
 
 void PostProcessor::add_roberta(const Field& field) {

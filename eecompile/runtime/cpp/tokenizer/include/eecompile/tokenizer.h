@@ -44,8 +44,8 @@ class Tokenizer {
   // Cost: linear in the text (n log n in a single long word).
   std::vector<std::int64_t> encode(std::string_view text, bool add_special = true) const;
 
-  // The same with all that the library says of each token, of a text or of a pair. most: tokens in all, beyond which the
-  // texts' ends are cut off, the longer one's first. kUnsupported for a pair where the file has two templates.
+  // The same with all that the library says of each token, of a text or of a pair. most: tokens in all, beyond which
+  // the texts' ends are cut off, the longer one's first. kUnsupported for a pair where the file has two templates.
   // Cost: twice `encode`'s, and 16 bytes a byte of text.
   Result<Encoding> encoding(std::string_view text, const std::optional<std::string>& pair = {},
                             const std::optional<std::size_t>& most = {}) const;
