@@ -118,10 +118,10 @@ Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   if (integrity == Integrity::kHash)
     if (Status status = check_hashes(files.path, files.manifest); !status.ok()) return status;
   if (Status status = read_overlays(files, *sizes); !status.ok()) return status;
-  if (files.policy.kv == "catch_up")
-    if (const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations); !fault.empty())
-      return damaged(fault, files.path + "/" + std::string(contract::kPolicy),
-                     "restore it from a copy of the bundle, or build the bundle again");
+  const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations, files.policy.kv);
+  if (!fault.empty())
+    return damaged(fault, files.path + "/" + std::string(contract::kPolicy),
+                   "restore it from a copy of the bundle, or build the bundle again");
   return files;
 }
 

@@ -40,8 +40,8 @@ Buffer Tensor::first(std::int64_t rows) const {
   return part;
 }
 
-Caches::Caches(const std::vector<const GraphInfo*>& graphs)
-    : lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
+Caches::Caches(const std::vector<const GraphInfo*>& graphs, std::int64_t slots)
+    : slots_(slots), lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
   for (std::size_t i = 0; i < graphs.size(); ++i)
     for (const TensorInfo& tensor : graphs[i]->inputs)
       if (tensor.symbol(contract::kLength) >= 0) infos_[i].push_back(&tensor);
@@ -56,8 +56,10 @@ bool Caches::make_room(std::int64_t rows, std::size_t cache) {
   return true;
 }
 
-void Caches::resize(std::int64_t rows) {
-  for (std::size_t cache = 0; cache < lengths_.size(); ++cache) resize(cache, rows);
+bool Caches::shrink(std::int64_t wanted) {
+  if (wanted > 0 && rows() <= 2 * (wanted + kGrowth)) return false;
+  for (std::size_t cache = 0; cache < lengths_.size(); ++cache) resize(cache, wanted);
+  return true;
 }
 
 void Caches::resize(std::size_t cache, std::int64_t rows) {
@@ -68,11 +70,11 @@ void Caches::resize(std::size_t cache, std::int64_t rows) {
     const TensorInfo& info = *infos_[cache][i];
     std::vector<std::int64_t> shape = info.shape;
     for (std::size_t axis = 0; axis < shape.size(); ++axis)
-      if (shape[axis] < 0) shape[axis] = info.symbols[axis] == contract::kLength ? length : 1;
+      if (shape[axis] < 0) shape[axis] = info.symbols[axis] == contract::kLength ? length : slots_;
     grown.emplace_back(info.dtype, shape);
     if (kept == 0) continue;
-    const Tensor& old = tensors_[cache][i];  // [1, KV, T, ..]
-    const auto heads = static_cast<std::size_t>(shape[1]);
+    const Tensor& old = tensors_[cache][i];  // [slots, KV, T, ..]
+    const auto heads = static_cast<std::size_t>(shape[0] * shape[1]);
     const std::size_t row = old.bytes() / heads / static_cast<std::size_t>(lengths_[cache]);
     for (std::size_t head = 0; head < heads; ++head)
       std::memcpy(grown.back().data<std::byte>() + head * row * static_cast<std::size_t>(length),
@@ -83,16 +85,43 @@ void Caches::resize(std::size_t cache, std::int64_t rows) {
   lengths_[cache] = length;
 }
 
-void Caches::bind(std::size_t cache, Buffers& buffers) const {
+void Caches::bind(std::size_t cache, std::int64_t first, std::int64_t last, Buffers& buffers) const {
   for (std::size_t i = 0; i < infos_[cache].size(); ++i) {
+    Buffer some = tensors_[cache][i].buffer();
+    const std::size_t slot = tensors_[cache][i].bytes() / static_cast<std::size_t>(slots_);
+    some.data = static_cast<std::byte*>(some.data) + static_cast<std::size_t>(first) * slot;
+    some.shape[0] = last - first;
     const std::string& name = infos_[cache][i]->name;
-    buffers[name] = buffers[name + "_out"] = tensors_[cache][i].buffer();
+    buffers[name] = buffers[name + "_out"] = std::move(some);
   }
 }
 
-void Caches::clear() {
-  for (std::vector<Tensor>& tensors : tensors_)
-    for (Tensor& tensor : tensors) tensor.clear();
+template <typename Visit>
+void Caches::each(Visit visit) const {
+  for (std::size_t cache = 0; cache < tensors_.size(); ++cache)
+    for (const Tensor& tensor : tensors_[cache]) {
+      const auto heads = static_cast<std::size_t>(tensor.shape()[1]), length = static_cast<std::size_t>(lengths_[cache]);
+      if (tensor.bytes() == 0) continue;
+      const std::size_t of_head = tensor.bytes() / static_cast<std::size_t>(slots_) / heads;
+      for (std::size_t head = 0; head < heads; ++head) visit(tensor, head * of_head, heads * of_head, length);
+    }
+}
+
+void Caches::clear(std::size_t slot, std::int64_t rows) {
+  each([&](const Tensor& tensor, std::size_t at, std::size_t of_slot, std::size_t length) {
+    const std::size_t row = of_slot / static_cast<std::size_t>(tensor.shape()[1]) / length;
+    const std::size_t some = std::min(length, static_cast<std::size_t>(rows));
+    std::memset(tensor.data<std::byte>() + slot * of_slot + at, 0, some * row);
+  });
+}
+
+void Caches::move(std::size_t source, std::size_t target, std::int64_t rows) {
+  each([&](const Tensor& tensor, std::size_t at, std::size_t of_slot, std::size_t length) {
+    const std::size_t row = of_slot / static_cast<std::size_t>(tensor.shape()[1]) / length;
+    const std::size_t some = std::min(length, static_cast<std::size_t>(rows));
+    std::memcpy(tensor.data<std::byte>() + target * of_slot + at, tensor.data<std::byte>() + source * of_slot + at,
+                some * row);
+  });
 }
 
 }  // namespace eecompile

@@ -1,10 +1,9 @@
-// Asking a head, and an exit's graph: bound passes over a few rows.
+// Asking a head: bound passes over a few rows (heads.py).
 //
 // Thread safety: belongs to one session; engines are shared. Cost: a pass's rows, and V logits a row once sampling
 // asks.
 #pragma once
 
-#include <array>
 #include <map>
 #include <utility>
 #include <vector>
@@ -12,14 +11,14 @@
 #include "caches.h"
 #include "eecompile/values.h"
 #include "manifest.h"
-#include "ort.h"
+#include "graphs.h"
 
 namespace eecompile {
 
 // The head's answer for N rows: views that its next pass overwrites.
 struct Decisions {
   const std::int64_t* token = nullptr;
-  const float* max_prob = nullptr;
+  const float *max_prob = nullptr, *margin = nullptr;
   const bool* exit_flag = nullptr;
   const float* logits = nullptr;  // [N, width] where they were asked for
   std::int64_t width = 0;
@@ -32,8 +31,8 @@ class Head {
   Head(std::shared_ptr<const OrtEngine> engine, const Manifest& manifest, std::int64_t width, std::int64_t rows,
        Ids ids = {});
 
-  // Decides `n` normalised rows [n, D] against bounds (max_prob and margin above, entropy below), the same for all.
-  Result<Decisions> decide(const float* rows, std::int64_t n, const std::array<float, 3>& bounds, bool logits);
+  // Decides `n` normalised rows [n, D] against bounds [n, 3] (max_prob and margin above, entropy below); null: none.
+  Result<Decisions> decide(const float* rows, std::int64_t n, const float* bounds, bool logits);
 
  private:
   std::shared_ptr<const OrtEngine> engine_;
@@ -43,24 +42,8 @@ class Head {
   std::map<std::pair<std::int64_t, bool>, OrtPass> bound_;
 };
 
-// One exit's adapter and learned gate, for one row.
-class ExitAsker {
- public:
-  ExitAsker(std::shared_ptr<const OrtEngine> engine, const ExitInfo& info, const ExitPolicy& policy,
-            std::int64_t hidden);
-
-  // Asks about one hidden row [D]; `hidden` and `confidence` then hold what the exit says.
-  Status ask(const float* row);
-  const float* hidden() const { return exit_hidden_.data<float>(); }             // [D], ready for a head
-  double confidence() const { return gated_ ? *confidence_.data<float>() : 1; }  // the learned gate's
-
- private:
-  std::shared_ptr<const OrtEngine> engine_;
-  bool gated_;
-  std::size_t width_;
-  Tensor hidden_, exit_hidden_, confidence_;
-  std::array<Tensor, 4> weights_;
-  std::vector<OrtPass> pass_;
-};
+// The model's head, "full", over up to `finished` rows, and the small ones over `asked`, by name.
+std::map<std::string, Head> heads_by_name(const Manifest& manifest, const LoadedGraphs& graphs, std::int64_t finished,
+                                          std::int64_t asked);
 
 }  // namespace eecompile
