@@ -30,14 +30,12 @@ std::vector<T> copied(const Tensor& tensor, std::size_t row) {
   return std::vector<T>(first, first + tensor.shape()[1]);
 }
 
-Tensor filled(const std::vector<float>& values, std::vector<std::int64_t> shape) {
-  Tensor tensor("float32", std::move(shape));
-  if (!values.empty()) std::memcpy(tensor.data<float>(), values.data(), values.size() * sizeof(float));
-  return tensor;
-}
-
-std::map<std::string, Tensor> weights_of(const ExitInfo& info, const ExitPolicy& policy, std::int64_t hidden) {
+std::map<std::string, Tensor> weights_of(Memory& memory, const ExitInfo& info, const ExitPolicy& policy,
+                                         std::int64_t hidden) {
   std::map<std::string, Tensor> found;
+  const auto filled = [&](const std::vector<float>& values, std::vector<std::int64_t> shape) {
+    return Tensor::constant(memory, "float32", std::move(shape), values.data());
+  };
   for (const auto& [kind, g] : policy.gates) {
     const GateSize size = gate_size(info, kind, hidden).value_or(GateSize{});
     const auto in = static_cast<std::int64_t>(size.inputs), units = static_cast<std::int64_t>(size.units),
@@ -54,25 +52,27 @@ std::map<std::string, Tensor> weights_of(const ExitInfo& info, const ExitPolicy&
 
 }  // namespace
 
-ExitAsker::ExitAsker(EnginePtr engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy, std::int64_t rows)
+ExitAsker::ExitAsker(SharedEngine engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy, std::int64_t rows)
     : engine_(std::move(engine)),
       shape_(m.exits[exit]),
       exit_(static_cast<std::int64_t>(exit)),
       width_(m.model.hidden),
-      buffers_(row_buffers(shape_, width_, rows)),
+      buffers_(row_buffers(rows)),
       keeps_(exit + 1 < m.exits.size() && m.exits[exit + 1].has("saturation")),
-      weights_(weights_of(shape_, policy, width_)) {}
+      weights_(weights_of(*engine_->memory(), shape_, policy, width_)) {}
 
-RowBuffers ExitAsker::row_buffers(const ExitInfo& shape, std::int64_t hidden, std::int64_t rows) {
+RowBuffers ExitAsker::row_buffers(std::int64_t rows) const {
   RowBuffers made;
   const auto add = [&](std::string_view name, std::int64_t width = 0, const char* dtype = "float32") {
-    made.emplace(name, Tensor(dtype, width > 0 ? std::vector<std::int64_t>{rows, width} : std::vector{rows}));
+    std::vector<std::int64_t> size = {rows};
+    if (width > 0) size.push_back(width);
+    made.emplace(name, Tensor(*engine_->memory(), dtype, std::move(size)));
   };
-  add(contract::kHidden, hidden), add(contract::kExitHidden, hidden);
-  if (shape.has("learned")) add(contract::kConfidence);
-  if (shape.has("saturation")) add(contract::kSaturation), add(contract::kPrevious, hidden);
-  if (shape.router) add(contract::kChoices, shape.router->choices);
-  if (!shape.predictor) return made;
+  add(contract::kHidden, width_), add(contract::kExitHidden, width_);
+  if (shape_.has("learned")) add(contract::kConfidence);
+  if (shape_.has("saturation")) add(contract::kSaturation), add(contract::kPrevious, width_);
+  if (shape_.router) add(contract::kChoices, shape_.router->choices);
+  if (!shape_.predictor) return made;
   add(contract::kPrediction);
   for (const std::string_view name : {contract::kLastLocal, contract::kLocal}) add(name, contract::kCandidateCount);
   for (const std::string_view name : {contract::kCandidates, contract::kCandidatesOut, contract::kCandidateTokens})
@@ -90,11 +90,11 @@ Status ExitAsker::ask(const float* rows, const Walks& walks, const Slots&) {
     Buffers buffers;
     for (const auto& [name, tensor] : buffers_) buffers[name] = tensor.first(static_cast<std::int64_t>(n));
     bind_weights(buffers);
-    Result<OrtPass> made = engine_->bind(buffers);
+    Result<std::unique_ptr<Pass>> made = engine_->bind(buffers);
     if (!made.ok()) return made.status();
     found = bound_.emplace(n, std::move(made).value()).first;
   }
-  if (Status status = found->second.run(); !status.ok()) return status;
+  if (Status status = found->second->run(); !status.ok()) return status;
   note(rows, walks, buffers_);
   said(walks, buffers_);
   return {};

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "caches.h"
+#include "engine.h"
 #include "manifest.h"
-#include "ort.h"
 #include "walk.h"
 
 namespace eecompile {
@@ -22,10 +22,8 @@ using Slots = std::vector<std::size_t>;
 
 class ExitAsker {
  public:
-  using EnginePtr = std::shared_ptr<const OrtEngine>;
-
   // Number `exit` of the bundle's exits, over up to `rows` rows.
-  ExitAsker(EnginePtr engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy, std::int64_t rows);
+  ExitAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy, std::int64_t rows);
   virtual ~ExitAsker() = default;
   ExitAsker(const ExitAsker&) = delete;
   ExitAsker& operator=(const ExitAsker&) = delete;
@@ -39,13 +37,13 @@ class ExitAsker {
   bool confirmed(std::size_t row, std::int64_t token) const;  // whether a predictor has this token as a candidate
 
  protected:
-  static RowBuffers row_buffers(const ExitInfo& shape, std::int64_t hidden, std::int64_t rows);
+  RowBuffers row_buffers(std::int64_t rows) const;  // for every input and output that has rows
   void remind(const Walks& walks, RowBuffers& buffers) const;  // sets the inputs about what exits before this one said
   void note(const float* rows, const Walks& walks, const RowBuffers& buffers) const;
   void bind_weights(Buffers& buffers) const;
   void said(const Walks& walks, const RowBuffers& buffers);
 
-  EnginePtr engine_;
+  SharedEngine engine_;
   const ExitInfo& shape_;
   std::int64_t exit_, width_;
   RowBuffers buffers_;
@@ -53,7 +51,7 @@ class ExitAsker {
  private:
   bool keeps_;  // whether the exit after this one compares with the rows here
   std::map<std::string, Tensor> weights_;
-  std::map<std::size_t, OrtPass> bound_;
+  std::map<std::size_t, std::unique_ptr<Pass>> bound_;
   std::vector<float> routes_;
   const float* hidden_out_ = nullptr;
 };

@@ -43,8 +43,7 @@ Status read_factors(const std::string& root, const Manifest& m, LoadedGraphs& gr
     if (!values.ok()) return values.status();
     const float* next = values->data();
     for (auto& [name, shape] : *factor_shapes(m.segments[step.segment])) {
-      Tensor tensor("float32", shape);
-      std::memcpy(tensor.data<float>(), next, tensor.bytes());
+      Tensor tensor = Tensor::constant(graphs.memory(), "float32", shape, next);
       next += tensor.bytes() / sizeof(float);
       graphs.factors[k].emplace(name, std::move(tensor));
     }

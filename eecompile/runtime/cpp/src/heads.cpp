@@ -6,24 +6,19 @@
 #include "eecompile/contract.h"
 
 namespace eecompile {
-namespace {
-
-Tensor floats(std::int64_t rows) { return {"float32", {rows}}; }
-
-}  // namespace
-
-Head::Head(std::shared_ptr<const OrtEngine> engine, const Manifest& m, std::int64_t width, std::int64_t rows, Ids ids)
+Head::Head(SharedEngine engine, const Manifest& m, std::int64_t width, std::int64_t rows, Ids ids)
     : engine_(std::move(engine)),
       width_(width),
       hidden_width_(m.model.hidden),
       minimum_(m.minimum_rows),
       ids_(std::move(ids)) {
   const std::int64_t most = std::max(rows, minimum_);
-  hidden_ = Tensor("float32", {most, hidden_width_});
-  thresholds_ = Tensor("float32", {most, 3});
-  token_ = Tensor("int64", {most});
-  max_prob_ = floats(most), margin_ = floats(most), entropy_ = floats(most);
-  exit_flag_ = Tensor("bool", {most});
+  Memory& memory = *engine_->memory();
+  hidden_ = Tensor(memory, "float32", {most, hidden_width_});
+  thresholds_ = Tensor(memory, "float32", {most, 3});
+  token_ = Tensor(memory, "int64", {most});
+  for (Tensor* score : {&max_prob_, &margin_, &entropy_}) *score = Tensor(memory, "float32", {most});
+  exit_flag_ = Tensor(memory, "bool", {most});
 }
 
 Result<Decisions> Head::decide(const float* rows, std::int64_t n, const float* bounds, bool logits) {
@@ -33,7 +28,8 @@ Result<Decisions> Head::decide(const float* rows, std::int64_t n, const float* b
     const float* own = row < n && bounds != nullptr ? bounds + 3 * row : contract::kNoBound.data();
     std::copy_n(own, 3, thresholds_.data<float>() + 3 * row);
   }
-  if (logits && logits_.bytes() == 0) logits_ = Tensor("float32", {hidden_.shape()[0], width_});
+  if (logits && logits_.bytes() == 0) 
+    logits_ = Tensor(*engine_->memory(), "float32", {hidden_.shape()[0], width_});
   auto found = bound_.find({n, logits});
   if (found == bound_.end()) {
     Buffers buffers;
@@ -44,11 +40,11 @@ Result<Decisions> Head::decide(const float* rows, std::int64_t n, const float* b
         add(contract::kMaxProb, max_prob_);
     add(contract::kMargin, margin_), add(contract::kEntropy, entropy_), add(contract::kExitFlag, exit_flag_);
     if (logits) add(contract::kLogits, logits_);
-    Result<OrtPass> made = engine_->bind(buffers);
+    Result<std::unique_ptr<Pass>> made = engine_->bind(buffers);
     if (!made.ok()) return made.status();
     found = bound_.emplace(std::pair{n, logits}, std::move(made).value()).first;
   }
-  if (Status status = found->second.run(); !status.ok()) return status;
+  if (Status status = found->second->run(); !status.ok()) return status;
   return Decisions{token_.data<std::int64_t>(),
                    max_prob_.data<float>(),
                    margin_.data<float>(),

@@ -5,13 +5,16 @@
 #pragma once
 
 #include <map>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "caches.h"
 #include "eecompile/values.h"
-#include "manifest.h"
+#include "engine.h"
 #include "graphs.h"
+#include "manifest.h"
 
 namespace eecompile {
 
@@ -28,18 +31,17 @@ struct Decisions {
 // A head over up to `rows` rows, with `width` logits.
 class Head {
  public:
-  Head(std::shared_ptr<const OrtEngine> engine, const Manifest& manifest, std::int64_t width, std::int64_t rows,
-       Ids ids = {});
+  Head(SharedEngine engine, const Manifest& manifest, std::int64_t width, std::int64_t rows, Ids ids = {});
 
   // Decides `n` normalised rows [n, D] against bounds [n, 3] (max_prob and margin above, entropy below); null: none.
   Result<Decisions> decide(const float* rows, std::int64_t n, const float* bounds, bool logits);
 
  private:
-  std::shared_ptr<const OrtEngine> engine_;
+  SharedEngine engine_;
   std::int64_t width_, hidden_width_, minimum_;
   Ids ids_;
   Tensor hidden_, thresholds_, token_, max_prob_, margin_, entropy_, exit_flag_, logits_;
-  std::map<std::pair<std::int64_t, bool>, OrtPass> bound_;
+  std::map<std::pair<std::int64_t, bool>, std::unique_ptr<Pass>> bound_;
 };
 
 // The model's head, "full", over up to `finished` rows, and the small ones over `asked`, by name.

@@ -21,7 +21,7 @@ void copy_row(const Tensor& from, std::size_t source, const Tensor& to, std::siz
 
 }  // namespace
 
-LayerAsker::LayerAsker(EnginePtr engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy,
+LayerAsker::LayerAsker(SharedEngine engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy,
                        std::size_t slots)
     : ExitAsker(engine, m, exit, policy, static_cast<std::int64_t>(slots)),
       manifest_(m),
@@ -30,10 +30,10 @@ LayerAsker::LayerAsker(EnginePtr engine, const Manifest& m, std::size_t exit, co
       filled_(slots),
       waiting_(slots),
       rows_("float32", {static_cast<std::int64_t>(slots), wait_, width_}),
-      positions_("int64", {most_}),
-      start_("int64", {static_cast<std::int64_t>(slots)}),
-      flat_(row_buffers(shape_, width_, most_)),
-      caches_({&engine_->info()}, static_cast<std::int64_t>(slots)) {}
+      positions_(*engine_->memory(), "int64", {most_}),
+      start_(*engine_->memory(), "int64", {static_cast<std::int64_t>(slots)}),
+      flat_(row_buffers(most_)),
+      caches_({&engine_->info()}, engine_->memory(), static_cast<std::int64_t>(slots)) {}
 
 Status LayerAsker::ask(const float* rows, const Walks& walks, const Slots& slots) {
   remind(walks, buffers_);
@@ -55,8 +55,8 @@ Status LayerAsker::ask(const float* rows, const Walks& walks, const Slots& slots
     for (const std::string_view name : kGiven) {
       const auto flat = flat_.find(name);
       if (flat == flat_.end()) continue;
-      flat->second.clear();
-      if (name == contract::kCandidates) std::memset(flat->second.data<std::byte>(), 0xFF, flat->second.bytes());  // -1
+      const int nothing = name == contract::kCandidates ? 0xFF : 0;  // all bits set: -1, candidates yet to be chosen
+      std::memset(flat->second.data<std::byte>(), nothing, flat->second.bytes());
       for (const auto& [i, place] : places) copy_row(buffers_.at(std::string(name)), i, flat->second, place);
     }
     if (Status status = run(range, ours); !status.ok()) return status;
@@ -121,12 +121,12 @@ Status LayerAsker::run(const Range& range, const std::set<std::size_t>& taking_p
   if (caches_.make_room(deepest + range.rows, 0)) passes_.clear();
   auto found = passes_.find(range);
   if (found == passes_.end()) {
-    Result<OrtPass> made = bind(range);
+    Result<std::unique_ptr<Pass>> made = bind(range);
     if (!made.ok()) return made.status();
     if (passes_.size() >= kKeptPasses) passes_.clear();
     found = passes_.emplace(range, std::move(made).value()).first;
   }
-  if (Status status = found->second.run(); !status.ok()) return status;
+  if (Status status = found->second->run(); !status.ok()) return status;
   for (const std::size_t slot : taking_part) {
     filled_[slot] += waiting_[slot];
     waiting_[slot] = 0;
@@ -134,7 +134,7 @@ Status LayerAsker::run(const Range& range, const std::set<std::size_t>& taking_p
   return {};
 }
 
-Result<OrtPass> LayerAsker::bind(const Range& range) const {
+Result<std::unique_ptr<Pass>> LayerAsker::bind(const Range& range) const {
   const std::int64_t slots = range.last - range.first;
   Buffers buffers;
   for (const auto& [name, tensor] : flat_) buffers[name] = tensor.first(slots * range.rows);

@@ -14,7 +14,7 @@ namespace eecompile {
 
 class LayerAsker : public ExitAsker {
  public:
-  LayerAsker(EnginePtr engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy, std::size_t slots);
+  LayerAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy, std::size_t slots);
 
   // As ExitAsker's, for the newest row that was offered of each of `slots`, which `rows` are; all that waits there runs.
   Status ask(const float* rows, const Walks& walks, const Slots& slots) override;
@@ -26,7 +26,7 @@ class LayerAsker : public ExitAsker {
 
  private:
   Status run(const Range& range, const std::set<std::size_t>& taking_part);
-  Result<OrtPass> bind(const Range& range) const;
+  Result<std::unique_ptr<Pass>> bind(const Range& range) const;
 
   const Manifest& manifest_;
   std::int64_t wait_, most_;
@@ -34,7 +34,7 @@ class LayerAsker : public ExitAsker {
   Tensor rows_, positions_, start_;             // rows_: [slots, wait, D]
   RowBuffers flat_;                             // of a pass; buffers_ are of those that asked
   Caches caches_;
-  std::map<Range, OrtPass> passes_;
+  std::map<Range, std::unique_ptr<Pass>> passes_;
 };
 
 }  // namespace eecompile

@@ -17,6 +17,8 @@ struct Arguments {
   OpenOptions open;
   SessionOptions session;
   GenerateOptions generate;
+  std::string input, output;  // a file of prompts, and where its answers go
+  std::size_t batch = 0;      // prompts of it that run side by side; 0: the bundle's choice
   bool json = false, stream = false, raw = false, help = false;
 };
 
