@@ -57,7 +57,8 @@ typedef struct {
   double value;
 } eecompile_threshold;
 
-/* mode: "full" (NULL), "confident" or "exact". pending_cap, minimum_depth, budget: 0 as the bundle has them. */
+/* mode: "full" (NULL), "confident" or "exact". pending_cap, minimum_depth, budget: 0 as the bundle has them. kv: the
+ * rule for skipped layers (NULL: catch_up, in confident mode the policy's). */
 typedef struct {
   size_t size;
   const char* mode;
@@ -66,10 +67,12 @@ typedef struct {
   int64_t budget;
   const eecompile_threshold* thresholds;
   size_t threshold_count;
+  const char* kv;
 } eecompile_session_options;
 
 /* max_new_tokens: 0 as many as the context holds. temperature 0 is greedy; top_k 0 and top_p 0 keep every token.
- * stop: ids that end the text (NULL: the model's). */
+ * stop: ids that end the text (NULL: the model's). sled_rate: above 0, choose from logits that the exits have evolved at
+ * this rate (2 is the published one), in mode full. */
 typedef struct {
   size_t size;
   int64_t max_new_tokens;
@@ -79,6 +82,7 @@ typedef struct {
   uint64_t seed;
   const int64_t* stop;
   size_t stop_count;
+  double sled_rate;
 } eecompile_generate_options;
 
 /* What a request cost, as in values.h. `size` is the caller's. stop_reason: "stop", "length", "budget" or "cancelled".

@@ -62,6 +62,7 @@ SessionOptions session_options(const eecompile_session_options& given) {
   options.pending_cap = unless_zero(given.pending_cap);
   options.minimum_depth = unless_zero(given.minimum_depth);
   options.budget = unless_zero(given.budget);
+  if (given.kv != nullptr) options.kv = given.kv;
   for (std::size_t i = 0; i < given.threshold_count; ++i) {
     const eecompile_threshold& one = given.thresholds[i];
     std::optional<Thresholds>& own = options.thresholds[one.layer];
@@ -75,7 +76,8 @@ SessionOptions session_options(const eecompile_session_options& given) {
 GenerateOptions generate_options(const eecompile_generate_options& given) {
   GenerateOptions options;
   options.max_new_tokens = unless_zero(given.max_new_tokens);
-  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed, false, 2};
+  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed, given.sled_rate != 0,
+                      given.sled_rate == 0 ? 2 : given.sled_rate};
   if (given.stop != nullptr) options.stop = Ids(given.stop, given.stop + given.stop_count);
   return options;
 }

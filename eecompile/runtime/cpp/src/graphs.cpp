@@ -42,7 +42,8 @@ Status read_factors(const std::string& root, const Manifest& m, LoadedGraphs& gr
     const Result<std::vector<float>> values = floats_of(root + "/" + step.factors, bytes / sizeof(float));
     if (!values.ok()) return values.status();
     const float* next = values->data();
-    for (auto& [name, shape] : *factor_shapes(m.segments[step.segment])) {
+    const auto shapes = factor_shapes(m.segments[step.segment]);
+    for (const auto& [name, shape] : *shapes) {
       Tensor tensor = Tensor::constant(graphs.memory(), "float32", shape, next);
       next += tensor.bytes() / sizeof(float);
       graphs.factors[k].emplace(name, std::move(tensor));

@@ -154,7 +154,7 @@ Status Pool::again(std::size_t k, Staircase& one, const float* rows, std::int64_
   const std::int64_t width = manifest_.model.hidden, padded = std::max(count, manifest_.minimum_rows);
   std::memcpy(in_.data<float>(), rows, floats(count, width));
   std::memset(in_.data<float>() + count * width, 0, floats(padded - count, width));
-  place(k, {{one.filled(k) + first, one.position(k) + first}}, padded);
+  place(k, {Place{one.filled(k) + first, one.position(k) + first}}, padded);
   const auto slot = static_cast<std::int64_t>(one.slot());
   one.ran_again(k, count);
   return pass({static_cast<std::int64_t>(k) + 1, 0, slot, slot + 1, padded});

@@ -47,7 +47,8 @@ std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
 }  // namespace
 
 const char* const kHelp =
-    "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 | --input FILE --output FILE [options]: generate from a bundle of a language model\n"
+    "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 | --input FILE --output FILE [options]: generate from a "
+    "bundle of a language model\n"
     "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
     "  --kv catch_up|propagate|selected   --sled --sled-rate R: logits that the exits correct, in mode full\n"
@@ -175,7 +176,9 @@ Status add_thresholds(const std::vector<std::string>& values, const Bundle& bund
     const ExitDescription& exit = *exit_at(layer);
     const std::optional<Thresholds>& known = options.mode == "confident" ? exit.confident : exit.draft;
     for (const std::string& gate : exit.gates) {
-      const double widest = gate == "entropy" ? std::log(static_cast<double>(bundle.model().vocab)) : 0;
+      const double widest = gate == "entropy"      ? std::log(static_cast<double>(bundle.model().vocab))
+                            : gate == "saturation" ? -1
+                                                   : 0;
       const auto own = known ? known->find(gate) : Thresholds::const_iterator();
       change->emplace(gate, known && own != known->end() ? own->second : widest);
     }
