@@ -298,8 +298,8 @@ def test_cyclic_gates_in_a_batch(command: Path, tmp_path: Path) -> None:
 def test_a_prompt_that_cannot_be_served_stops_no_other(shelf: Any, command: Path, tmp_path: Path) -> None:
     opened: Bundle = shelf.bundle(at=[1, 2, 3], gain=GAIN, build=RULES, slots=4)
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = ['{"prompt_ids": [1, 2]}', '{"prompt_ids": [1, 999]}', '{"prompt_ids": []}', "[", '{"text": "words"}', '{"prompt_ids": [5]}']
-    source.write_text("\n".join(lines))
+    ids = ['{"prompt_ids": [1, 2]}', '{"prompt_ids": [1, 999]}', '{"prompt_ids": []}', '{"prompt_ids": [5]}']
+    source.write_text("\n".join([*ids[:3], "[", '{"text": "words"}', ids[3]]))
     words = ["--input", source, "--output", target, "--max-new-tokens", 6]
     done = said(command, opened.files.path, *words)
     assert done.returncode == 1, done.stderr

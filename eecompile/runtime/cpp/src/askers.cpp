@@ -52,7 +52,8 @@ std::map<std::string, Tensor> weights_of(Memory& memory, const ExitInfo& info, c
 
 }  // namespace
 
-ExitAsker::ExitAsker(SharedEngine engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy, std::int64_t rows)
+ExitAsker::ExitAsker(SharedEngine engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy,
+                     std::int64_t rows)
     : engine_(std::move(engine)),
       shape_(m.exits[exit]),
       exit_(static_cast<std::int64_t>(exit)),

@@ -23,7 +23,8 @@ using Slots = std::vector<std::size_t>;
 class ExitAsker {
  public:
   // Number `exit` of the bundle's exits, over up to `rows` rows.
-  ExitAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy, std::int64_t rows);
+  ExitAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy,
+            std::int64_t rows);
   virtual ~ExitAsker() = default;
   ExitAsker(const ExitAsker&) = delete;
   ExitAsker& operator=(const ExitAsker&) = delete;

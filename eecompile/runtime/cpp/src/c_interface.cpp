@@ -76,8 +76,8 @@ SessionOptions session_options(const eecompile_session_options& given) {
 GenerateOptions generate_options(const eecompile_generate_options& given) {
   GenerateOptions options;
   options.max_new_tokens = unless_zero(given.max_new_tokens);
-  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed, given.sled_rate != 0,
-                      given.sled_rate == 0 ? 2 : given.sled_rate};
+  const double top_p = given.top_p == 0 ? 1 : given.top_p, rate = given.sled_rate == 0 ? 2 : given.sled_rate;
+  options.sampling = {given.temperature, given.top_k, top_p, given.seed, given.sled_rate != 0, rate};
   if (given.stop != nullptr) options.stop = Ids(given.stop, given.stop + given.stop_count);
   return options;
 }

@@ -38,9 +38,12 @@ Buffer Tensor::first(std::int64_t rows) const {
   return part;
 }
 
-Caches::Caches(const std::vector<const GraphInfo*>& graphs, std::shared_ptr<Memory> memory,
-               std::int64_t slots)
-    : memory_(std::move(memory)), slots_(slots), lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
+Caches::Caches(const std::vector<const GraphInfo*>& graphs, std::shared_ptr<Memory> memory, std::int64_t slots)
+    : memory_(std::move(memory)),
+      slots_(slots),
+      lengths_(graphs.size()),
+      infos_(graphs.size()),
+      tensors_(graphs.size()) {
   for (std::size_t i = 0; i < graphs.size(); ++i)
     for (const TensorInfo& tensor : graphs[i]->inputs)
       if (tensor.symbol(contract::kLength) >= 0) infos_[i].push_back(&tensor);
@@ -56,10 +59,12 @@ bool Caches::make_room(std::int64_t rows, std::size_t cache) {
   return true;
 }
 
-bool Caches::shrink(std::int64_t wanted) {
-  if (!grows() || (wanted > 0 && rows() <= 2 * (wanted + kGrowth))) return false;
+bool Caches::spacious(std::int64_t wanted) const {
+  return grows() && (wanted == 0 || rows() > 2 * (wanted + kGrowth));
+}
+
+void Caches::shrink(std::int64_t wanted) {
   for (std::size_t cache = 0; cache < lengths_.size(); ++cache) resize(cache, wanted);
-  return true;
 }
 
 void Caches::resize(std::size_t cache, std::int64_t rows) {

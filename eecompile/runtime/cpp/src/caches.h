@@ -58,9 +58,10 @@ class Caches {
   // whether its tensors were replaced, so that bindings to them are stale.
   bool make_room(std::int64_t rows, std::size_t cache);
 
-  // Gives back what no sequence of `rows` tokens is long enough for (0: all of it), where caches grow. Returns whether
-  // it did.
-  bool shrink(std::int64_t rows);
+  // Whether there is much that no sequence of `rows` tokens is long enough for, and caches grow; gives that back (0: all
+  // of it), so that bindings are stale.
+  bool spacious(std::int64_t rows) const;
+  void shrink(std::int64_t rows);
 
   // Adds the tensors of one cache for the slots from `first` to before `last`, inputs and outputs alike.
   void bind(std::size_t cache, std::int64_t first, std::int64_t last, Buffers& buffers) const;

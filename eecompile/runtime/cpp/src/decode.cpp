@@ -169,7 +169,8 @@ Status Decoder::emit(const Those& those, bool alone) {
     all += count;
     logits = logits || !one->state.sampling.greedy();
   }
-  const Result<Decisions> decided = heads_.at(std::string(contract::kFullHead)).decide(rows_.data(), all, nullptr, logits);
+  Head& head = heads_.at(std::string(contract::kFullHead));
+  const Result<Decisions> decided = head.decide(rows_.data(), all, nullptr, logits);
   if (!decided.ok()) return decided.status();
   std::size_t first = 0;
   for (std::size_t i = 0; i < those.size(); ++i) {

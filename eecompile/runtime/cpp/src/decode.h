@@ -59,10 +59,14 @@ class Decoder {
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  Status start(const Those& those);  // chooses the first token of sequences whose prompts have just run
-  Status step(const Those& those);   // embeds each one's last token and walks down: makes one token certain; in exact
-                                     // mode any number
-  Status flush(const Those& those);  // runs what is pending to full depth without new tokens, so that drafts are settled
+  // Chooses the first token of sequences whose prompts have just run through every step.
+  Status start(const Those& those);
+
+  // Embeds each one's last token and walks down: makes one token certain; in exact mode any number.
+  Status step(const Those& those);
+
+  // Runs what is pending to full depth without new tokens, so that drafts become certain.
+  Status flush(const Those& those);
 
  private:
   Status make_room(const Those& those);

@@ -36,7 +36,8 @@ Bounds GateState::bounds(const ExitRule& rule) const {
 }
 
 double GateState::moved(const ExitRule& rule, double bound) const {
-  if (!rule.schedule->adaptive) return decayed(bound / 0.9, position - first_, rule.schedule->tau, rule.schedule->tokens);
+  const ThresholdSchedule& schedule = *rule.schedule;
+  if (!schedule.adaptive) return decayed(bound / 0.9, position - first_, schedule.tau, schedule.tokens);
   const auto learner = learners_.find(rule.exit);
   if (learner == learners_.end() || !learner->second.threshold()) return bound;
   const double fitted = *learner->second.threshold();

@@ -27,10 +27,10 @@ class GateState {
  public:
   GateState(const Rules& rules, const Sampling& how, bool free) : rules(rules), sampling(how), free_(free) {}
 
-  void start(std::int64_t first);                          // a prompt was read; the token at position `first` follows it
-  void begin(std::int64_t position);                       // the walk begins whose outcome is the token at `position`
-  void learn(std::int64_t position, std::int64_t token);   // the full model's token, which nothing can change any more
-  Bounds bounds(const ExitRule& rule) const;               // the rule's bounds, moved by its schedule
+  void start(std::int64_t first);                         // a prompt was read; the token at position `first` follows
+  void begin(std::int64_t position);                      // the walk begins whose outcome is the token at `position`
+  void learn(std::int64_t position, std::int64_t token);  // the full model's token, which nothing can change any more
+  Bounds bounds(const ExitRule& rule) const;              // the rule's bounds, moved by its schedule
   // Keeps what an exit with an adaptive threshold said of the current token: its margin if that is a gate.
   void note(const ExitRule& rule, double max_prob, double margin, std::int64_t token);
 

@@ -69,8 +69,9 @@ std::string exits_fault(const Manifest& m) {
     if (e.predictor && !there(e.predictor->head)) return exit + " has a predictor without a small head";
     if (e.predictor && !candidates.empty() && candidates != e.predictor->head) return "predictors differ in their head";
     if (e.predictor) candidates = e.predictor->head;
-    const std::optional<std::size_t> source = e.has(contract::kRouter) ? router_of(m.exits, i) : std::nullopt;
-    if (e.has(contract::kRouter) && (!source || static_cast<std::int64_t>(i - *source) > m.exits[*source].router->choices - 2))
+    const std::optional<std::size_t> source = router_of(m.exits, i);
+    const bool routed = source && static_cast<std::int64_t>(i - *source) <= m.exits[*source].router->choices - 2;
+    if (e.has(contract::kRouter) && !routed)
       return exit + " has no router, nor has one before it that can choose to stop here";
     if ((e.adapter == "layer") != (m.exit_graphs[i].layers > 0)) return exit + " and its graph differ in layers";
   }

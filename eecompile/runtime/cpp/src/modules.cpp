@@ -88,7 +88,10 @@ void LayerAsker::rewind(std::int64_t length, std::size_t slot) {
 
 void LayerAsker::leave(std::size_t slot) {
   rewind(0, slot);
-  if (caches_.shrink(*std::max_element(filled_.begin(), filled_.end()))) passes_.clear();
+  if (const std::int64_t longest = *std::max_element(filled_.begin(), filled_.end()); caches_.spacious(longest)) {
+    passes_.clear();
+    caches_.shrink(longest);
+  }
   caches_.clear(slot, caches_.rows());
 }
 

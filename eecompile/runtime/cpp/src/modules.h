@@ -14,9 +14,10 @@ namespace eecompile {
 
 class LayerAsker : public ExitAsker {
  public:
-  LayerAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy, std::size_t slots);
+  LayerAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy,
+             std::size_t slots);
 
-  // As ExitAsker's, for the newest row that was offered of each of `slots`, which `rows` are; all that waits there runs.
+  // As ExitAsker's, for the newest row that was offered of each of `slots`, which `rows` are; what waits there runs.
   Status ask(const float* rows, const Walks& walks, const Slots& slots) override;
 
   Status offer(const float* rows, std::int64_t n, std::size_t slot);  // takes in the rows that come next in a slot

@@ -61,7 +61,7 @@ void read_gate(const Json& value, const char* kind, const ExitInfo& info, std::i
                std::string& fault, Gates& gates) {
   const std::optional<GateSize> size = gate_size(info, kind, hidden);
   if (value.is_null() != !size && fault.empty())
-    fault = path + ": " + (size ? "no weights where the bundle has that gate" : "weights of a gate that the exit lacks");
+    fault = path + (size ? ": no weights where the bundle has that gate" : ": weights of a gate that the exit lacks");
   if (value.is_null() || !size) return;
   Fields f(value, path, fault);
   GateWeights g;

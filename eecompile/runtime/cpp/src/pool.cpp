@@ -17,7 +17,9 @@ std::vector<const GraphInfo*> writers(const Manifest& m, const LoadedGraphs& gra
   return found;
 }
 
-std::size_t floats(std::int64_t rows, std::int64_t width) { return static_cast<std::size_t>(rows * width) * sizeof(float); }
+std::size_t floats(std::int64_t rows, std::int64_t width) {  // bytes of rows
+  return static_cast<std::size_t>(rows * width) * sizeof(float);
+}
 
 }  // namespace
 
@@ -139,17 +141,15 @@ Status Pool::repeat(std::size_t k, const Range& range, const Stairs& stairs) {
       if (status.ok()) std::memcpy(out, out_.data<float>(), floats(count, width));
       return status;
     };
-    const Status status = settle(graphs_.cycles.at(k), inputs.data() + at, made.data() + at, stairs[i]->waiting(k), run);
+    const std::int64_t n = stairs[i]->waiting(k);
+    Status status = settle(graphs_.cycles.at(k), inputs.data() + at, made.data() + at, n, run);
+    if (status.ok()) status = stairs[i]->ran(k, made.data() + at);
     if (!status.ok()) return status;
   }
-  for (std::size_t i = 0; i < stairs.size(); ++i)
-    if (stairs[i] != nullptr)
-      if (Status status = stairs[i]->ran(k, made.data() + static_cast<std::int64_t>(i) * range.rows * width); !status.ok())
-        return status;
   return {};
 }
 
-// Runs step k once more on rows [count, D] of one sequence, into out_; the first is number `first` of those in its pass.
+// Runs step k once more on rows [count, D] of one sequence, into out_; the first is number `first` of its pass's.
 Status Pool::again(std::size_t k, Staircase& one, const float* rows, std::int64_t count, std::int64_t first) {
   const std::int64_t width = manifest_.model.hidden, padded = std::max(count, manifest_.minimum_rows);
   std::memcpy(in_.data<float>(), rows, floats(count, width));
@@ -175,9 +175,8 @@ void Pool::place(std::size_t k, const std::vector<Place>& places, std::int64_t r
 }
 
 void Pool::make_room(std::int64_t rows) {
-  bool grown = false;
-  for (const Step& step : manifest_.schedule) grown |= caches_.make_room(rows, step.cache);
-  if (grown) bound_.clear();
+  for (const Step& step : manifest_.schedule)
+    if (caches_.make_room(rows, step.cache)) bound_.clear();
 }
 
 std::size_t Pool::join(Staircase& one) {
@@ -191,8 +190,15 @@ void Pool::leave(const Staircase& one) {
   std::int64_t longest = 0;
   for (const Staircase* other : slots_)
     if (other != nullptr) longest = std::max(longest, other->length());
-  if (caches_.shrink(longest)) bound_.clear();
+  shrink(longest);
   caches_.clear(one.slot(), one.length() + manifest_.prefill_rows);
+}
+
+// Gives back what is too long by far; bindings go first, so that none is stale should memory run out on the way.
+void Pool::shrink(std::int64_t longest) {
+  if (!caches_.spacious(longest)) return;
+  bound_.clear();
+  caches_.shrink(longest);
 }
 
 bool Pool::close_gap() {
@@ -212,7 +218,7 @@ bool Pool::close_gap() {
 }
 
 void Pool::reset() {
-  if (caches_.rows() > kKeptRows && caches_.shrink(0)) bound_.clear();
+  if (caches_.rows() > kKeptRows) shrink(0);
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) caches_.clear(slot, caches_.rows());
 }
 

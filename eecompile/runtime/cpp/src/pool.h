@@ -1,8 +1,8 @@
 // A pool of slots: the caches that sequences share, and the passes that run several of them at once (pool.py).
 //
 // Each sequence has a slot of the same caches. A pass runs a contiguous range of slots. Those in the range that take no
-// part, and rows that only fill a slot up, are padding: zeros, written behind the slot's filled rows, where nothing sees
-// them before they are overwritten.
+// part, and rows that only fill a slot up, are padding: zeros, written behind the slot's filled rows, where nothing
+// sees them before they are overwritten.
 // Thread safety: belongs to one session or batch. Cost: for each slot the caches and, before each step, a pass's rows.
 #pragma once
 
@@ -52,11 +52,11 @@ class Pool {
   // (slot, rows that a pass would need for it), slots ascending, of what waits before step k.
   Waiting waiting(std::size_t k, const Stairs& stairs) const;
 
-  void make_room(std::int64_t rows);       // has room for `rows` tokens in each slot and step
-  std::size_t join(Staircase& one);        // gives the lowest free slot to `one`; there has to be one
-  void leave(const Staircase& one);        // frees its slot, and memory that no other sequence is long enough for
-  bool close_gap();                        // moves the sequence in the highest slot to a free one below; if there is such
-  void reset();                            // forgets everything; short caches and their bindings are kept
+  void make_room(std::int64_t rows);  // has room for `rows` tokens in each slot and step
+  std::size_t join(Staircase& one);   // gives the lowest free slot to `one`; there has to be one
+  void leave(const Staircase& one);   // frees its slot, and memory that no other sequence is long enough for
+  bool close_gap();                   // moves the sequence in the highest slot to a free one below, if there is such
+  void reset();                       // forgets everything; short caches and their bindings are kept
 
  private:
   using Key = std::array<std::int64_t, 5>;  // boundary that a pass fills, whether K/V-only, slots from and to, rows
@@ -69,6 +69,7 @@ class Pool {
   Status repeat(std::size_t k, const Range& range, const Stairs& stairs);
   Status again(std::size_t k, Staircase& one, const float* rows, std::int64_t count, std::int64_t first);
   void place(std::size_t k, const std::vector<Place>& places, std::int64_t rows);
+  void shrink(std::int64_t longest);
   Status pass(const Key& key);
   Result<std::unique_ptr<Pass>> bind(const Key& key) const;
 

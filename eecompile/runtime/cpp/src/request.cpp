@@ -17,7 +17,8 @@ Status check_sampling(const Sampling& how) {
     return usage("the temperature is not a number from 0 up", "", "");
   if (how.top_k < 0) return usage("top_k " + std::to_string(how.top_k) + " is negative", "", "0 keeps every token");
   if (!(how.top_p > 0 && how.top_p <= 1)) return usage("top_p is not above 0 and at most 1", "", "");
-  if (!(how.sled_rate > 0 && std::isfinite(how.sled_rate))) return usage("the evolution rate is not a number above 0", "", "");
+  if (!(how.sled_rate > 0 && std::isfinite(how.sled_rate)))
+    return usage("the evolution rate is not a number above 0", "", "");
   return {};
 }
 
@@ -53,9 +54,9 @@ Request::Request(const ModelInfo& model, const Settings& settings, const Generat
 bool Request::ends(std::int64_t id) const { return std::find(ends_.begin(), ends_.end(), id) != ends_.end(); }
 
 Status Request::take(const Continuation& one, const OnToken& on_token) {
-  if (!one.fault.ok()) return one.fault;
   Stats& stats = found_.stats;
   one.account(stats);
+  if (!one.fault.ok()) return one.fault;
   for (const Token& token : one.certain) {
     ++stats.tokens;
     ++stats.exit_layers[token.exit_layer];

@@ -2,8 +2,8 @@
 //
 // filled[k] tokens have been through step k, filled[0] >= filled[1] >= ...; the tokens between two steps are pending:
 // their hidden states wait in boundary k. What becomes of them is the K/V rule's to say: with catch_up they join the
-// next pass that goes that deep, with propagate a K/V-only pass fills the next cache from them as they are, with selected
-// they never enter deeper caches.
+// next pass that goes that deep, with propagate a K/V-only pass fills the next cache from them as they are, with
+// selected they never enter deeper caches.
 // Thread safety: belongs to one session or batch. Cost: a few numbers a step; the rows and caches are the pool's.
 #pragma once
 
@@ -25,8 +25,8 @@ class Staircase {
   Pool& pool() const { return pool_; }
   std::size_t slot() const { return slot_; }
   std::size_t steps() const { return filled_.size(); }
-  std::int64_t length() const { return length_; }  // tokens embedded
-  std::int64_t settled() const { return position(steps() - 1); }  // tokens that are through the last step or never will be
+  std::int64_t length() const { return length_; }                 // tokens embedded
+  std::int64_t settled() const { return position(steps() - 1); }  // that went through the last step or never will
   std::int64_t pending() const { return length_ - settled(); }
   std::int64_t passes() const { return passes_; }  // that it took part in, K/V-only ones left out
   std::int64_t layer_rows() const { return layer_rows_; }

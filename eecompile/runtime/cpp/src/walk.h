@@ -22,7 +22,9 @@ struct Walk {
   std::vector<float> local;              // [K]
 
   // The row at the exit just before `exit`, or null where it was not kept.
-  const float* before(std::int64_t exit) const { return at == exit - 1 && !previous.empty() ? previous.data() : nullptr; }
+  const float* before(std::int64_t exit) const {
+    return at == exit - 1 && !previous.empty() ? previous.data() : nullptr;
+  }
 
   // Takes the answer of exit `exit`; returns how many exits in a row, it included, answer that (Zhou et al. 2020).
   std::int64_t vote(std::int64_t exit, std::int64_t answer);

@@ -10,7 +10,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kFormat = "write {\"text\": \"...\"} or {\"prompt_ids\": [1, 2, 3]} on each line of a .jsonl file";
+constexpr const char* kFormat =
+    "write {\"text\": \"...\"} or {\"prompt_ids\": [1, 2, 3]} on each line of a .jsonl file";
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;

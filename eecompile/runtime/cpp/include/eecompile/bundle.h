@@ -38,13 +38,13 @@ struct Outcome {
   Generation generation;
 };
 
-// Called for every token as it becomes certain, with the number of its prompt, in the thread that generates; false ends
-// that request ("cancelled").
+// Called for every token as it becomes certain, with the number of its prompt, in the thread that generates; false
+// ends that request ("cancelled").
 using OnBatchToken = std::function<bool(std::size_t, const Token&)>;
 
 // Generates one sequence at a time, or many side by side. Not thread-safe: sessions of a bundle are, from each other.
-// Cost: the K/V cache of one sequence, as far as it was used, and a pass's rows for each step. A session may outlive its
-// Bundle.
+// Cost: the K/V cache of one sequence, as far as it was used, and a pass's rows for each step. A session may outlive
+// its Bundle.
 class Session {
  public:
   Session(Session&&) noexcept;
@@ -58,7 +58,7 @@ class Session {
 
   // Continues every prompt, up to `slots` of them at once (0: as many as the bundle has slots for, at most 8), in order
   // as slots fall free; each gives what it would give alone. A prompt that cannot be served and a sequence that fails
-  // have their own status, and the others go on. Cost: in each slot the K/V cache of the longest sequence, while it runs.
+  // have their own status, and the others go on. Cost: in each slot the K/V cache of the longest, while it runs.
   Result<std::vector<Outcome>> generate_many(const std::vector<Ids>& prompts, const GenerateOptions& options = {},
                                              const OnBatchToken& on_token = {}, std::size_t slots = 0);
 
