@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "bundle_state.h"
+#include "fault.h"
 
 namespace eecompile {
 namespace {
@@ -134,7 +135,7 @@ Result<Generation> Session::generate(const Ids& prompt, const GenerateOptions& o
     if (!most.ok()) return most.status();
     return Request(state_->decoder, model, options, *most, on_token).run(prompt);
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the request failed: ") + e.what(), "", ""};
+    return thrown("the request failed", e);
   }
 }
 
