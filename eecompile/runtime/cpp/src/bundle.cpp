@@ -1,10 +1,9 @@
 #include "eecompile/bundle.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <exception>
 
+#include "backends.h"
 #include "bundle_state.h"
 #include "eecompile/contract.h"
 #include "fault.h"
@@ -12,31 +11,7 @@
 namespace eecompile {
 namespace {
 
-int processors() {
-  cpu_set_t mine;
-  return sched_getaffinity(0, sizeof mine, &mine) == 0 ? std::max(1, CPU_COUNT(&mine)) : 1;
-}
-
 Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
-
-Result<LoadedGraphs> load_graphs(const BundleFiles& files, const std::shared_ptr<const OrtLibrary>& library) {
-  LoadedGraphs graphs;
-  const Manifest& m = files.manifest;
-  Status status;
-  const auto load = [&](const GraphInfo& info) -> LoadedGraphs::Engine {
-    if (!status.ok()) return nullptr;
-    Result<LoadedGraphs::Engine> engine = OrtEngine::open(library, files.path + "/" + info.path, info);
-    if (!engine.ok()) status = engine.status();
-    return engine.ok() ? *engine : nullptr;
-  };
-  graphs.embed = load(m.embed);
-  graphs.head = load(m.head);
-  for (const GraphInfo& info : m.segments) graphs.segments.push_back(load(info));
-  for (const GraphInfo& info : m.exit_graphs) graphs.exits.push_back(load(info));
-  for (std::size_t i = 0; i < m.heads.size(); ++i) graphs.heads[m.heads[i].name] = load(m.small_heads[i]);
-  if (!status.ok()) return status;
-  return graphs;
-}
 
 // The policy with `options`' thresholds in place of its own.
 Result<Policy> overridden(const BundleFiles& files, const SessionOptions& options) {
@@ -109,9 +84,7 @@ Result<Bundle> Bundle::open(const std::string& path, const OpenOptions& options)
   try {
     Result<BundleFiles> files = read_bundle(path, options.integrity);
     if (!files.ok()) return files.status();
-    auto library = OrtLibrary::open(options.onnxruntime, options.threads == 0 ? processors() : options.threads);
-    if (!library.ok()) return library.status();
-    Result<LoadedGraphs> graphs = load_graphs(*files, *library);
+    Result<LoadedGraphs> graphs = load_graphs(*files, options);
     if (!graphs.ok()) return graphs.status();
     return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs)}));
   } catch (const std::exception& e) {

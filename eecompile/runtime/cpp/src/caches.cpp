@@ -1,10 +1,8 @@
 #include "caches.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <limits>
-#include <new>
+#include <stdexcept>
 
 #include "eecompile/contract.h"
 
@@ -12,26 +10,18 @@ namespace eecompile {
 namespace {
 
 constexpr std::int64_t kGrowth = 64;  // rows at least, so that bindings, which are made anew, last for as many tokens
-constexpr std::size_t kAlignment = 64;
 
 }  // namespace
 
-Tensor::Tensor(std::string dtype, std::vector<std::int64_t> shape)
-    : dtype_(std::move(dtype)), shape_(std::move(shape)) {
-  bytes_ = element_bytes(dtype_);
-  for (const std::int64_t size : shape_)
-    if (__builtin_mul_overflow(bytes_, static_cast<std::size_t>(size), &bytes_)) throw std::bad_alloc();
-  if (bytes_ > std::numeric_limits<std::size_t>::max() - 2 * kAlignment) throw std::bad_alloc();
-  const std::size_t whole = std::max(kAlignment, (bytes_ + kAlignment - 1) / kAlignment * kAlignment);
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole)));
-  if (!data_) throw std::bad_alloc();
-  clear();
-}
+Tensor::Tensor(Memory& memory, std::string dtype, std::vector<std::int64_t> shape)
+    : dtype_(std::move(dtype)), shape_(std::move(shape)), data_(memory.rows(Buffer{nullptr, dtype_, shape_}.bytes())) {}
 
-void Tensor::Free::operator()(std::byte* data) const { std::free(data); }
-
-void Tensor::clear() {
-  if (data_) std::memset(data_.get(), 0, bytes_);
+Tensor Tensor::cache(Memory& memory, std::string dtype, std::vector<std::int64_t> shape) {
+  Tensor made;
+  made.dtype_ = std::move(dtype);
+  made.shape_ = std::move(shape);
+  made.data_ = memory.cache(Buffer{nullptr, made.dtype_, made.shape_}.bytes());
+  return made;
 }
 
 Buffer Tensor::first(std::int64_t rows) const {
@@ -40,8 +30,8 @@ Buffer Tensor::first(std::int64_t rows) const {
   return part;
 }
 
-Caches::Caches(const std::vector<const GraphInfo*>& graphs)
-    : lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
+Caches::Caches(const std::vector<const GraphInfo*>& graphs, std::shared_ptr<Memory> memory)
+    : memory_(std::move(memory)), lengths_(graphs.size()), infos_(graphs.size()), tensors_(graphs.size()) {
   for (std::size_t i = 0; i < graphs.size(); ++i)
     for (const TensorInfo& tensor : graphs[i]->inputs)
       if (tensor.symbol(contract::kLength) >= 0) infos_[i].push_back(&tensor);
@@ -53,6 +43,7 @@ bool Caches::make_room(std::int64_t rows, std::size_t cache) {
   const std::int64_t wanted = rows + 1, have = lengths_[cache];
   if (wanted <= have) return false;
   resize(cache, std::max(wanted, have + std::max(have / 8, kGrowth)));
+  if (wanted > lengths_[cache]) throw std::length_error(std::to_string(wanted) + " rows do not fit the caches");
   return true;
 }
 
@@ -61,7 +52,9 @@ void Caches::resize(std::int64_t rows) {
 }
 
 void Caches::resize(std::size_t cache, std::int64_t rows) {
-  const std::int64_t length = (rows + contract::kCacheBucket - 1) / contract::kCacheBucket * contract::kCacheBucket;
+  const std::int64_t whole = (rows + contract::kCacheBucket - 1) / contract::kCacheBucket * contract::kCacheBucket,
+                     length = grows() ? whole : memory_->length();
+  if (!tensors_[cache].empty() && length == lengths_[cache]) return;
   const std::int64_t kept = std::min(length, lengths_[cache]);
   std::vector<Tensor> grown;
   for (std::size_t i = 0; i < infos_[cache].size(); ++i) {
@@ -69,7 +62,7 @@ void Caches::resize(std::size_t cache, std::int64_t rows) {
     std::vector<std::int64_t> shape = info.shape;
     for (std::size_t axis = 0; axis < shape.size(); ++axis)
       if (shape[axis] < 0) shape[axis] = info.symbols[axis] == contract::kLength ? length : 1;
-    grown.emplace_back(info.dtype, shape);
+    grown.push_back(Tensor::cache(*memory_, info.dtype, shape));
     if (kept == 0) continue;
     const Tensor& old = tensors_[cache][i];  // [1, KV, T, ..]
     const auto heads = static_cast<std::size_t>(shape[1]);
@@ -91,8 +84,8 @@ void Caches::bind(std::size_t cache, Buffers& buffers) const {
 }
 
 void Caches::clear() {
-  for (std::vector<Tensor>& tensors : tensors_)
-    for (Tensor& tensor : tensors) tensor.clear();
+  for (std::size_t cache = 0; cache < lengths_.size(); ++cache)
+    for (const Tensor& tensor : tensors_[cache]) memory_->clear(tensor.buffer(), 0, lengths_[cache]);
 }
 
 }  // namespace eecompile

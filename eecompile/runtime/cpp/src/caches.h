@@ -8,45 +8,47 @@
 #include <memory>
 #include <vector>
 
-#include "ort.h"
+#include "engine.h"
 
 namespace eecompile {
 
-// A contiguous tensor of zeros. Throws std::bad_alloc, which what is public catches.
+// A contiguous tensor of zeros: rows of a memory, by default the process's own. Throws what Memory throws.
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(std::string dtype, std::vector<std::int64_t> shape);
+  Tensor(std::string dtype, std::vector<std::int64_t> shape) : Tensor(*host_memory(), dtype, std::move(shape)) {}
+  Tensor(Memory& memory, std::string dtype, std::vector<std::int64_t> shape);
+
+  // One that passes alone read and write.
+  static Tensor cache(Memory& memory, std::string dtype, std::vector<std::int64_t> shape);
 
   template <typename T>
   T* data() const {
     return static_cast<T*>(static_cast<void*>(data_.get()));
   }
-  std::size_t bytes() const { return bytes_; }
+  std::size_t bytes() const { return data_ ? buffer().bytes() : 0; }
   const std::vector<std::int64_t>& shape() const { return shape_; }
   const std::string& dtype() const { return dtype_; }
 
   // The tensor, or its first `rows` along the first axis, as a buffer.
   Buffer buffer() const { return {data_.get(), dtype_, shape_}; }
   Buffer first(std::int64_t rows) const;
-  void clear();
 
  private:
-  struct Free {
-    void operator()(std::byte* data) const;
-  };
   std::string dtype_;
   std::vector<std::int64_t> shape_;
-  std::size_t bytes_ = 0;
-  std::unique_ptr<std::byte, Free> data_;
+  Block data_;
 };
 
 class Caches {
  public:
   // graphs: for each cache the graph that writes it, whose inputs say what the tensors are: those with a length T.
-  explicit Caches(const std::vector<const GraphInfo*>& graphs);
+  // memory: of the engines that write them; one with a length of its own has every cache that long from the start,
+  // since a captured graph of GPU work needs addresses that never change.
+  Caches(const std::vector<const GraphInfo*>& graphs, std::shared_ptr<Memory> memory);
 
   std::int64_t rows() const;  // the longest cache's length
+  bool grows() const { return memory_->length() == 0; }
 
   // Has room in one cache for `rows` rows and the one of padding that fused attention writes behind them. Returns
   // whether its tensors were replaced, so that bindings to them are stale.
@@ -63,6 +65,7 @@ class Caches {
  private:
   void resize(std::size_t cache, std::int64_t rows);
 
+  std::shared_ptr<Memory> memory_;
   std::vector<std::int64_t> lengths_;
   std::vector<std::vector<const TensorInfo*>> infos_;
   std::vector<std::vector<Tensor>> tensors_;

@@ -12,7 +12,7 @@
 #include "caches.h"
 #include "eecompile/values.h"
 #include "manifest.h"
-#include "ort.h"
+#include "engine.h"
 
 namespace eecompile {
 
@@ -29,24 +29,24 @@ struct Decisions {
 // A head over up to `rows` rows, with `width` logits.
 class Head {
  public:
-  Head(std::shared_ptr<const OrtEngine> engine, const Manifest& manifest, std::int64_t width, std::int64_t rows,
+  Head(SharedEngine engine, const Manifest& manifest, std::int64_t width, std::int64_t rows,
        Ids ids = {});
 
   // Decides `n` normalised rows [n, D] against bounds (max_prob and margin above, entropy below), the same for all.
   Result<Decisions> decide(const float* rows, std::int64_t n, const std::array<float, 3>& bounds, bool logits);
 
  private:
-  std::shared_ptr<const OrtEngine> engine_;
+  SharedEngine engine_;
   std::int64_t width_, hidden_width_, minimum_;
   Ids ids_;
   Tensor hidden_, thresholds_, token_, max_prob_, margin_, entropy_, exit_flag_, logits_;
-  std::map<std::pair<std::int64_t, bool>, OrtPass> bound_;
+  std::map<std::pair<std::int64_t, bool>, std::unique_ptr<Pass>> bound_;
 };
 
 // One exit's adapter and learned gate, for one row.
 class ExitAsker {
  public:
-  ExitAsker(std::shared_ptr<const OrtEngine> engine, const ExitInfo& info, const ExitPolicy& policy,
+  ExitAsker(SharedEngine engine, const ExitInfo& info, const ExitPolicy& policy,
             std::int64_t hidden);
 
   // Asks about one hidden row [D]; `hidden` and `confidence` then hold what the exit says.
@@ -55,12 +55,12 @@ class ExitAsker {
   double confidence() const { return gated_ ? *confidence_.data<float>() : 1; }  // the learned gate's
 
  private:
-  std::shared_ptr<const OrtEngine> engine_;
+  SharedEngine engine_;
   bool gated_;
   std::size_t width_;
   Tensor hidden_, exit_hidden_, confidence_;
   std::array<Tensor, 4> weights_;
-  std::vector<OrtPass> pass_;
+  std::unique_ptr<Pass> pass_;
 };
 
 }  // namespace eecompile

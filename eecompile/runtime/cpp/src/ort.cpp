@@ -17,14 +17,13 @@ namespace {
 struct Dtype {
   std::string_view name;
   ONNXTensorElementDataType type;
-  std::size_t bytes;
 };
 
-constexpr std::array<Dtype, 5> kDtypes = {{{"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4},
-                                           {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2},
-                                           {"int8", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, 1},
-                                           {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8},
-                                           {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1}}};
+constexpr std::array<Dtype, 5> kDtypes = {{{"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
+                                           {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
+                                           {"int8", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8},
+                                           {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},
+                                           {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}}};
 
 const Dtype& dtype_of(std::string_view name) {
   return *std::find_if(kDtypes.begin(), kDtypes.end() - 1, [&](const Dtype& d) { return d.name == name; });
@@ -93,83 +92,42 @@ std::string describe(const TensorInfo& info) {
   return describe(dtype_of(info.dtype).type, info.shape, symbols);
 }
 
-}  // namespace
+class OrtPass : public Pass {
+ public:
+  OrtPass(std::shared_ptr<const OrtLibrary> library, OrtSession* session, OrtIoBinding* binding)
+      : library_(std::move(library)), session_(session), binding_(binding) {}
+  ~OrtPass() override { library_->api().ReleaseIoBinding(binding_); }
 
-std::size_t element_bytes(std::string_view dtype) { return dtype_of(dtype).bytes; }
+  Status run() override {
+    const OrtApi& api = library_->api();
+    const std::string said = failure(api, api.RunWithBinding(session_, nullptr, binding_));
+    if (said.empty()) return {};
+    return {Code::kInternal, "a pass failed: " + said, "", "check the bundle with `eecompile verify`"};
+  }
 
-Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& path, int threads) {
-  static std::mutex mutex;
-  static std::shared_ptr<OrtLibrary> made;  // ONNX Runtime has one environment a process
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (threads < 1) return Status{Code::kUsage, std::to_string(threads) + " threads are none", "", "give at least one"};
-  if (made && made->threads_ != threads)
-    return Status{
-        Code::kUsage,
-        "this process already runs " + std::to_string(made->threads_) + " threads, not " + std::to_string(threads), "",
-        "one process has one thread pool: choose its size at the first open"};
-  if (made) return std::shared_ptr<const OrtLibrary>(made);
-  std::string reason;
-  const OrtApi* api = api_of(path, reason);
-  if (api == nullptr) return missing(reason, path);
-  const std::shared_ptr<OrtLibrary> found(new OrtLibrary());
-  found->api_ = api;
-  found->threads_ = threads;
-  OrtThreadingOptions* options = nullptr;
-  Chain chain(*api);
-  chain.then(api->CreateThreadingOptions(&options));
-  if (chain.ok())
-    chain.then(api->SetGlobalIntraOpNumThreads(options, threads)).then(api->SetGlobalInterOpNumThreads(options, 1));
-  if (chain.ok())
-    chain.then(
-        api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "eecompile", options, &found->environment_));
-  if (options != nullptr) api->ReleaseThreadingOptions(options);
-  if (!chain.ok()) return missing("ONNX Runtime does not start: " + chain.said(), path);
-  made = found;
-  return std::shared_ptr<const OrtLibrary>(made);
-}
+ private:
+  std::shared_ptr<const OrtLibrary> library_;
+  OrtSession* session_;  // its engine's, which outlives it
+  OrtIoBinding* binding_;
+};
 
-OrtPass::OrtPass(std::shared_ptr<const OrtLibrary> library, OrtSession* session, OrtIoBinding* binding)
-    : library_(std::move(library)), session_(session), binding_(binding) {}
+class OrtEngine : public Engine {
+ public:
+  OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* session, GraphInfo info)
+      : library_(std::move(library)), session_(session), info_(std::move(info)), memory_(host_memory()) {}
+  ~OrtEngine() override { library_->api().ReleaseSession(session_); }
 
-OrtPass::OrtPass(OrtPass&& other) noexcept
-    : library_(std::move(other.library_)), session_(other.session_), binding_(other.binding_) {
-  other.binding_ = nullptr;
-}
+  const GraphInfo& info() const override { return info_; }
+  const std::shared_ptr<Memory>& memory() const override { return memory_; }
+  Result<std::unique_ptr<Pass>> bind(const Buffers& buffers) const override;
+  Status check_interface(const std::string& where) const;
 
-OrtPass::~OrtPass() {
-  if (binding_ != nullptr) library_->api().ReleaseIoBinding(binding_);
-}
-
-Status OrtPass::run() {
-  const OrtApi& api = library_->api();
-  const std::string said = failure(api, api.RunWithBinding(session_, nullptr, binding_));
-  if (said.empty()) return {};
-  return {Code::kInternal, "a pass failed: " + said, "", "check the bundle with `eecompile verify`"};
-}
-
-OrtEngine::OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* session, GraphInfo info)
-    : library_(std::move(library)), session_(session), info_(std::move(info)) {}
-
-OrtEngine::~OrtEngine() { library_->api().ReleaseSession(session_); }
-
-Result<std::shared_ptr<const OrtEngine>> OrtEngine::open(std::shared_ptr<const OrtLibrary> library,
-                                                         const std::string& path, GraphInfo info) {
-  const OrtApi& api = library->api();
-  OrtSessionOptions* options = nullptr;
-  OrtSession* session = nullptr;
-  Chain chain(api);
-  chain.then(api.CreateSessionOptions(&options));
-  if (chain.ok())
-    chain.then(api.DisablePerSessionThreads(options))
-        .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
-        .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
-  if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
-  if (options != nullptr) api.ReleaseSessionOptions(options);
-  if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");
-  auto engine = std::make_shared<const OrtEngine>(std::move(library), session, std::move(info));
-  if (Status status = engine->check_interface(path); !status.ok()) return status;
-  return engine;
-}
+ private:
+  std::shared_ptr<const OrtLibrary> library_;
+  OrtSession* session_;
+  GraphInfo info_;
+  std::shared_ptr<Memory> memory_;
+};
 
 Status OrtEngine::check_interface(const std::string& where) const {
   const OrtApi& api = library_->api();
@@ -212,7 +170,7 @@ Status OrtEngine::check_interface(const std::string& where) const {
   return chain.ok() ? Status{} : damaged("its interface cannot be read: " + chain.said(), where);
 }
 
-Result<OrtPass> OrtEngine::bind(const Buffers& buffers) const {
+Result<std::unique_ptr<Pass>> OrtEngine::bind(const Buffers& buffers) const {
   const OrtApi& api = library_->api();
   OrtIoBinding* binding = nullptr;
   OrtMemoryInfo* memory = nullptr;
@@ -220,7 +178,7 @@ Result<OrtPass> OrtEngine::bind(const Buffers& buffers) const {
   chain.then(api.CreateIoBinding(session_, &binding))
       .then(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
   const Held<OrtMemoryInfo> held(memory, [&](OrtMemoryInfo* m) { api.ReleaseMemoryInfo(m); });
-  OrtPass pass(library_, session_, binding);
+  std::unique_ptr<Pass> pass = std::make_unique<OrtPass>(library_, session_, binding);
   for (const bool input : {true, false})
     for (const TensorInfo& tensor : input ? info_.inputs : info_.outputs) {
       const auto found = buffers.find(tensor.name);
@@ -228,16 +186,65 @@ Result<OrtPass> OrtEngine::bind(const Buffers& buffers) const {
         return Status{Code::kInternal, "the graph's input " + tensor.name + " has no buffer", info_.path, ""};
       if (found == buffers.end() || !chain.ok()) continue;
       const Buffer& b = found->second;
-      std::size_t bytes = element_bytes(b.dtype);
-      for (const std::int64_t size : b.shape) bytes *= static_cast<std::size_t>(size);
       OrtValue* value = nullptr;
-      chain.then(api.CreateTensorWithDataAsOrtValue(memory, b.data, bytes, b.shape.data(), b.shape.size(),
+      chain.then(api.CreateTensorWithDataAsOrtValue(memory, b.data, b.bytes(), b.shape.data(), b.shape.size(),
                                                     dtype_of(b.dtype).type, &value));
       if (chain.ok()) chain.then((input ? api.BindInput : api.BindOutput)(binding, tensor.name.c_str(), value));
       if (value != nullptr) api.ReleaseValue(value);
     }
   if (!chain.ok()) return Status{Code::kInternal, "the graph cannot be bound: " + chain.said(), info_.path, ""};
   return pass;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& path, int threads) {
+  static std::mutex mutex;
+  static std::shared_ptr<OrtLibrary> made;  // ONNX Runtime has one environment a process
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (threads < 1) return Status{Code::kUsage, std::to_string(threads) + " threads are none", "", "give at least one"};
+  if (made && made->threads_ != threads)
+    return Status{
+        Code::kUsage,
+        "this process already runs " + std::to_string(made->threads_) + " threads, not " + std::to_string(threads), "",
+        "one process has one thread pool: choose its size at the first open"};
+  if (made) return std::shared_ptr<const OrtLibrary>(made);
+  std::string reason;
+  const OrtApi* api = api_of(path, reason);
+  if (api == nullptr) return missing(reason, path);
+  const std::shared_ptr<OrtLibrary> found(new OrtLibrary());
+  found->api_ = api;
+  found->threads_ = threads;
+  OrtThreadingOptions* options = nullptr;
+  Chain chain(*api);
+  chain.then(api->CreateThreadingOptions(&options));
+  if (chain.ok())
+    chain.then(api->SetGlobalIntraOpNumThreads(options, threads)).then(api->SetGlobalInterOpNumThreads(options, 1));
+  if (chain.ok())
+    chain.then(
+        api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "eecompile", options, &found->environment_));
+  if (options != nullptr) api->ReleaseThreadingOptions(options);
+  if (!chain.ok()) return missing("ONNX Runtime does not start: " + chain.said(), path);
+  made = found;
+  return std::shared_ptr<const OrtLibrary>(made);
+}
+
+Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info) {
+  const OrtApi& api = library->api();
+  OrtSessionOptions* options = nullptr;
+  OrtSession* session = nullptr;
+  Chain chain(api);
+  chain.then(api.CreateSessionOptions(&options));
+  if (chain.ok())
+    chain.then(api.DisablePerSessionThreads(options))
+        .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
+        .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
+  if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
+  if (options != nullptr) api.ReleaseSessionOptions(options);
+  if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");
+  auto engine = std::make_shared<const OrtEngine>(std::move(library), session, std::move(info));
+  if (Status status = engine->check_interface(path); !status.ok()) return status;
+  return SharedEngine(std::move(engine));
 }
 
 }  // namespace eecompile

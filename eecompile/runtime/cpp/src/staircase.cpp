@@ -23,22 +23,23 @@ std::vector<const GraphInfo*> writers(const Manifest& m, const LoadedGraphs& gra
 Staircase::Staircase(const Manifest& manifest, const LoadedGraphs& graphs)
     : manifest_(manifest),
       graphs_(graphs),
-      caches_(writers(manifest, graphs)),
+      caches_(writers(manifest, graphs), graphs.embed->memory()),
       filled_(manifest.schedule.size()),
       waiting_(manifest.schedule.size() + 1) {
   const std::int64_t most = most_rows(manifest), width = manifest.model.hidden;
   for (std::size_t k = 0; k <= manifest.schedule.size(); ++k)
     boundary_.emplace_back("float32", std::vector<std::int64_t>{most, width});
-  in_ = Tensor("float32", {1, most, width});
-  out_ = Tensor("float32", {1, most, width});
-  ids_ = Tensor("int64", {1, most});
-  positions_ = Tensor("int64", {1, most});
-  start_ = Tensor("int64", {1});
+  Memory& memory = graphs.memory();
+  in_ = Tensor(memory, "float32", {1, most, width});
+  out_ = Tensor(memory, "float32", {1, most, width});
+  ids_ = Tensor(memory, "int64", {1, most});
+  positions_ = Tensor(memory, "int64", {1, most});
+  start_ = Tensor(memory, "int64", {1});
   newest_ = boundary_[0].data<float>();
 }
 
 void Staircase::reset() {
-  if (caches_.rows() > kKeptRows) {
+  if (caches_.grows() && caches_.rows() > kKeptRows) {
     caches_.resize(0);
     bound_.clear();
   }
@@ -112,15 +113,15 @@ void Staircase::forget_bindings(std::size_t k) {
 Status Staircase::pass(std::size_t k, std::int64_t rows) {
   auto found = bound_.find({k, rows});
   if (found == bound_.end()) {
-    Result<OrtPass> made = bind(k, rows);
+    Result<std::unique_ptr<Pass>> made = bind(k, rows);
     if (!made.ok()) return made.status();
-    if (rows > manifest_.pending_cap + 2 && rows != manifest_.prefill_rows) return made->run();
+    if (rows > manifest_.pending_cap + 2 && rows != manifest_.prefill_rows) return made.value()->run();
     found = bound_.emplace(std::pair{k, rows}, std::move(made).value()).first;
   }
-  return found->second.run();
+  return found->second->run();
 }
 
-Result<OrtPass> Staircase::bind(std::size_t k, std::int64_t rows) const {
+Result<std::unique_ptr<Pass>> Staircase::bind(std::size_t k, std::int64_t rows) const {
   Buffers buffers;
   const auto some = [&](const Tensor& tensor) {
     Buffer part = tensor.buffer();

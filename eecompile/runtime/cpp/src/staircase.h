@@ -13,16 +13,17 @@
 
 #include "caches.h"
 #include "manifest.h"
-#include "ort.h"
+#include "engine.h"
 
 namespace eecompile {
 
 // A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name.
 struct LoadedGraphs {
-  using Engine = std::shared_ptr<const OrtEngine>;
-  Engine embed, head;
-  std::vector<Engine> segments, exits;
-  std::map<std::string, Engine> heads;
+  SharedEngine embed, head;
+  std::vector<SharedEngine> segments, exits;
+  std::map<std::string, SharedEngine> heads;
+
+  Memory& memory() const { return *embed->memory(); }  // which all of them share
 };
 
 class Staircase {
@@ -49,7 +50,7 @@ class Staircase {
  private:
   void put(std::size_t k, std::int64_t rows);  // adds the first `rows` of out_ to boundary k
   Status pass(std::size_t k, std::int64_t rows);
-  Result<OrtPass> bind(std::size_t k, std::int64_t rows) const;
+  Result<std::unique_ptr<Pass>> bind(std::size_t k, std::int64_t rows) const;
   void forget_bindings(std::size_t k);
 
   const Manifest& manifest_;
@@ -58,7 +59,7 @@ class Staircase {
   std::vector<Tensor> boundary_;  // [most, D] each
   Tensor in_, out_, ids_, positions_, start_;
   std::vector<std::int64_t> filled_, waiting_;
-  std::map<std::pair<std::size_t, std::int64_t>, OrtPass> bound_;  // by boundary that a pass fills, and rows
+  std::map<std::pair<std::size_t, std::int64_t>, std::unique_ptr<Pass>> bound_;  // by boundary that a pass fills, and rows
   std::int64_t length_ = 0, passes_ = 0, layer_rows_ = 0, newest_rows_ = 0;
   const float* newest_ = nullptr;
 };
