@@ -41,10 +41,10 @@ std::int64_t descriptors() {
 int main(int count, char** words) {
   using namespace eecompile::stress;
   const std::map<std::string, std::function<Report(const Options&)>> verbs = {
-      {"mutate", mutate_bundles}, {"mutate-tokenizers", mutate_tokenizers},
-      {"starve", starve_all},     {"shorten", shorten_all},
-      {"sessions", run_sessions}, {"tokens", run_tokens},
-      {"opens", run_opens}};
+      {"read", read_one},         {"mutate", mutate_bundles},
+      {"starve", starve_all},     {"mutate-tokenizers", mutate_tokenizers},
+      {"shorten", shorten_all},   {"sessions", run_sessions},
+      {"tokens", run_tokens},     {"opens", run_opens}};
   const auto verb = count > 2 ? verbs.find(words[1]) : verbs.end();
   if (verb == verbs.end()) return std::fputs("usage: eecompile-stress VERB PLACE... [--name value ...]\n", stderr), 2;
   Options options;

@@ -135,6 +135,16 @@ void run(const std::string& root, const std::string& onnxruntime) {
 
 }  // namespace
 
+Report read_one(const Options& options) {
+  reset_peak();
+  const double began = processor_seconds();
+  const Result<BundleFiles> read = read_bundle(options.places[0], Integrity::kSize);
+  return {{"code", static_cast<int>(read.status().code)},
+          {"what", read.status().what},
+          {"seconds", processor_seconds() - began},
+          {"peak_bytes", peak_bytes()}};
+}
+
 Report mutate_bundles(const Options& options) {
   const std::string root = options.places[0], onnxruntime = options.text("onnxruntime");
   if (__sanitizer_set_death_callback != nullptr) __sanitizer_set_death_callback(say_current);
