@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,24 @@ def test_requests_run_under_the_sanitizers(stress: Path, root: Path, mode: str) 
         done = subprocess.run(words, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(json.loads(done.stdout)["token_ids"]) == 90
+
+
+GREEDY = r"\p{L}*\p{L}*\p{L}*\p{L}*\p{L}*\d"
+DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+COSTLY: Mapping[str, Mapping[str, Any]] = {
+    "a pattern that goes back and forth": {
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": GREEDY}, "behavior": "Isolated", "invert": False}
+    },
+    "a text that doubles": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLED] * 60}},
+    "a text that explodes": {"normalizer": {**DOUBLED, "content": "a" * 10_000_000}},
+}
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_a_hostile_tokenizer_neither_hangs_nor_takes_all_memory(stress: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(made.microscope().to_str()) | COSTLY[kind]))
+    report = stressed.ask(stress, "tokenize", path, text="a" * 1000)
+    assert report["seconds"] < 5
+    assert report["peak_bytes"] < 256 * MIB
+    assert (report["ids"] == 1000) is ("pattern" in kind)

@@ -44,7 +44,8 @@ int main(int count, char** words) {
       {"read", read_one},         {"mutate", mutate_bundles},
       {"starve", starve_all},     {"mutate-tokenizers", mutate_tokenizers},
       {"shorten", shorten_all},   {"sessions", run_sessions},
-      {"tokens", run_tokens},     {"opens", run_opens}};
+      {"tokens", run_tokens},     {"opens", run_opens},
+      {"tokenize", tokenize_one}};
   const auto verb = count > 2 ? verbs.find(words[1]) : verbs.end();
   if (verb == verbs.end()) return std::fputs("usage: eecompile-stress VERB PLACE... [--name value ...]\n", stderr), 2;
   Options options;

@@ -27,6 +27,7 @@ struct Options {
 using Report = nlohmann::ordered_json;
 
 Report read_one(const Options& options);           // what reading a bundle takes
+Report tokenize_one(const Options& options);       // what a tokenizer takes to read a text
 Report mutate_bundles(const Options& options);     // documents and files of a bundle changed, and read
 Report mutate_tokenizers(const Options& options);  // the same of tokenizer.json files
 Report starve_all(const Options& options);         // memory that runs out at each allocation
