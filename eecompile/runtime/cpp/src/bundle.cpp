@@ -6,6 +6,7 @@
 #include "backends.h"
 #include "bundle_state.h"
 #include "eecompile/contract.h"
+#include "fault.h"
 
 namespace eecompile {
 namespace {
@@ -124,7 +125,7 @@ Result<Bundle> Bundle::open(const std::string& path, const OpenOptions& options)
     if (!graphs.ok()) return graphs.status();
     return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs)}));
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the bundle cannot be opened: ") + e.what(), path, ""};
+    return thrown("the bundle cannot be opened", e, path);
   }
 }
 
@@ -149,7 +150,7 @@ Result<Session> Bundle::session(const SessionOptions& options) const {
     if (!settings.ok()) return settings.status();
     return Session(std::make_unique<Session::State>(state_, std::move(*settings)));
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the session cannot be made: ") + e.what(), "", ""};
+    return thrown("the session cannot be made", e);
   }
 }
 

@@ -26,20 +26,25 @@ static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
 
 thread_local std::string last_error;
 
+std::int32_t out_of_memory() noexcept {
+  last_error = "out of memory";  // short enough for any string to hold without memory
+  return EECOMPILE_INTERNAL;
+}
+
 std::int32_t fail(const Status& status) noexcept {
   try {
     last_error = status.text();
+    return static_cast<std::int32_t>(status.code);
   } catch (const std::exception&) {
-    last_error.clear();
+    return out_of_memory();
   }
-  return static_cast<std::int32_t>(status.code);
 }
 
 std::int32_t fail(const char* what) noexcept {
   try {
     return fail(Status{Code::kUsage, what, "", ""});
   } catch (const std::exception&) {
-    return EECOMPILE_INTERNAL;
+    return out_of_memory();
   }
 }
 
@@ -99,7 +104,7 @@ std::int32_t guarded(Work work) noexcept {
   try {
     return work();
   } catch (const std::exception&) {
-    return EECOMPILE_INTERNAL;
+    return out_of_memory();
   }
 }
 

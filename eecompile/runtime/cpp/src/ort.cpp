@@ -144,8 +144,8 @@ Status OrtEngine::check_interface(const std::string& where) const {
       char* name = nullptr;
       OrtTypeInfo* type = nullptr;
       chain.then((input ? api.SessionGetInputName : api.SessionGetOutputName)(session_, i, allocator, &name));
+      const Held<char> named(name, [&](char* n) { failure(api, api.AllocatorFree(allocator, n)); });
       const std::string own = name == nullptr ? "" : name;
-      if (name != nullptr) chain.then(api.AllocatorFree(allocator, name));
       chain.then((input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_, i, &type));
       const Held<OrtTypeInfo> held(type, [&](OrtTypeInfo* t) { api.ReleaseTypeInfo(t); });
       const OrtTensorTypeAndShapeInfo* tensor = nullptr;
@@ -178,7 +178,9 @@ Result<std::unique_ptr<Pass>> OrtEngine::bind(const Buffers& buffers) const {
   chain.then(api.CreateIoBinding(session_, &binding))
       .then(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
   const Held<OrtMemoryInfo> held(memory, [&](OrtMemoryInfo* m) { api.ReleaseMemoryInfo(m); });
+  Held<OrtIoBinding> own(binding, [&](OrtIoBinding* b) { api.ReleaseIoBinding(b); });
   std::unique_ptr<Pass> pass = std::make_unique<OrtPass>(library_, session_, binding);
+  own.release();
   for (const bool input : {true, false})
     for (const TensorInfo& tensor : input ? info_.inputs : info_.outputs) {
       const auto found = buffers.find(tensor.name);
@@ -242,7 +244,9 @@ Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const s
   if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
   if (options != nullptr) api.ReleaseSessionOptions(options);
   if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");
+  Held<OrtSession> own(session, [&](OrtSession* s) { api.ReleaseSession(s); });
   auto engine = std::make_shared<const OrtEngine>(std::move(library), session, std::move(info));
+  own.release();
   if (Status status = engine->check_interface(path); !status.ok()) return status;
   return SharedEngine(std::move(engine));
 }

@@ -34,12 +34,13 @@ std::optional<Thresholds> thresholds_from(const Json& value, const std::string& 
 }
 
 // float32 little-endian in base64; nothing where it is not `count` finite numbers.
-std::optional<std::vector<float>> decoded(const std::string& text, std::size_t count) {
+std::optional<std::vector<float>> decoded(std::string_view text, std::size_t count) {
+  if (text.size() != (4 * count + 2) / 3 * 4) return std::nullopt;
   std::string bytes;
+  bytes.reserve(4 * count);
   unsigned held = 0, bits = 0;
   std::size_t end = text.size();
   while (end > 0 && text[end - 1] == '=' && text.size() - end < 2) --end;
-  if (text.size() % 4 != 0) return std::nullopt;
   for (std::size_t i = 0; i < end; ++i) {
     static constexpr std::string_view kLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     const std::size_t letter = kLetters.find(text[i]);

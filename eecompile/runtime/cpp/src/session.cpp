@@ -2,6 +2,7 @@
 #include <exception>
 
 #include "bundle_state.h"
+#include "fault.h"
 #include "request.h"
 
 namespace eecompile {
@@ -60,7 +61,7 @@ Result<Generation> Session::generate(const Ids& prompt, const GenerateOptions& o
   try {
     return state_->run(prompt, options, on_token);
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the request failed: ") + e.what(), "", ""};
+    return thrown("the request failed", e);
   }
 }
 
@@ -69,7 +70,7 @@ Result<std::vector<Outcome>> Session::generate_many(const std::vector<Ids>& prom
   try {
     return state_->run_many(prompts, options, on_token, slots);
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the batch failed: ") + e.what(), "", ""};
+    return thrown("the batch failed", e);
   }
 }
 
