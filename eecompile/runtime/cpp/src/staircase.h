@@ -22,6 +22,7 @@ struct LoadedGraphs {
   SharedEngine embed, head;
   std::vector<SharedEngine> segments, exits;
   std::map<std::string, SharedEngine> heads;
+  std::string backend;  // that they are loaded into
 
   Memory& memory() const { return *embed->memory(); }  // which all of them share
 };
