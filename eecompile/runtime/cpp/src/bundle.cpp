@@ -140,6 +140,10 @@ std::vector<ExitDescription> Bundle::exits() const {
   return found;
 }
 
+const std::string& Bundle::backend() const { return state_->graphs.backend; }
+
+std::string Bundle::gpu() const { return state_->graphs.memory().gpu(); }
+
 std::string Bundle::tokenizer() const {
   return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : "";
 }

@@ -70,6 +70,18 @@ Status check_hashes(const std::string& root, const Manifest& m) {
   return status;
 }
 
+// The folders of engines/ that have a record.
+std::vector<std::string> engine_targets(const Sizes& sizes) {
+  constexpr std::string_view kFolder = "engines/", kRecord = "/record.json";
+  std::vector<std::string> found;
+  for (const auto& [name, size] : sizes) {
+    const std::size_t end = name.rfind('/');
+    if (name.rfind(kFolder, 0) == 0 && end > kFolder.size() && name.substr(end) == kRecord)
+      found.push_back(name.substr(kFolder.size(), end - kFolder.size()));
+  }
+  return found;
+}
+
 Status read_overlays(BundleFiles& files, const Sizes& sizes) {
   bool found = false;
   for (const auto& [name, size] : sizes) {
@@ -112,6 +124,7 @@ Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   const Result<Sizes> sizes = list_files(files.path);
   if (!sizes.ok()) return sizes.status();
   if (Status status = check_files(files.path, files.manifest, *sizes); !status.ok()) return status;
+  files.engine_targets = engine_targets(*sizes);
   if (!files.manifest.missing.empty())
     return Status{Code::kUnsupported, "this runtime does not do " + files.manifest.missing, files.path,
                   "run the bundle with the Python runtime"};

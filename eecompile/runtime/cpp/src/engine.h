@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -84,5 +85,6 @@ class Engine {
   virtual Result<std::unique_ptr<Pass>> bind(const Buffers& buffers) const = 0;
 };
 using SharedEngine = std::shared_ptr<const Engine>;
+using LoadEngine = std::function<Result<SharedEngine>(const GraphInfo&)>;  // loads one of a bundle's graphs
 
 }  // namespace eecompile

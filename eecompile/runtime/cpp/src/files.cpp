@@ -170,6 +170,26 @@ Result<std::string> read_regular(const std::string& path, std::int64_t limit) {
   return data;
 }
 
+Status write_whole(const std::string& path, std::string_view data) {
+  const std::size_t slash = path.rfind('/') + 1;
+  const std::string temporary =
+      path.substr(0, slash) + "." + path.substr(slash) + ".tmp-" + std::to_string(getpid());
+  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+  bool good = file >= 0;
+  while (good && !data.empty()) {
+    const ssize_t written = write(file, data.data(), data.size());
+    if (written < 0 && errno == EINTR) continue;
+    good = written > 0;
+    data.remove_prefix(good ? static_cast<std::size_t>(written) : 0);
+  }
+  good = good && fsync(file) == 0;
+  if (file >= 0) good = close(file) == 0 && good;
+  if (good && rename(temporary.c_str(), path.c_str()) == 0) return {};
+  const std::string why = std::strerror(errno);
+  unlink(temporary.c_str());
+  return {Code::kInternal, "the file cannot be written (" + why + ")", path, "check its permissions and free space"};
+}
+
 Result<std::string> file_sha256(const std::string& path) {
   const Result<File> file = open_regular(path);
   if (!file.ok()) return file.status();

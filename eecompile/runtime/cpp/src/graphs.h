@@ -21,6 +21,7 @@ struct LoadedGraphs {
   std::map<std::string, SharedEngine> heads;
   std::vector<std::map<std::string, Tensor>> factors;
   std::map<std::size_t, CycleGate> cycles;
+  std::string backend;  // that they are loaded into
 
   Memory& memory() const { return *embed->memory(); }  // which all of them share
 };

@@ -15,6 +15,7 @@ using contract::kMaxLayers;
 
 constexpr std::array<std::string_view, 4> kTasks = {"causal-lm", "sequence-classification", "token-classification",
                                                     "regression"};
+constexpr std::array<std::string_view, 2> kDialects = {"modern", "classic"};
 constexpr std::size_t kMaxGraphs = contract::kMaxExits + 4;
 
 std::string at(const std::string& list, std::size_t index) { return list + "." + std::to_string(index); }
@@ -38,6 +39,37 @@ std::map<std::string, FileInfo> files_from(const Json& value, std::string& fault
     f.finish();
   }
   return files;
+}
+
+// The paths of all graphs but the uncut one, in one order for a bundle's own and a device's.
+std::vector<std::string> paths_of(const Json& value, const std::string& path, std::string& fault) {
+  Fields f(value, path, fault);
+  std::vector<std::string> paths;
+  for (const char* one : {"embed", "head", "encoder"})
+    if (f.has(one)) paths.push_back(graph_from(f.any(one), f.path(one), fault).path);
+  for (const char* several : {"segments", "exits", "heads", "kv"})
+    for (const Json& graph : f.list(several, kMaxGraphs, false))
+      if (!graph.is_null()) paths.push_back(graph_from(graph, f.path(several), fault).path);
+  f.skip("reference");
+  f.finish();
+  return paths;
+}
+
+DeviceInfo device_from(const Json& value, const Json& own, std::string& fault) {
+  Fields f(value, "device", fault);
+  DeviceInfo d;
+  d.target = f.text("target", 64, 1);
+  d.dialect = f.choice("dialect", kDialects);
+  d.opset = f.integer("opset", 13, 64);
+  d.compute = f.choice("compute", contract::kCompute);
+  d.cache = f.choice("cache", contract::kCaches);
+  d.plan = f.text("plan", 200, 1);
+  const std::vector<std::string> theirs = paths_of(f.object("graphs"), "device.graphs", fault),
+                                 ours = paths_of(own, "graphs", fault);
+  f.finish();
+  if (ours.size() != theirs.size()) f.fail("graphs", "are not those of the bundle");
+  for (std::size_t i = 0; i < std::min(ours.size(), theirs.size()); ++i) d.paths[ours[i]] = theirs[i];
+  return d;
 }
 
 void read_graphs(Manifest& m, const Json& value, std::string& fault) {
@@ -260,11 +292,11 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
     m.caches.push_back(value.is_number_unsigned() ? value.get<std::int64_t>() : -1);
   read_graphs(m, f.object("graphs"), fault);
   m.files = files_from(f.object("files"), fault);
+  m.target = f.text("target", 200, 1);
+  if (f.has("device")) m.device = device_from(f.any("device"), f.object("graphs"), fault);
   if (m.task != contract::kCausalLm) m.missing = "the task " + m.task;
   if (f.has("source")) m.missing = "an encoder-decoder";
-  for (const char* other :
-       {"format", "version", "eecompile", "target", "provenance", "labels", "encoder", "device"})
-    f.skip(other);
+  for (const char* other : {"format", "version", "eecompile", "provenance", "labels", "encoder"}) f.skip(other);
   f.finish();
   if (fault.empty() && m.schedule.empty()) fault = "schedule: is empty";
   if (fault.empty() && m.task == contract::kCausalLm) fault = disagreement(m);

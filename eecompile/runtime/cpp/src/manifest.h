@@ -86,6 +86,14 @@ struct FileInfo {
   std::string sha256;
 };
 
+// The graphs that a device's engines are made of, by the path of the manifest's graph that each stands for, with the
+// same inputs and outputs; and the path of the plan for them.
+struct DeviceInfo {
+  std::string target, dialect, compute, cache, plan;
+  std::int64_t opset = 0;
+  std::map<std::string, std::string> paths;
+};
+
 struct Manifest {
   ModelInfo model;
   std::string precision, cache, task, digest;
@@ -100,6 +108,8 @@ struct Manifest {
   std::vector<std::optional<GraphInfo>> kv;  // K/V-only graphs by segment, for the rule propagate
   bool tokenizer = false;
   std::map<std::string, FileInfo> files;
+  std::optional<DeviceInfo> device;
+  std::string target;
   std::string missing;  // what the bundle needs that this runtime does not do; empty where nothing
 };
 

@@ -57,6 +57,7 @@ const char* const kHelp =
     "  --threshold LAYER[:CRITERION]=V or LAYER=never (repeats)   --pending-cap N --minimum-depth N --budget N\n"
     "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "
     "hand)\n"
+    "  --backend auto|onnxruntime|tensorrt|cuda   --plugin FILE: the exit decision's library, where engines call it\n"
     "  --integrity hash|size   --onnxruntime FILE (default: the libonnxruntime.so.1 that the loader finds)\n";
 
 Result<Arguments> parse(const std::vector<std::string>& words) {
@@ -81,6 +82,8 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       {"--prompt-ids", [&](const std::string& text) { return (a.prompt_ids = ids_from(text)).has_value(); }},
       {"--mode", [&](const std::string& text) { return a.session.mode = text, true; }},
       {"--threshold", [&](const std::string& text) { return a.thresholds.push_back(text), true; }},
+      {"--backend", [&](const std::string& text) { return a.open.backend = text, !text.empty(); }},
+      {"--plugin", [&](const std::string& text) { return a.open.plugin = text, !text.empty(); }},
       {"--onnxruntime", [&](const std::string& text) { return a.open.onnxruntime = text, !text.empty(); }},
       {"--integrity",
        [&](const std::string& text) {

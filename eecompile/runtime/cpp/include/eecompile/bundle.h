@@ -25,11 +25,14 @@ enum class Integrity {
 };
 
 // threads: of the process-wide pool (0: the processors at hand). onnxruntime: its shared library, by a path or a name
-// that the loader finds.
+// that the loader finds. backend: "onnxruntime", "cuda" (ONNX Runtime on a GPU), "tensorrt" (the bundle's engines of
+// this machine), or "auto": tensorrt where the bundle has engines and this machine what it takes, else onnxruntime.
+// plugin: the exit decision's library, where engines call it, or its folder.
 struct OpenOptions {
   int threads = 0;
   Integrity integrity = Integrity::kHash;
   std::string onnxruntime = "libonnxruntime.so.1";
+  std::string backend = "auto", plugin;
 };
 
 // What became of one prompt; where `status` is not fine, `generation` is what there was until then.
@@ -77,6 +80,8 @@ class Bundle {
 
   const ModelInfo& model() const;
   std::vector<ExitDescription> exits() const;
+  const std::string& backend() const;  // that runs it
+  std::string gpu() const;             // the GPU's name, empty on the processor
   std::string tokenizer() const;  // path of its tokenizer.json, or empty
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
