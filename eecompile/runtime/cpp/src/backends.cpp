@@ -25,7 +25,7 @@ Result<Load> on_host(const BundleFiles& files, const OpenOptions& options) {
   });
 }
 
-Result<LoadedGraphs> loaded(const Manifest& m, const Load& load) {
+Result<LoadedGraphs> loaded(const std::string& root, const Manifest& m, const Load& load) {
   LoadedGraphs graphs;
   Status status;
   const auto one = [&](const GraphInfo& info) -> SharedEngine {
@@ -39,6 +39,8 @@ Result<LoadedGraphs> loaded(const Manifest& m, const Load& load) {
   for (const GraphInfo& info : m.segments) graphs.segments.push_back(one(info));
   for (const GraphInfo& info : m.exit_graphs) graphs.exits.push_back(one(info));
   for (std::size_t i = 0; i < m.heads.size(); ++i) graphs.heads[m.heads[i].name] = one(m.small_heads[i]);
+  for (const std::optional<GraphInfo>& info : m.kv) graphs.kv.push_back(info ? one(*info) : nullptr);
+  if (status.ok()) status = read_factors(root, m, graphs);
   if (!status.ok()) return status;
   return graphs;
 }
@@ -48,7 +50,7 @@ Result<LoadedGraphs> loaded(const Manifest& m, const Load& load) {
 Result<LoadedGraphs> load_graphs(const BundleFiles& files, const OpenOptions& options) {
   const Result<Load> load = on_host(files, options);
   if (!load.ok()) return load.status();
-  return loaded(files.manifest, *load);
+  return loaded(files.path, files.manifest, *load);
 }
 
 }  // namespace eecompile

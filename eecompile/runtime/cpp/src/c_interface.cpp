@@ -75,7 +75,7 @@ SessionOptions session_options(const eecompile_session_options& given) {
 GenerateOptions generate_options(const eecompile_generate_options& given) {
   GenerateOptions options;
   options.max_new_tokens = unless_zero(given.max_new_tokens);
-  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed};
+  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed, false, 2};
   if (given.stop != nullptr) options.stop = Ids(given.stop, given.stop + given.stop_count);
   return options;
 }

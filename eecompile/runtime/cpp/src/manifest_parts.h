@@ -15,7 +15,7 @@ GraphInfo graph_from(const Json& value, const std::string& path, std::string& fa
 ModelInfo model_from(const Json& value, std::string& fault);
 ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
 HeadInfo head_from(const Json& value, const std::string& path, std::int64_t vocab, std::string& fault);
-Step step_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
+Step step_from(const Json& value, const std::string& path, std::string& fault);
 
 // The labels and the description of an encoder, into `m`: what only a classifier's manifest has.
 void read_encoder(Manifest& m, Fields& fields, std::string& fault);

@@ -58,6 +58,15 @@ std::string Words::piece([[maybe_unused]] std::int64_t id) {
 #endif
 }
 
+std::string Words::text([[maybe_unused]] const Ids& ids) const {
+  std::string found;
+#ifdef EECOMPILE_TOKENIZER
+  StreamDecoder decoder(state_->tokenizer);
+  for (const std::int64_t id : ids) found += decoder.push(id);
+#endif
+  return found;
+}
+
 Result<Ids> Words::encode([[maybe_unused]] const std::string& text, bool raw) const {
   if (!known()) return why_;
   if (!raw && has_template(path_))

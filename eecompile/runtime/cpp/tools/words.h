@@ -17,6 +17,7 @@ class Words {
 
   bool known() const { return state_ != nullptr; }
   std::string piece(std::int64_t id);  // the text that the next id completes; "" inside a character
+  std::string text(const Ids& ids) const;  // of all of a request's ids
 
   // The ids of a text. raw: without the model's chat template, which is not rendered here.
   Result<Ids> encode(const std::string& text, bool raw) const;
