@@ -36,6 +36,7 @@ Result<LoadedGraphs> loaded(const std::string& root, const Manifest& m, const Lo
   };
   graphs.embed = one(m.embed);
   graphs.head = one(m.head);
+  if (m.source_graph) graphs.encoder = one(*m.source_graph);
   for (const GraphInfo& info : m.segments) graphs.segments.push_back(one(info));
   for (const GraphInfo& info : m.exit_graphs) graphs.exits.push_back(one(info));
   for (std::size_t i = 0; i < m.heads.size(); ++i) graphs.heads[m.heads[i].name] = one(m.small_heads[i]);

@@ -50,7 +50,7 @@ void read_graphs(Manifest& m, const Json& value, std::string& fault) {
   for (const Json& graph : f.list("kv", contract::kMaxExits + 1, false))
     m.kv.push_back(graph.is_null() ? std::nullopt
                                    : std::optional(graph_from(graph, at("graphs.kv", m.kv.size()), fault)));
-  if (f.has("encoder")) m.missing = "an encoder-decoder";
+  if (f.has("encoder")) m.source_graph = graph_from(f.any("encoder"), "graphs.encoder", fault);
   f.skip("reference");
   f.finish();
 }
@@ -165,6 +165,7 @@ std::string graph_fault(const Manifest& m) {
   std::vector<const GraphInfo*> graphs = {&m.embed, &m.head};
   for (const std::optional<GraphInfo>& graph : m.kv)
     if (graph) graphs.push_back(&*graph);
+  if (m.source_graph) graphs.push_back(&*m.source_graph);
   for (const auto* list : {&m.segments, &m.exit_graphs, &m.small_heads})
     for (const GraphInfo& graph : *list) graphs.push_back(&graph);
   for (const GraphInfo* graph : graphs)
@@ -266,12 +267,13 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
   read_graphs(m, f.object("graphs"), fault);
   m.files = files_from(f.object("files"), fault);
   read_encoder(m, f, fault);
-  if (f.has("source")) m.missing = "an encoder-decoder";
+  read_source(m, f, fault);
   for (const char* other : {"format", "version", "eecompile", "target", "provenance", "device"}) f.skip(other);
   f.finish();
   if (fault.empty() && m.schedule.empty()) fault = "schedule: is empty";
   if (fault.empty()) fault = disagreement(m);
   if (fault.empty()) fault = task_fault(m);
+  if (fault.empty()) fault = source_fault(m);
   if (fault.empty()) fault = graph_fault(m);
   if (!fault.empty()) return damaged("does not follow the schema: " + fault, where);
   if (document_digest(data) != m.digest)

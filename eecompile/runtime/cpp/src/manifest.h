@@ -87,6 +87,11 @@ struct EncoderInfo {
   std::optional<std::int64_t> padding;
 };
 
+// Of an encoder-decoder: tokens of a source at most, and the token that its target begins with.
+struct SourceInfo {
+  std::int64_t context = 0, start = 0;
+};
+
 struct FileInfo {
   std::int64_t bytes = 0;
   std::string sha256;
@@ -107,6 +112,8 @@ struct Manifest {
   bool tokenizer = false;
   std::vector<std::string> labels;     // of a classifier, in its order
   std::optional<EncoderInfo> encoder;  // likewise
+  std::optional<SourceInfo> source;
+  std::optional<GraphInfo> source_graph;  // the encoder of an encoder-decoder
   std::map<std::string, FileInfo> files;
   std::string missing;  // what the bundle needs that this runtime does not do; empty where nothing
 
