@@ -2,6 +2,7 @@
 says so."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 import tiny
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from eecompile import contract as c
+from eecompile.bundle.digest import gates_digest
+from eecompile.bundle.write import write_overlay
 from eecompile.runtime import Bundle
 from eecompile.runtime.texts import EncodedText
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
@@ -137,6 +141,22 @@ def open_bundle(out: Path, source: Path, at: Sequence[int] = (), **options: Any)
     from eecompile.target import load_target
 
     build(open_encoder(source, at), load_target("cpu"), out, BuildOptions(**options))
+    return Bundle.open(out, integrity="size")
+
+
+def calibrated(opened: Bundle, out: Path, kv: str, *points: list[Any]) -> Bundle:
+    """A copy of the bundle whose calibration tested `points`, thresholds of each exit, and chose the last."""
+    shutil.copytree(opened.files.path, out)
+    manifest, policy = opened.manifest, opened.files.policy
+    rest = {"level": 1.0, "risk": 0.0, "p_value": 0.01, "exit_rate": 0.5, "mean_depth": 2.0}
+    write_overlay(out, f"overlays/calibration-{kv}.json", {
+        "precision": manifest.precision, "kv": kv, "pending_cap": 1, "method": "learn-then-test", "loss": "made up",
+        "risk": 0.02, "error": 0.05, "documents": 9, "tokens": 99, "data": "0" * 64,
+        "gates": gates_digest(manifest.exits, policy.exits),
+        "path": [{**rest, "thresholds": p} for p in points], "chosen": len(points) - 1,
+    })  # fmt: skip
+    exits = [e.model_copy(update={"confident": t}) for e, t in zip(policy.exits, points[-1], strict=True)]
+    write_overlay(out, c.POLICY, {"exits": [e.model_dump() for e in exits]})
     return Bundle.open(out, integrity="size")
 
 

@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eecompile import contract as c
-from eecompile.bundle.digest import gates_digest
-from eecompile.bundle.write import write_overlay
 from eecompile.errors import ContextFull, NumericError, Uncalibrated, UsageError
 from eecompile.runtime import Bundle
 from eecompile.runtime.classify import BatchAnswers, Classifier, ClassifyStats
@@ -208,37 +206,19 @@ def test_ids_are_the_text(bundles: dict[str, Bundle]) -> None:
     assert one.classify([ids])[0] == one.classify(["the cat sat"])[0]
 
 
-def calibrated(opened: Bundle, out: Path, kv: str, *points: list[Any]) -> Bundle:
-    """A copy of the bundle whose calibration tested `points` and chose the last."""
-    import shutil
-
-    shutil.copytree(opened.files.path, out)
-    manifest, policy = opened.manifest, opened.files.policy
-    rest = {"level": 1.0, "risk": 0.0, "p_value": 0.01, "exit_rate": 0.5, "mean_depth": 2.0}
-    write_overlay(out, f"overlays/calibration-{kv}.json", {
-        "precision": manifest.precision, "kv": kv, "pending_cap": 1, "method": "learn-then-test", "loss": "made up",
-        "risk": 0.02, "error": 0.05, "documents": 9, "tokens": 99, "data": "0" * 64,
-        "gates": gates_digest(manifest.exits, policy.exits),
-        "path": [{**rest, "thresholds": p} for p in points], "chosen": len(points) - 1,
-    })  # fmt: skip
-    exits = [e.model_copy(update={"confident": t}) for e, t in zip(policy.exits, points[-1], strict=True)]
-    write_overlay(out, c.POLICY, {"exits": [e.model_dump() for e in exits]})
-    return Bundle.open(out, integrity="size")
-
-
 def test_confident_mode_needs_a_calibration_of_its_granularity(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     safe, bold = [{"max_prob": 0.9}, None, {"max_prob": 0.8}], [{"max_prob": 0.7}, None, {"max_prob": 0.6}]
     plain = bundles["tokens"]
     with pytest.raises(Uncalibrated, match="calibrate"):
         plain.classifier("confident")
-    whole = calibrated(plain, tmp_path / "whole", "none", bold)
+    whole = te.calibrated(plain, tmp_path / "whole", "none", bold)
     assert not whole.classifier("confident").per_token
     whole.classifier("confident", thresholds={1: {"max_prob": 0.75}, 3: None})
     with pytest.raises(Uncalibrated, match="outside"):
         whole.classifier("confident", thresholds={1: {"max_prob": 0.5}})
     with pytest.raises(Uncalibrated, match="exits per token"):
         whole.classifier("confident", granularity="token")
-    single = calibrated(plain, tmp_path / "single", "propagate", safe, bold)
+    single = te.calibrated(plain, tmp_path / "single", "propagate", safe, bold)
     assert single.classifier("confident").per_token
     single.classifier("confident", thresholds={1: safe[0], 3: safe[2]})
     single.classifier("confident", thresholds={1: None, 3: None})

@@ -23,8 +23,8 @@ int processors() {
 Result<LoadEngine> on_host(const BundleFiles& files, const OpenOptions& options) {
   const auto library = OrtLibrary::open(options.onnxruntime, options.threads == 0 ? processors() : options.threads);
   if (!library.ok()) return library.status();
-  return LoadEngine([root = files.path, shared = *library](const GraphInfo& info) {
-    return open_ort(shared, root + "/" + info.path, info);
+  return LoadEngine([root = files.path, shared = *library, varied = !files.manifest.generates()](const GraphInfo& info) {
+    return open_ort(shared, root + "/" + info.path, info, {}, varied);
   });
 }
 
@@ -52,6 +52,7 @@ Result<LoadedGraphs> loaded(const std::string& root, const Manifest& m, const Lo
   };
   graphs.embed = one(m.embed);
   graphs.head = one(m.head);
+  if (m.source_graph) graphs.encoder = one(*m.source_graph);
   for (const GraphInfo& info : m.segments) graphs.segments.push_back(one(info));
   for (const GraphInfo& info : m.exit_graphs) graphs.exits.push_back(one(info));
   for (std::size_t i = 0; i < m.heads.size(); ++i) graphs.heads[m.heads[i].name] = one(m.small_heads[i]);

@@ -15,20 +15,20 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
-// A request that has a slot: `fed` tokens of its prompt were run.
+// A request that has a slot: `fed` of its first tokens were run.
 struct Live {
-  Live(std::size_t number, const Ids& prompt, Pool& pool, const Settings& settings, const ModelInfo& model,
+  Live(std::size_t number, const Ids& prompt, Ids first, Pool& pool, const Settings& settings, const ModelInfo& model,
        const GenerateOptions& options, std::int64_t most)
       : number(number),
-        prompt(prompt),
+        first(std::move(first)),
         stairs(pool),
         one(stairs, settings, options.sampling),
         request(model, settings, options, prompt, most) {}
 
-  bool started() const { return fed == static_cast<std::int64_t>(prompt.size()); }
+  bool started() const { return fed == static_cast<std::int64_t>(first.size()); }
 
   std::size_t number;
-  const Ids& prompt;
+  Ids first;  // the tokens that it starts with
   Staircase stairs;
   Continuation one;
   Request request;
@@ -69,11 +69,14 @@ class Run {
   void admit() {
     while (next_ < prompts_.size() && live_.size() < pool_.slots()) {
       const std::size_t number = next_++;
-      const Result<std::int64_t> most = room(manifest_.model, settings_, prompts_[number], options_.max_new_tokens);
+      const Result<std::int64_t> most = room(manifest_, settings_, prompts_[number], options_.max_new_tokens);
       outcomes_[number].status = most.status();
       if (!most.ok()) continue;
-      live_.push_back(
-          std::make_unique<Live>(number, prompts_[number], pool_, settings_, manifest_.model, options_, *most));
+      Result<Ids> first = pool_.take_up(prompts_[number]);
+      outcomes_[number].status = first.status();
+      if (!first.ok()) continue;
+      live_.push_back(std::make_unique<Live>(number, prompts_[number], std::move(*first), pool_, settings_,
+                                             manifest_.model, options_, *most));
       live_.back()->stairs.watch(askers_, settings_.rules);
     }
     while (pool_.close_gap()) continue;
@@ -89,9 +92,9 @@ class Run {
     Stairs stairs;
     std::vector<Tokens> chunks;
     for (Live* live : joining) {
-      const std::int64_t left = static_cast<std::int64_t>(live->prompt.size()) - live->fed;
+      const std::int64_t left = static_cast<std::int64_t>(live->first.size()) - live->fed;
       stairs.push_back(&live->stairs);
-      chunks.push_back({live->prompt.data() + live->fed, std::min(share, left)});
+      chunks.push_back({live->first.data() + live->fed, std::min(share, left)});
       live->fed += chunks.back().count;
     }
     if (Status status = pool_.embed(stairs, chunks); !status.ok()) return status;

@@ -5,6 +5,7 @@
 
 #include "backends.h"
 #include "bundle_state.h"
+#include "classifier_state.h"
 #include "eecompile/contract.h"
 #include "fault.h"
 
@@ -65,6 +66,7 @@ Status check_calibrated(const BundleFiles& files, const Policy& policy, const st
 
 Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& options) {
   const Manifest& m = files.manifest;
+  if (!m.generates()) return usage("this bundle classifies texts", "use `Bundle::classifier`");
   if (std::find(contract::kModes.begin(), contract::kModes.end(), options.mode) == contract::kModes.end())
     return usage("there is no mode " + options.mode, "modes: full, confident, exact");
   Settings s;
@@ -144,6 +146,10 @@ const std::string& Bundle::backend() const { return state_->graphs.backend; }
 
 std::string Bundle::gpu() const { return state_->graphs.memory().gpu(); }
 
+const std::string& Bundle::task() const { return state_->files.manifest.task; }
+
+std::vector<std::string> Bundle::labels() const { return state_->files.manifest.labels; }
+
 std::string Bundle::tokenizer() const {
   return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : "";
 }
@@ -155,6 +161,16 @@ Result<Session> Bundle::session(const SessionOptions& options) const {
     return Session(std::make_unique<Session::State>(state_, std::move(*settings)));
   } catch (const std::exception& e) {
     return thrown("the session cannot be made", e);
+  }
+}
+
+Result<Classifier> Bundle::classifier(const ClassifierOptions& options) const {
+  try {
+    Result<ClassifierSettings> settings = classifier_settings(state_->files, options);
+    if (!settings.ok()) return settings.status();
+    return Classifier(std::make_shared<const Classifier::State>(state_, std::move(*settings)));
+  } catch (const std::exception& e) {
+    return Status{Code::kInternal, std::string("the classifier cannot be made: ") + e.what(), "", ""};
   }
 }
 

@@ -131,7 +131,8 @@ Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   if (integrity == Integrity::kHash)
     if (Status status = check_hashes(files.path, files.manifest); !status.ok()) return status;
   if (Status status = read_overlays(files, *sizes); !status.ok()) return status;
-  const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations, files.policy.kv);
+  const std::string rule = files.manifest.generates() ? files.policy.kv : "";
+  const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations, rule);
   if (!fault.empty())
     return damaged(fault, files.path + "/" + std::string(contract::kPolicy),
                    "restore it from a copy of the bundle, or build the bundle again");

@@ -14,9 +14,9 @@
 namespace eecompile {
 
 // heads: the small ones, by name. kv: K/V-only graphs by segment, null where there is none. factors: LoRA by step and
-// graph input. cycles: gates that have a step run again, by step.
+// graph input. cycles: gates that have a step run again, by step. encoder: of an encoder-decoder, else null.
 struct LoadedGraphs {
-  SharedEngine embed, head;
+  SharedEngine embed, head, encoder;
   std::vector<SharedEngine> segments, exits, kv;
   std::map<std::string, SharedEngine> heads;
   std::vector<std::map<std::string, Tensor>> factors;

@@ -82,7 +82,7 @@ void read_graphs(Manifest& m, const Json& value, std::string& fault) {
   for (const Json& graph : f.list("kv", contract::kMaxExits + 1, false))
     m.kv.push_back(graph.is_null() ? std::nullopt
                                    : std::optional(graph_from(graph, at("graphs.kv", m.kv.size()), fault)));
-  if (f.has("encoder")) m.missing = "an encoder-decoder";
+  if (f.has("encoder")) m.source_graph = graph_from(f.any("encoder"), "graphs.encoder", fault);
   f.skip("reference");
   f.finish();
 }
@@ -190,7 +190,7 @@ std::string disagreement(const Manifest& m) {
     return "the schedule does not run the model's layers and ask every exit in order";
   if (m.schedule.size() != m.caches.size()) return "the schedule does not use every cache once";
   if (m.schedule.back().exit) return "an exit stands after the last layer";
-  if (const std::string fault = rules_fault(m); !fault.empty()) return fault;
+  if (const std::string fault = m.generates() ? rules_fault(m) : ""; !fault.empty()) return fault;
   return factors_fault(m);
 }
 
@@ -198,6 +198,7 @@ std::string graph_fault(const Manifest& m) {
   std::vector<const GraphInfo*> graphs = {&m.embed, &m.head};
   for (const std::optional<GraphInfo>& graph : m.kv)
     if (graph) graphs.push_back(&*graph);
+  if (m.source_graph) graphs.push_back(&*m.source_graph);
   for (const auto* list : {&m.segments, &m.exit_graphs, &m.small_heads})
     for (const GraphInfo& graph : *list) graphs.push_back(&graph);
   for (const GraphInfo* graph : graphs)
@@ -232,6 +233,12 @@ int TensorInfo::symbol(std::string_view wanted) const {
   for (std::size_t i = 0; i < symbols.size(); ++i)
     if (symbols[i] == wanted) return static_cast<int>(i);
   return -1;
+}
+
+bool Manifest::generates() const { return task == contract::kCausalLm; }
+
+std::int64_t Manifest::classes() const {
+  return labels.empty() ? model.vocab : static_cast<std::int64_t>(labels.size());
 }
 
 bool ExitInfo::has(std::string_view gate) const { return std::find(gates.begin(), gates.end(), gate) != gates.end(); }
@@ -294,12 +301,14 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
   m.files = files_from(f.object("files"), fault);
   m.target = f.text("target", 200, 1);
   if (f.has("device")) m.device = device_from(f.any("device"), f.object("graphs"), fault);
-  if (m.task != contract::kCausalLm) m.missing = "the task " + m.task;
-  if (f.has("source")) m.missing = "an encoder-decoder";
-  for (const char* other : {"format", "version", "eecompile", "provenance", "labels", "encoder"}) f.skip(other);
+  read_encoder(m, f, fault);
+  read_source(m, f, fault);
+  for (const char* other : {"format", "version", "eecompile", "provenance"}) f.skip(other);
   f.finish();
   if (fault.empty() && m.schedule.empty()) fault = "schedule: is empty";
-  if (fault.empty() && m.task == contract::kCausalLm) fault = disagreement(m);
+  if (fault.empty()) fault = disagreement(m);
+  if (fault.empty()) fault = task_fault(m);
+  if (fault.empty()) fault = source_fault(m);
   if (fault.empty()) fault = graph_fault(m);
   if (!fault.empty()) return damaged("does not follow the schema: " + fault, where);
   if (document_digest(data) != m.digest)

@@ -81,6 +81,17 @@ struct Step {
   std::optional<CycleInfo> cycle;
 };
 
+// Of an encoder: kinds of tokens that it tells apart (0: none), the id whose positions are skipped.
+struct EncoderInfo {
+  std::int64_t types = 0;
+  std::optional<std::int64_t> padding;
+};
+
+// Of an encoder-decoder: tokens of a source at most, and the token that its target begins with.
+struct SourceInfo {
+  std::int64_t context = 0, start = 0;
+};
+
 struct FileInfo {
   std::int64_t bytes = 0;
   std::string sha256;
@@ -107,10 +118,17 @@ struct Manifest {
   std::vector<GraphInfo> segments, exit_graphs, small_heads;
   std::vector<std::optional<GraphInfo>> kv;  // K/V-only graphs by segment, for the rule propagate
   bool tokenizer = false;
+  std::vector<std::string> labels;     // of a classifier, in its order
+  std::optional<EncoderInfo> encoder;  // likewise
+  std::optional<SourceInfo> source;
+  std::optional<GraphInfo> source_graph;  // the encoder of an encoder-decoder
   std::map<std::string, FileInfo> files;
   std::optional<DeviceInfo> device;
   std::string target;
   std::string missing;  // what the bundle needs that this runtime does not do; empty where nothing
+
+  bool generates() const;        // whether it is a language model
+  std::int64_t classes() const;  // what a head chooses from: the labels of a classifier, else the vocabulary
 };
 
 struct GateWeights {
@@ -160,11 +178,15 @@ std::optional<std::size_t> router_of(const std::vector<ExitInfo>& exits, std::si
 // Why these are no thresholds for this exit (one for each of its gates, each in range); empty where they are.
 std::string thresholds_fault(const Thresholds& thresholds, const ExitInfo& info, std::int64_t vocab);
 
-// Why confident mode may not run as `policy` says, with the K/V rule `kv`; empty where it may.
+// Why confident mode may not run as `policy` says, with the K/V rule `kv` (empty: any); empty where it may.
 std::string confident_fault(const Manifest& manifest, const Policy& policy,
                             const std::vector<Calibration>& calibrations, const std::string& kv);
 
-// The first calibration of this precision, pending cap, cache type, gates and K/V rule that allows anything, or null.
+// Whether a calibration is of this precision, pending cap, cache type and gates, of the K/V rule `kv` (empty: any of
+// the bundle's), and allows anything.
+bool matches(const Calibration& calibration, const Manifest& manifest, const Policy& policy, const std::string& kv);
+
+// The first calibration that matches, or null.
 const Calibration* matching(const std::vector<Calibration>& calibrations, const Manifest& manifest,
                             const Policy& policy, const std::string& kv);
 

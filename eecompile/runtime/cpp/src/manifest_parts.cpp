@@ -125,7 +125,6 @@ ExitInfo exit_from(const Json& value, const std::string& path, std::string& faul
   if (e.gates.empty()) f.fail("gates", "are none");
   if (e.has("learned") != (e.gate_units > 0))
     f.fail("gate_units", "is the width of the learned gate, and 0 without one");
-  if (e.adapter == "classifier") missing = "exits with a " + e.adapter;
   if (f.has("router")) e.router = router_from(f.any("router"), f.path("router"), fault);
   if (f.has("predictor")) e.predictor = predictor_from(f.any("predictor"), f.path("predictor"), fault);
   if (f.has("schedule")) e.schedule = schedule_from(f.any("schedule"), f.path("schedule"), fault);

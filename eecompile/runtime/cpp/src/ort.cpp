@@ -339,7 +339,7 @@ Status OrtLibrary::check_cuda() const {
 }
 
 Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
-                              const OrtGpu& gpu) {
+                              const OrtGpu& gpu, bool varied) {
   const OrtApi& api = library->api();
   OrtSessionOptions* options = nullptr;
   OrtSession* session = nullptr;
@@ -350,6 +350,7 @@ Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const s
         .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
         .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
   if (chain.ok() && gpu.gpu) add_cuda(api, options, *gpu.gpu, chain);
+  if (chain.ok() && varied) chain.then(api.DisableCpuMemArena(options)).then(api.DisableMemPattern(options));
   if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
   if (options != nullptr) api.ReleaseSessionOptions(options);
   if (!chain.ok() && gpu.gpu)

@@ -44,8 +44,9 @@ struct OrtGpu {
 };
 
 // The engine of one ONNX graph. Refuses one whose interface is not what the manifest says; and, since ONNX Runtime falls
-// back to the CPU without a word, a session on a GPU that did not get it.
+// back to the CPU without a word, a session on a GPU that did not get it. varied: shapes change from pass to pass, so
+// that the memory of one is not kept for the next (engines/ort.py).
 Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
-                              const OrtGpu& gpu = {});
+                              const OrtGpu& gpu = {}, bool varied = false);
 
 }  // namespace eecompile

@@ -12,12 +12,16 @@ namespace eecompile {
 namespace {
 
 constexpr double kHuge = 1e308;
+constexpr double kMostDelta = 1e30;
 constexpr std::array<std::string_view, 4> kRules = {"catch_up", "propagate", "selected", "none"};
 constexpr std::array<std::string_view, 2> kMethods = {"learn-then-test", "conformal-risk-control"};
 constexpr std::string_view kRestore = "restore it from a copy of the bundle, or build the bundle again";
 
+bool fires_below(const std::string& criterion) { return criterion == "entropy" || criterion == "delta"; }
+
 std::pair<double, double> criterion_range(const std::string& criterion, std::int64_t vocab) {
   if (criterion == "entropy") return {0.0, std::log(static_cast<double>(vocab))};
+  if (criterion == "delta") return {0.0, kMostDelta};
   if (criterion == "fixed" || criterion == "never") return {0.0, 0.0};
   if (criterion == "saturation") return {-1.0, 1.0};
   if (criterion == "patience") return {0.0, static_cast<double>(contract::kMaxExits)};
@@ -95,7 +99,7 @@ ExitPolicy exit_from(const Json& value, const Manifest& m, const ExitInfo& info,
   f.finish();
   for (const auto* thresholds : {&e.confident, &e.draft}) {
     if (!*thresholds || !fault.empty()) continue;
-    if (const std::string reason = thresholds_fault(**thresholds, info, m.model.vocab); !reason.empty())
+    if (const std::string reason = thresholds_fault(**thresholds, info, m.classes()); !reason.empty())
       f.fail("", reason);
   }
   return e;
@@ -164,7 +168,7 @@ Result<Policy> read_policy(std::string_view data, const Manifest& m, const std::
   policy.minimum_depth = f.integer_or("minimum_depth", 0, m.model.layers, 0);
   if (f.has("budget")) policy.budget = f.integer("budget", 1, std::int64_t{1} << 62);
   policy.kv = f.choice("kv", kRules, "catch_up");
-  if (std::find(m.kv_rules.begin(), m.kv_rules.end(), policy.kv) == m.kv_rules.end())
+  if (m.generates() && std::find(m.kv_rules.begin(), m.kv_rules.end(), policy.kv) == m.kv_rules.end())
     f.fail("kv", "is a rule that the bundle has no graphs for");
   if (Status status = check_overlay(f, data, m, "policy", fault, where); !status.ok()) return status;
   policy.gates = gates_digest(m, exits);
@@ -199,7 +203,7 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& m, c
     for (std::size_t i = 0; i < m.exits.size() && fault.empty(); ++i) {
       found.push_back(thresholds_from(thresholds[i], point.path("thresholds"), fault));
       if (!found.back() || !fault.empty()) continue;
-      if (const std::string reason = thresholds_fault(*found.back(), m.exits[i], m.model.vocab); !reason.empty())
+      if (const std::string reason = thresholds_fault(*found.back(), m.exits[i], m.classes()); !reason.empty())
         point.fail("thresholds", reason);
     }
     const double mean = point.number("risk", 0, 1), p = point.has("p_value") ? point.number("p_value", 0, 1) : 2;
@@ -214,12 +218,14 @@ Result<Calibration> read_calibration(std::string_view data, const Manifest& m, c
   return c;
 }
 
-namespace {
-
 bool matches(const Calibration& c, const Manifest& m, const Policy& policy, const std::string& kv) {
+  const auto known = std::find(m.kv_rules.begin(), m.kv_rules.end(), c.kv);
+  const bool ruled = kv.empty() ? known != m.kv_rules.end() : c.kv == kv;
   return c.precision == m.precision && c.pending_cap == m.pending_cap && c.cache == m.cache &&
-         c.gates == policy.gates && c.kv == kv && !c.tested.empty();
+         c.gates == policy.gates && ruled && !c.tested.empty();
 }
+
+namespace {
 
 // The first confident exit that is bolder than the chosen point allows; empty where none is.
 std::string bold_exit(const Policy& policy, const Point& chosen) {
@@ -231,7 +237,7 @@ std::string bold_exit(const Policy& policy, const Point& chosen) {
     for (const auto& [criterion, value] : *e.confident) {
       const auto allowed = chosen[i]->find(criterion);
       const bool inside = allowed != chosen[i]->end() &&
-                          (criterion == "entropy" ? value <= allowed->second : value >= allowed->second);
+                          (fires_below(criterion) ? value <= allowed->second : value >= allowed->second);
       if (!inside) return criterion + " at " + exit + " is bolder than the calibrated threshold";
     }
   }
@@ -264,7 +270,7 @@ std::string confident_fault(const Manifest& m, const Policy& policy, const std::
   bool found = false;
   for (const Calibration& c : calibrations) {
     if (!matches(c, m, policy, kv)) continue;
-    const bool approximate = kv != "catch_up";
+    const bool approximate = m.generates() && kv != "catch_up";
     if (approximate && is_tested(policy, c)) return "";
     const std::string bold = approximate ? "" : bold_exit(policy, c.tested.back());
     if (!approximate && bold.empty()) return "";

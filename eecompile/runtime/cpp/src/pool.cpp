@@ -47,6 +47,15 @@ float* Pool::boundary(std::size_t k, std::size_t slot) const {
   return boundary_[k].data<float>() + static_cast<std::int64_t>(slot) * wait_ * manifest_.model.hidden;
 }
 
+Result<Ids> Pool::take_up(const Ids& prompt) {
+  if (!manifest_.source) return prompt;
+  Result<Source> source = encode_source(*graphs_.encoder, manifest_.model, prompt);
+  if (!source.ok()) return source.status();
+  bound_.clear();  // bindings know the source before
+  source_ = std::move(*source);
+  return Ids{manifest_.source->start};
+}
+
 Status Pool::embed(const Stairs& stairs, const std::vector<Tokens>& tokens) {
   std::int64_t rows = 0;
   for (const Tokens& some : tokens) {
@@ -254,6 +263,7 @@ Result<std::unique_ptr<Pass>> Pool::bind(const Key& key) const {
   add(contract::kPositions, positions_, {slots, rows});
   add(contract::kWriteIndex, start_, {slots});
   caches_.bind(step.cache, first, last, buffers);
+  for (const auto& [name, buffer] : source_.buffers) buffers[name] = buffer;
   for (const auto& [name, tensor] : graphs_.factors[k]) buffers[name] = tensor.buffer();
   return (kv != 0 ? graphs_.kv : graphs_.segments)[step.segment]->bind(buffers);
 }

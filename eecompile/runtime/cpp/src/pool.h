@@ -15,6 +15,7 @@
 #include "graphs.h"
 #include "manifest.h"
 #include "plan.h"
+#include "source.h"
 
 namespace eecompile {
 
@@ -38,6 +39,10 @@ class Pool {
   std::size_t slots() const { return slots_.size(); }
   std::int64_t layers(std::size_t k) const;                // of step k
   float* boundary(std::size_t k, std::size_t slot) const;  // the rows [.., D] that wait before step k in a slot
+
+  // The tokens that a sequence runs first: its prompt's own, or where that is a source, which is encoded here for the one
+  // sequence of such a pool, the one that its target begins with.
+  Result<Ids> take_up(const Ids& prompt);
 
   // Embeds tokens of each staircase into its first boundary, in one pass: at most `most` of them.
   Status embed(const Stairs& stairs, const std::vector<Tokens>& tokens);
@@ -78,6 +83,7 @@ class Pool {
   std::vector<Staircase*> slots_;  // null where free
   std::int64_t wait_, most_;       // rows that may wait in a boundary; rows of a pass
   Caches caches_;
+  Source source_;
   std::vector<Tensor> boundary_;  // [slots, wait, D] each
   Tensor in_, out_, ids_, positions_, start_;
   std::map<Key, std::unique_ptr<Pass>> bound_;

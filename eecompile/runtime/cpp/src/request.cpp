@@ -22,15 +22,20 @@ Status check_sampling(const Sampling& how) {
   return {};
 }
 
-Result<std::int64_t> room(const ModelInfo& model, const Settings& settings, const Ids& ids,
+Result<std::int64_t> room(const Manifest& manifest, const Settings& settings, const Ids& ids,
                           const std::optional<std::int64_t>& most) {
-  const auto count = static_cast<std::int64_t>(ids.size());
+  const ModelInfo& model = manifest.model;
+  const auto size = static_cast<std::int64_t>(ids.size()), count = first_tokens(manifest, size);
   if (ids.empty()) return usage("the prompt is empty", "", "give at least one token");
   for (const std::int64_t id : ids)
     if (id < 0 || id >= model.vocab)
       return usage("token id " + std::to_string(id) + " is outside 0.." + std::to_string(model.vocab - 1), "prompt",
                    "");
   if (most && *most < 1) return usage("max_new_tokens " + std::to_string(*most) + " is not positive", "", "");
+  if (manifest.source && size > manifest.source->context)
+    return usage(std::to_string(size) + " tokens of source do not fit the context of " +
+                     std::to_string(manifest.source->context),
+                 "", "shorten the source, or build with --context " + std::to_string(size), Code::kContextFull);
   const std::int64_t left = model.context - count + 1, wanted = most.value_or(left);
   if (left < 1 || wanted > left) {
     const std::string asked = most ? " and " + std::to_string(*most) + " new tokens" : "";

@@ -12,7 +12,7 @@ namespace eecompile {
 Status check_sampling(const Sampling& how);
 
 // How many tokens to generate; fails where the request cannot be served.
-Result<std::int64_t> room(const ModelInfo& model, const Settings& settings, const Ids& ids,
+Result<std::int64_t> room(const Manifest& manifest, const Settings& settings, const Ids& ids,
                           const std::optional<std::int64_t>& most);
 
 class Request {

@@ -29,7 +29,7 @@ Result<Generation> Session::State::run(const Ids& prompt, const GenerateOptions&
   const bool evolves = options.sampling.sled;
   if (evolves)
     if (Status status = check_sled(settings, m); !status.ok()) return status;
-  const Result<std::int64_t> most = room(m.model, settings, prompt, options.max_new_tokens);
+  const Result<std::int64_t> most = room(m, settings, prompt, options.max_new_tokens);
   if (!most.ok()) return most.status();
   if (evolves && !sled) sled.emplace(m, bundle->graphs, askers);
   Request request(m.model, settings, options, prompt, *most);
@@ -37,8 +37,10 @@ Result<Generation> Session::State::run(const Ids& prompt, const GenerateOptions&
   stairs.watch(askers, evolves ? Rules(m.exits.size(), ExitRule{}) : settings.rules);
   Clock::time_point began = Clock::now();
   stairs.reset();
-  if (Status status = stairs.prefill(prompt); !status.ok()) return status;
-  one.last = prompt.back();
+  const Result<Ids> first = stairs.pool().take_up(prompt);
+  if (!first.ok()) return first.status();
+  if (Status status = stairs.prefill(*first); !status.ok()) return status;
+  one.last = first->back();
   if (Status status = evolves ? sled->start(one) : decoder.start({&one}); !status.ok()) return status;
   request.stats().prefill_seconds = seconds_since(began);
   while (true) {

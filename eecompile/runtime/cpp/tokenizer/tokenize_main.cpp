@@ -2,12 +2,14 @@
 //
 //   eecompile-tokenize TOKENIZER.JSON encode|encode-plain < texts > ids     a text: "..", or {"bytes": hex digits}
 //   eecompile-tokenize TOKENIZER.JSON decode|decode-all   < ids   > texts   -all: special tokens, too
+//   eecompile-tokenize TOKENIZER.JSON spans               < {"text": .., "pair": text or null, "most": number or null}
 //   eecompile-tokenize TOKENIZER.JSON stream              < ids   > pieces  the text that each id completes, and the rest
 //
 // Exit status: as eecompile::Status has it.
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "eecompile/tokenizer.h"
@@ -34,9 +36,20 @@ Json pieces_of(const eecompile::Tokenizer& tokenizer, const std::vector<std::int
   return pieces;
 }
 
+Json spans_of(const eecompile::Tokenizer& tokenizer, const Json& line) {
+  std::optional<std::string> pair;
+  std::optional<std::size_t> most;
+  if (!line.at("pair").is_null()) pair = text_of(line.at("pair"));
+  if (!line.at("most").is_null()) most = line.at("most").get<std::size_t>();
+  const auto made = tokenizer.encoding(text_of(line.at("text")), pair, most);
+  if (!made.ok()) return made.status().text();
+  return {made->ids, made->types, made->special, made->second, made->spans};
+}
+
 Json answer(const eecompile::Tokenizer& tokenizer, const std::string& verb, const Json& line) {
   if (verb == "encode") return tokenizer.encode(text_of(line));
   if (verb == "encode-plain") return tokenizer.encode(text_of(line), false);
+  if (verb == "spans") return spans_of(tokenizer, line);
   const auto ids = line.get<std::vector<std::int64_t>>();
   if (verb == "decode") return tokenizer.decode(ids);
   if (verb == "decode-all") return tokenizer.decode(ids, false);
@@ -47,7 +60,7 @@ Json answer(const eecompile::Tokenizer& tokenizer, const std::string& verb, cons
 
 int main(int count, char** arguments) {
   if (count != 3) {
-    std::fputs("usage: eecompile-tokenize TOKENIZER.JSON encode|encode-plain|decode|decode-all|stream\n", stderr);
+    std::fputs("usage: eecompile-tokenize TOKENIZER.JSON encode|encode-plain|spans|decode|decode-all|stream\n", stderr);
     return 2;
   }
   const auto tokenizer = eecompile::Tokenizer::open(arguments[1]);

@@ -49,12 +49,14 @@ std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
 const char* const kHelp =
     "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 | --input FILE --output FILE [options]: generate from a "
     "bundle of a language model\n"
+    "eecompile-run BUNDLE TEXT | --prompt-ids 1,2,3 | --input FILE [options]: classify with a bundle of an encoder\n"
     "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
     "  --kv catch_up|propagate|selected   --sled --sled-rate R: logits that the exits correct, in mode full\n"
     "  --input FILE: prompts, .jsonl or .txt, one a line   --output FILE: a line of JSON for each   --batch N: side by "
     "side\n"
     "  --threshold LAYER[:CRITERION]=V or LAYER=never (repeats)   --pending-cap N --minimum-depth N --budget N\n"
+    "  classifiers: --pair TEXT   --granularity sentence|token   --truncate\n"
     "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "
     "hand)\n"
     "  --backend auto|onnxruntime|tensorrt|cuda   --plugin FILE: the exit decision's library, where engines call it\n"
@@ -90,6 +92,8 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
          return a.open.integrity = text == "size" ? Integrity::kSize : Integrity::kHash,
                 text == "size" || text == "hash";
        }},
+      {"--pair", [&](const std::string& text) { return (a.pair = text).has_value(); }},
+      {"--granularity", [&](const std::string& text) { return (a.granularity = text).has_value(); }},
       {"--max-new-tokens", whole(a.generate.max_new_tokens)},
       {"--pending-cap", whole(a.session.pending_cap)},
       {"--minimum-depth", whole(a.session.minimum_depth)},
@@ -116,9 +120,11 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
                        : word == "--stream"               ? &a.stream
                        : word == "--raw"                  ? &a.raw
                        : word == "--sled"                 ? &a.generate.sampling.sled
+                       : word == "--truncate"             ? &a.truncate
                        : word == "--help" || word == "-h" ? &a.help
                                                           : nullptr;
     if (flag != nullptr) *flag = true;
+    a.given.insert(word);
     if (flag != nullptr || only_places) continue;
     const auto option = options.find(word);
     if (option == options.end()) return usage("there is no option " + word, "eecompile-run --help lists them");
@@ -128,17 +134,13 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
   }
   if (a.help) return a;
   if (places.empty() || places.size() > 2)
-    return usage("give a BUNDLE, and a PROMPT or --prompt-ids", "eecompile-run --help");
+    return usage("give a BUNDLE, and a PROMPT, --prompt-ids or --input", "eecompile-run --help");
   if (threads < 0 || threads > 4096 || (threads == 0 && std::count(words.begin(), words.end(), "--threads") > 0))
     return usage("--threads is not from 1 to 4096");
   a.bundle = places[0];
   if (places.size() == 2) a.prompt = places[1];
   if (a.prompt.has_value() + a.prompt_ids.has_value() + !a.input.empty() != 1)
     return usage("give either a PROMPT or --prompt-ids, or a file of prompts with --input");
-  if (a.input.empty() != a.output.empty()) return usage("--input and --output go together");
-  if (a.input.empty() && batch > 0) return usage("--batch goes with --input", "one prompt runs by itself");
-  if (!a.input.empty() && (a.json || a.stream))
-    return usage("--json and --stream are for one prompt", "--output has a line of JSON for each");
   if (a.json && a.stream) return usage("--json prints one object, once it is whole", "leave --stream out");
   if (a.session.mode == "full" && !a.thresholds.empty())
     return usage("--threshold is for exits, and mode full asks none", "use --mode exact or confident");
@@ -148,7 +150,26 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
   return a;
 }
 
+Status check_generating(const Arguments& a) {
+  if (Status status = refuse_given(a, {"--pair", "--granularity", "--truncate"}, "generates text"); !status.ok())
+    return status;
+  if (a.input.empty() != a.output.empty()) return usage("--input and --output go together");
+  if (a.input.empty() && a.batch > 0) return usage("--batch goes with --input", "one prompt runs by itself");
+  if (!a.input.empty() && (a.json || a.stream))
+    return usage("--json and --stream are for one prompt", "--output has a line of JSON for each");
+  return {};
+}
+
+Status refuse_given(const Arguments& arguments, std::initializer_list<const char*> options, const std::string& kind) {
+  for (const char* option : options)
+    if (arguments.given.count(option) > 0)
+      return usage(std::string(option) + " is not for a model that " + kind, "leave the option out");
+  return {};
+}
+
 Status add_thresholds(const std::vector<std::string>& values, const Bundle& bundle, SessionOptions& options) {
+  const std::size_t labels = bundle.labels().size(),
+                    classes = labels > 0 ? labels : static_cast<std::size_t>(bundle.model().vocab);
   std::map<std::int64_t, std::optional<Thresholds>> changes;
   const std::vector<ExitDescription> exits = bundle.exits();
   const auto exit_at = [&](std::int64_t layer) {
@@ -179,7 +200,7 @@ Status add_thresholds(const std::vector<std::string>& values, const Bundle& bund
     const ExitDescription& exit = *exit_at(layer);
     const std::optional<Thresholds>& known = options.mode == "confident" ? exit.confident : exit.draft;
     for (const std::string& gate : exit.gates) {
-      const double widest = gate == "entropy"      ? std::log(static_cast<double>(bundle.model().vocab))
+      const double widest = gate == "entropy"      ? std::log(static_cast<double>(classes))
                             : gate == "saturation" ? -1
                                                    : 0;
       const auto own = known ? known->find(gate) : Thresholds::const_iterator();

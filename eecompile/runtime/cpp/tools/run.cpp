@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "classify.h"
 #include "many.h"
 #include "words.h"
 
@@ -21,6 +22,11 @@ int run(const std::vector<std::string>& arguments) {
   if (a->help) return std::fputs(kHelp, stdout), 0;
   const Result<Bundle> bundle = Bundle::open(a->bundle, a->open);
   if (!bundle.ok()) return fail(bundle.status());
+  if (!bundle->labels().empty()) {
+    const Status status = classify(*bundle, *a);
+    return status.ok() ? 0 : fail(status);
+  }
+  if (Status status = check_generating(*a); !status.ok()) return fail(status);
   Words words(bundle->tokenizer());
   if (a->prompt) {
     Result<Ids> ids = words.encode(*a->prompt, a->raw);

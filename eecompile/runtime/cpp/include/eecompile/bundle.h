@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "eecompile/classifier.h"
 #include "eecompile/status.h"
 #include "eecompile/values.h"
 
@@ -82,15 +83,21 @@ class Bundle {
   std::vector<ExitDescription> exits() const;
   const std::string& backend() const;  // that runs it
   std::string gpu() const;             // the GPU's name, empty on the processor
-  std::string tokenizer() const;  // path of its tokenizer.json, or empty
+  const std::string& task() const;          // causal-lm, or what a classifier does
+  std::vector<std::string> labels() const;  // of a classifier; none: the bundle generates text
+  std::string tokenizer() const;            // path of its tokenizer.json, or empty
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
   Result<Session> session(const SessionOptions& options = {}) const;
+
+  // For bundles of encoders; likewise.
+  Result<Classifier> classifier(const ClassifierOptions& options = {}) const;
 
  private:
   struct State;
   explicit Bundle(std::shared_ptr<const State> state);
   friend struct Session::State;
+  friend struct Classifier::State;
   std::shared_ptr<const State> state_;
 };
 

@@ -103,7 +103,7 @@ void AddedTokens::add_matches(const Text& text, const Vocabulary& wanted, Pieces
       if (token.left_strip) found.begin = std::max(space_before(bytes, found.begin, 0), last);
       if (token.right_strip) found.end = space_behind(bytes, found.end);
       if (last < found.begin) add_piece(pieces, text.slice(last, found.begin));
-      pieces.push_back({{}, found.id});
+      pieces.push_back({text.slice(found.begin, found.end), found.id});
       last = found.end;
     }
     found = next_match(bytes, from, wanted);
@@ -111,9 +111,9 @@ void AddedTokens::add_matches(const Text& text, const Vocabulary& wanted, Pieces
   if (last < bytes.size()) add_piece(pieces, text.slice(last, bytes.size()));
 }
 
-Pieces AddedTokens::extract(std::string text, const Normalizer* normalizer) const {
+Pieces AddedTokens::extract(std::string text, const Normalizer* normalizer, bool tracked) const {
   Pieces pieces;
-  add_matches(Text::whole(std::move(text)), plain_, pieces);
+  add_matches(Text::whole(std::move(text), tracked), plain_, pieces);
   split_pieces(pieces, [&](Text&& piece, Pieces& out) {
     if (normalizer != nullptr) normalizer->apply(piece);
     add_matches(piece, normalized_, out);

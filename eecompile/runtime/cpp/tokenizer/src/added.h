@@ -32,7 +32,8 @@ class AddedTokens {
   // The text (valid UTF-8) cut at added tokens and normalised between them: first those that are looked for as they
   // stand, then, in what is normalised, the others. Each time the leftmost, of those the longest.
   // Cost: linear in the text, times the longest added token.
-  Pieces extract(std::string text, const Normalizer* normalizer) const;
+  // tracked: whether spans of tokens are asked for.
+  Pieces extract(std::string text, const Normalizer* normalizer, bool tracked = false) const;
 
   // What an id decodes to; nullptr where it is no added token.
   const std::string* token(std::uint32_t id) const;

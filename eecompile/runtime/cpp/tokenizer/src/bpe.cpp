@@ -33,6 +33,7 @@ struct Candidate {
 // A token in a doubly linked list; what was merged into its left neighbour is gone.
 struct Symbol {
   std::uint32_t id;
+  std::size_t length;  // bytes
   std::size_t previous, next;
   bool gone = false;
 };
@@ -56,15 +57,18 @@ class Bpe : public Model {
   static std::uint64_t key(std::uint32_t left, std::uint32_t right) { return std::uint64_t{left} << 32 | right; }
 
   // Cost: O(n log n) in the characters of the piece.
-  void encode(std::string_view piece, Ids& ids) const override {
+  void encode(std::string_view piece, Tokens& tokens) const override {
     if (settings_.ignore_merges) {
       const std::uint32_t whole = vocabulary_.find(piece);
-      if (whole != kNone) return ids.push_back(whole);
+      if (whole != kNone) return tokens.push_back({whole, 0, piece.size()});
     }
     std::vector<Symbol> symbols = characters(piece);
     merge(symbols);
+    std::size_t at = 0;
     for (const Symbol& symbol : symbols) {
-      if (!symbol.gone) ids.push_back(symbol.id);
+      if (symbol.gone) continue;
+      tokens.push_back({symbol.id, at, at + symbol.length});
+      at += symbol.length;
     }
   }
 
@@ -77,33 +81,38 @@ class Bpe : public Model {
   }
 
   // The bytes' tokens in place of a character that has none; false where one of them has none either.
-  bool add_bytes(std::string_view bytes, std::vector<std::uint32_t>& ids) const {
+  bool add_bytes(std::string_view bytes, std::vector<Symbol>& symbols) const {
     const auto token = [this](char byte) { return bytes_[static_cast<unsigned char>(byte)]; };
     if (!std::all_of(bytes.begin(), bytes.end(), [&](char byte) { return token(byte) != kNone; })) return false;
-    for (const char byte : bytes) ids.push_back(token(byte));
+    for (const char byte : bytes) symbols.push_back({token(byte), 1, kNowhere, kNowhere});
     return true;
   }
 
   // An unknown character waits for the next known one, so that several may become one token; the library lets byte
-  // tokens overtake it.
+  // tokens overtake it, and counts spans by the tokens' lengths in the order that comes of it.
   std::vector<Symbol> characters(std::string_view piece) const {
-    std::vector<std::uint32_t> ids;
-    bool waiting = false;
+    std::vector<Symbol> symbols;
+    std::size_t waiting = 0;  // bytes
+    const auto add = [&symbols](std::uint32_t id, std::size_t length) {
+      symbols.push_back({id, length, kNowhere, kNowhere});
+    };
     for (std::size_t at = 0; at < piece.size();) {
       const std::size_t size = decode(piece, at).size;
       const std::uint32_t id = character(piece, at, size);
       if (id != kNone) {
-        if (waiting) ids.push_back(*settings_.unknown);
-        waiting = false;
-        ids.push_back(id);
-      } else if (!(settings_.byte_fallback && add_bytes(affixed(piece, at, size), ids)) && settings_.unknown) {
-        if (waiting && !settings_.fuse_unknown) ids.push_back(*settings_.unknown);
-        waiting = true;
+        if (waiting > 0) add(*settings_.unknown, waiting);
+        waiting = 0;
+        add(id, size);
+      } else if (!(settings_.byte_fallback && add_bytes(affixed(piece, at, size), symbols)) && settings_.unknown) {
+        const bool parted = waiting > 0 && !settings_.fuse_unknown;
+        if (parted) add(*settings_.unknown, waiting);
+        waiting = parted ? size : waiting + size;
       }
       at += size;
     }
-    if (waiting) ids.push_back(*settings_.unknown);
-    return linked(ids);
+    if (waiting > 0) add(*settings_.unknown, waiting);
+    link(symbols);
+    return symbols;
   }
 
   std::string affixed(std::string_view piece, std::size_t at, std::size_t size) const {
@@ -111,13 +120,11 @@ class Bpe : public Model {
            (at + size == piece.size() ? settings_.suffix : "");
   }
 
-  static std::vector<Symbol> linked(const std::vector<std::uint32_t>& ids) {
-    std::vector<Symbol> symbols;
-    symbols.reserve(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      symbols.push_back({ids[i], i == 0 ? kNowhere : i - 1, i + 1 == ids.size() ? kNowhere : i + 1});
+  static void link(std::vector<Symbol>& symbols) {
+    for (std::size_t i = 1; i < symbols.size(); ++i) {
+      symbols[i].previous = i - 1;
+      symbols[i - 1].next = i;
     }
-    return symbols;
   }
 
   const Merge* find(std::uint32_t left, std::uint32_t right) const {
@@ -144,6 +151,7 @@ class Bpe : public Model {
       const Merge* now = find(left.id, right.id);  // an older candidate may stand for tokens that are no more
       if (now == nullptr || now->id != best.id) continue;
       left.id = best.id;
+      left.length += right.length;
       right.gone = true;
       left.next = right.next;
       if (left.next != kNowhere) symbols[left.next].previous = best.place;

@@ -14,12 +14,19 @@ namespace eecompile::tok {
 
 using Ids = std::vector<std::int64_t>;
 
+// An id, and the bytes [begin, end) of the piece that it stands for.
+struct Token {
+  std::int64_t id;
+  std::size_t begin, end;
+};
+using Tokens = std::vector<Token>;
+
 class Model {
  public:
   virtual ~Model() = default;
 
-  // Appends the ids of one piece of text (valid UTF-8).
-  virtual void encode(std::string_view piece, Ids& ids) const = 0;
+  // Appends the tokens of one piece of text (valid UTF-8).
+  virtual void encode(std::string_view piece, Tokens& tokens) const = 0;
 
   const Vocabulary& vocabulary() const { return vocabulary_; }
 

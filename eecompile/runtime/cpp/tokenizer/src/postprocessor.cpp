@@ -1,11 +1,16 @@
 #include "postprocessor.h"
 
-#include <string>
+#include <algorithm>
 #include <utility>
+
+#include "unicode.h"
+#include "utf8.h"
 
 namespace eecompile::tok {
 
 namespace {
+
+constexpr char32_t kSpaceByte = 0x120;  // what stands for a space in byte-level vocabularies
 
 // ["[CLS]", 101]
 std::int64_t id_of(const Field& pair) {
@@ -14,16 +19,45 @@ std::int64_t id_of(const Field& pair) {
   return 0;
 }
 
+bool is_blank(char32_t point) { return point == kSpaceByte || is(point, kSpace); }
+
+// Takes the spaces that a token begins and ends with out of its span, but not the one that was put before the text.
+void trim(Encoding& text, bool prefixed, const PostProcessor::Read& token) {
+  for (std::size_t i = 0; i < text.ids.size(); ++i) {
+    const std::string* const read = token(text.ids[i]);
+    if (read == nullptr) continue;
+    const std::u32string letters = points(*read);
+    auto leading = std::find_if_not(letters.begin(), letters.end(), is_blank) - letters.begin();
+    const auto trailing = std::find_if_not(letters.rbegin(), letters.rend(), is_blank) - letters.rbegin();
+    auto& [begin, end] = text.spans[i];
+    if (leading > 0 && prefixed && (i == 0 || begin == 0)) --leading;
+    if (leading > 0) begin = std::min<std::int64_t>(begin + leading, end);
+    if (trailing > 0 && end >= trailing) end = std::max<std::int64_t>(end - trailing, begin);
+  }
+}
+
+void join(Encoding& whole, const Encoding& text, std::int64_t type, bool second) {
+  whole.ids.insert(whole.ids.end(), text.ids.begin(), text.ids.end());
+  whole.spans.insert(whole.spans.end(), text.spans.begin(), text.spans.end());
+  whole.special.insert(whole.special.end(), text.special.begin(), text.special.end());
+  for (const std::int64_t own : text.types) whole.types.push_back(type < 0 ? own : type);
+  for (const bool own : text.second) whole.second.push_back(own || second);
+}
+
 }  // namespace
 
 PostProcessor::PostProcessor(const Field& field) { add(field); }
 
 void PostProcessor::add(const Field& field) {
   const std::string type = field.at("type").text();
-  if (type == "ByteLevel") return;  // trims offsets, which are not kept here
-  if (type == "TemplateProcessing") return add_template(field);
-  if (type == "BertProcessing" || type == "RobertaProcessing") {
-    templates_.push_back({id_of(field.at("cls")), kText, id_of(field.at("sep"))});
+  if (type == "ByteLevel") {
+    if (field.flag("trim_offsets", true)) trims_.push_back(field.flag("add_prefix_space", true));
+  } else if (type == "TemplateProcessing") {
+    add_template(field);
+  } else if (type == "BertProcessing") {
+    add_bert(field);
+  } else if (type == "RobertaProcessing") {
+    add_roberta(field);
   } else if (type == "Sequence") {
     const Field all = field.at("processors");
     for (std::size_t i = 0; i < all.size(); ++i) add(all.element(i));
@@ -32,36 +66,87 @@ void PostProcessor::add(const Field& field) {
   }
 }
 
+void PostProcessor::add_bert(const Field& field) {
+  const std::int64_t cls = id_of(field.at("cls")), sep = id_of(field.at("sep"));
+  templates_.push_back(
+      {{{cls, 0}, {kFirst, -1}, {sep, 0}}, {{cls, 0}, {kFirst, -1}, {sep, 0}, {kSecond, -1}, {sep, 1}}});
+}
+
+void PostProcessor::add_roberta(const Field& field) {
+  const std::int64_t cls = id_of(field.at("cls")), sep = id_of(field.at("sep"));
+  if (field.flag("trim_offsets", true)) trims_.push_back(field.flag("add_prefix_space", true));
+  templates_.push_back(
+      {{{cls, 0}, {kFirst, 0}, {sep, 0}}, {{cls, 0}, {kFirst, 0}, {sep, 0}, {sep, 0}, {kSecond, 0}, {sep, 0}}});
+}
+
 void PostProcessor::add_template(const Field& field) {
-  Template made;
-  const Field single = field.at("single");
-  for (std::size_t i = 0; i < single.size(); ++i) {
-    const Field part = single.element(i);
-    if (part.has("Sequence")) {
-      if (part.at("Sequence").at("id").text() != "A") part.malformed("names a second text");
-      made.push_back(kText);
+  const Field single = field.at("single"), specials = field.at("special_tokens");
+  Template made{parts_from(single, specials), {{kFirst, 0}, {kSecond, 1}}};
+  for (const Part& part : made.single)
+    if (part.id == kSecond) single.malformed("names a second text");
+  if (field.has("pair")) made.pair = parts_from(field.at("pair"), specials);
+  templates_.push_back(std::move(made));
+}
+
+std::vector<PostProcessor::Part> PostProcessor::parts_from(const Field& pieces, const Field& specials) {
+  std::vector<Part> made;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    const Field piece = pieces.element(i);
+    const bool text = piece.has("Sequence");
+    const Field described = piece.at(text ? "Sequence" : "SpecialToken");
+    const std::string name = described.at("id").text();
+    const std::int64_t type = described.has("type_id") ? described.at("type_id").number() : 0;
+    if (text) {
+      made.push_back({name == "A" ? kFirst : kSecond, type});
       continue;
     }
-    const std::string name = part.at("SpecialToken").at("id").text();
-    const Field ids = field.at("special_tokens").at(name.c_str()).at("ids");
-    for (std::size_t k = 0; k < ids.size(); ++k) made.push_back(ids.element(k).number());
+    const Field ids = specials.at(name.c_str()).at("ids");
+    for (std::size_t k = 0; k < ids.size(); ++k) made.push_back({ids.element(k).number(), type});
   }
-  templates_.push_back(std::move(made));
+  return made;
 }
 
 Ids PostProcessor::apply(Ids ids) const {
   for (const Template& around : templates_) {
     Ids made;
-    for (const std::int64_t id : around) {
-      if (id == kText) {
+    for (const Part& part : around.single) {
+      if (part.id == kFirst) {
         made.insert(made.end(), ids.begin(), ids.end());
       } else {
-        made.push_back(id);
+        made.push_back(part.id);
       }
     }
     ids = std::move(made);
   }
   return ids;
+}
+
+Encoding PostProcessor::apply(std::vector<Encoding> texts, const Read& token) const {
+  for (const bool prefixed : trims_)
+    for (Encoding& text : texts) trim(text, prefixed, token);
+  const bool pair = texts.size() == 2;
+  static const Template kBare{{{kFirst, -1}}, {{kFirst, -1}, {kSecond, -1}}};
+  const std::vector<Template> bare = {kBare};
+  for (const Template& around : templates_.empty() ? bare : templates_) {
+    Encoding whole;
+    for (const Part& part : pair ? around.pair : around.single) {
+      if (part.id == kFirst || part.id == kSecond) {
+        join(whole, texts[part.id == kFirst ? 0 : 1], part.type, part.id == kSecond);
+      } else {
+        join(whole, {{part.id}, {part.type}, {true}, {false}, {{0, 0}}}, part.type, false);
+      }
+    }
+    texts = {std::move(whole)};
+  }
+  return std::move(texts[0]);
+}
+
+std::size_t PostProcessor::added(bool pair) const {
+  std::size_t count = 0;
+  for (const Template& around : templates_)
+    for (const Part& part : pair ? around.pair : around.single)
+      if (part.id != kFirst && part.id != kSecond) ++count;
+  return count;
 }
 
 }  // namespace eecompile::tok

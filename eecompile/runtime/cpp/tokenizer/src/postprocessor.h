@@ -1,15 +1,18 @@
-// The post-processors of tokenizer.json, for one sequence: TemplateProcessing, BertProcessing, RobertaProcessing,
-// ByteLevel, Sequence.
+// The post-processors of tokenizer.json: TemplateProcessing, BertProcessing, RobertaProcessing, ByteLevel, Sequence.
 #pragma once
 
+#include <cstddef>
+#include <functional>
+#include <string>
 #include <vector>
 
+#include "eecompile/tokenizer.h"
 #include "field.h"
 #include "model.h"
 
 namespace eecompile::tok {
 
-// The special tokens that go around a text's own.
+// The special tokens that go around a text's own, or around those of a pair of texts.
 class PostProcessor {
  public:
   PostProcessor() = default;
@@ -17,15 +20,33 @@ class PostProcessor {
 
   Ids apply(Ids ids) const;
 
+  // The same of whole encodings: of one text, or of two. `token` reads an id. Empty where a pair has no template.
+  using Read = std::function<const std::string*(std::int64_t)>;
+  Encoding apply(std::vector<Encoding> texts, const Read& token) const;
+
+  // Special tokens that `apply` adds.
+  std::size_t added(bool pair) const;
+
+  bool takes_pairs() const { return templates_.size() < 2; }
+
  private:
-  // Ids, with kText for the text's own.
-  static constexpr std::int64_t kText = -1;
-  using Template = Ids;
+  // A special token, or in place of an id kFirst or kSecond: all of a text's tokens. type: -1 keeps the text's own.
+  struct Part {
+    std::int64_t id, type;
+  };
+  struct Template {
+    std::vector<Part> single, pair;
+  };
+  static constexpr std::int64_t kFirst = -1, kSecond = -2;
 
   void add(const Field& field);
+  void add_bert(const Field& field);
+  void add_roberta(const Field& field);
   void add_template(const Field& field);
+  static std::vector<Part> parts_from(const Field& pieces, const Field& specials);
 
   std::vector<Template> templates_;  // applied one after the other
+  std::vector<bool> trims_;          // whether spans lose their spaces: each time, whether a space was put before texts
 };
 
 }  // namespace eecompile::tok

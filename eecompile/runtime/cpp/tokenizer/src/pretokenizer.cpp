@@ -53,6 +53,17 @@ void split_words(Pieces& pieces) {
   });
 }
 
+void write_bytes(Text& text) {
+  if (text.origins.empty()) {
+    text.bytes = bytes_to_chars(text.bytes);
+    return;
+  }
+  Rewriter out(text);
+  for (std::size_t at = 0; at < text.bytes.size(); ++at)
+    out.put(bytes_to_chars(std::string_view(text.bytes).substr(at, 1)), at);
+  text = out.done();
+}
+
 constexpr const char* kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 std::unique_ptr<const PreTokenizer> byte_level_from(const Field& field) {
@@ -64,7 +75,7 @@ std::unique_ptr<const PreTokenizer> byte_level_from(const Field& field) {
       add_split(text, pattern.spans(text.bytes), Delimiters::kIsolated, out);
     });
     for (Piece& piece : pieces) {
-      if (piece.id < 0) piece.text.bytes = bytes_to_chars(piece.text.bytes);
+      if (piece.id < 0) write_bytes(piece.text);
     }
   });
 }

@@ -1,6 +1,7 @@
 // A piece of the input on its way to tokens.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -11,13 +12,20 @@
 
 namespace eecompile::tok {
 
-// Valid UTF-8 and one thing about where it came from: Metaspace's scheme "first" puts its mark where the input begins.
+// Bytes [begin, end) of the input.
+struct Origin {
+  std::size_t begin, end;
+};
+
+// Valid UTF-8 and where it came from: Metaspace's scheme "first" puts its mark where the input begins, and spans of
+// tokens are asked for at times.
 struct Text {
   std::string bytes;
   std::size_t from_start = 0;  // that many leading bytes come from the input's first character
   bool at_start = false;       // the text as a whole begins where the input does
+  std::vector<Origin> origins = {};  // of each byte, that of its character; none where nobody asks
 
-  static Text whole(std::string valid);
+  static Text whole(std::string valid, bool tracked = false);
 
   Text slice(std::size_t begin, std::size_t end) const;
   void prepend(std::string_view prefix);
@@ -34,17 +42,24 @@ class Rewriter {
   // `point` in place of, or added behind, the character at byte `source` of the old text.
   void put(char32_t point, std::size_t source) {
     append(made_.bytes, point);
-    if (source < old_.from_start) made_.from_start = made_.bytes.size();
+    note(source);
   }
 
   void put(std::string_view text, std::size_t source) {
     made_.bytes.append(text);
-    if (source < old_.from_start) made_.from_start = made_.bytes.size();
+    note(source);
   }
 
   Text done() { return std::move(made_); }
 
  private:
+  // What was put last comes from the old text's byte `source`.
+  void note(std::size_t source) {
+    if (source < old_.from_start) made_.from_start = made_.bytes.size();
+    if (!old_.origins.empty())
+      made_.origins.resize(made_.bytes.size(), old_.origins[std::min(source, old_.origins.size() - 1)]);
+  }
+
   const Text& old_;
   Text made_;
 };
@@ -61,7 +76,7 @@ void for_each_point(std::string_view text, Use&& use) {
 
 struct Piece {
   Text text;
-  std::int64_t id = -1;  // of an added token; -1: still to be tokenized
+  std::int64_t id = -1;  // of an added token, which the text reads; -1: still to be tokenized
 };
 
 using Pieces = std::vector<Piece>;

@@ -46,6 +46,50 @@ Status status(Code code, std::string what, const std::string& where) {
   return {code, std::move(what), where, "use the tokenizer.json that the checkpoint came with"};
 }
 
+void add_tokens(const tok::Model& model, const tok::Piece& piece, tok::Tokens& tokens) {
+  if (piece.id < 0) return model.encode(piece.text.bytes, tokens);
+  tokens.push_back({piece.id, 0, piece.text.bytes.size()});
+}
+
+// Where in the input a token of a piece comes from.
+tok::Origin origin(const tok::Text& piece, const tok::Token& token) {
+  const std::size_t end = std::min(token.end, piece.origins.size());
+  if (token.begin >= end) return {0, 0};
+  return {piece.origins[token.begin].begin, piece.origins[end - 1].end};
+}
+
+// How many characters of the text begin before each byte, and before its end.
+std::vector<std::int64_t> characters_before(std::string_view text) {
+  std::vector<std::int64_t> found(text.size() + 1);
+  std::int64_t count = 0;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    found[at] = count;
+    if (at + 1 == text.size() || (static_cast<unsigned char>(text[at + 1]) & 0xC0) != 0x80) ++count;
+  }
+  found[text.size()] = count;
+  return found;
+}
+
+void shorten(Encoding& text, std::size_t count) {
+  if (count >= text.ids.size()) return;
+  text.ids.resize(count);
+  text.types.resize(count);
+  text.special.resize(count);
+  text.second.resize(count);
+  text.spans.resize(count);
+}
+
+// Cuts texts off at `most` tokens in all: the longer one of a pair first, then both (the library's "longest first").
+void cut(std::vector<Encoding>& texts, std::size_t most) {
+  if (texts.size() == 1) return shorten(texts[0], most);
+  const std::size_t a = texts[0].ids.size(), b = texts[1].ids.size();
+  if (a + b <= most) return;
+  std::size_t less = std::min(a, b), more = less > most ? less : std::max(less, most - less);
+  if (less + more > most) less = most / 2, more = most - less;
+  shorten(texts[0], a <= b ? less : more);
+  shorten(texts[1], a <= b ? more : less);
+}
+
 }  // namespace
 
 Result<Tokenizer> Tokenizer::open(const std::string& path) {
@@ -86,14 +130,48 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_spec
   tok::Pieces pieces = parts_->added.extract(tok::lossy(text), parts_->normalizer.get());
   if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(pieces);
   std::vector<std::int64_t> ids;
+  tok::Tokens tokens;
   for (const tok::Piece& piece : pieces) {
-    if (piece.id >= 0) {
-      ids.push_back(piece.id);
-    } else {
-      parts_->model->encode(piece.text.bytes, ids);
-    }
+    tokens.clear();
+    add_tokens(*parts_->model, piece, tokens);
+    for (const tok::Token& token : tokens) ids.push_back(token.id);
   }
   return add_special ? parts_->post_processor.apply(std::move(ids)) : ids;
+}
+
+// One text without what the post-processor adds.
+Encoding Tokenizer::encoding_of(std::string_view text, std::int64_t type) const {
+  const std::string valid = tok::lossy(text);
+  const std::vector<std::int64_t> characters = characters_before(valid);
+  tok::Pieces pieces = parts_->added.extract(valid, parts_->normalizer.get(), true);
+  if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(pieces);
+  Encoding made;
+  tok::Tokens tokens;
+  for (const tok::Piece& piece : pieces) {
+    tokens.clear();
+    add_tokens(*parts_->model, piece, tokens);
+    for (const tok::Token& token : tokens) {
+      const tok::Origin from = origin(piece.text, token);
+      made.ids.push_back(token.id);
+      made.spans.emplace_back(characters[from.begin], characters[from.end]);
+    }
+  }
+  made.types.assign(made.ids.size(), type);
+  made.special.assign(made.ids.size(), false);
+  made.second.assign(made.ids.size(), false);
+  return made;
+}
+
+Result<Encoding> Tokenizer::encoding(std::string_view text, const std::optional<std::string>& pair,
+                                     const std::optional<std::size_t>& most) const {
+  const tok::PostProcessor& around = parts_->post_processor;
+  if (pair && !around.takes_pairs())
+    return Status{Code::kUnsupported, "this tokenizer has several templates, and none for a pair", "", ""};
+  std::vector<Encoding> texts = {encoding_of(text, 0)};
+  if (pair) texts.push_back(encoding_of(*pair, 1));
+  const std::size_t added = around.added(pair.has_value());
+  if (most) cut(texts, *most > added ? *most - added : 0);
+  return around.apply(std::move(texts), [this](std::int64_t id) { return parts_->token(id, false); });
 }
 
 std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_special) const {

@@ -31,7 +31,7 @@ class Unigram : public Model {
   }
 
   // The most probable cut (Viterbi). Cost: the text's bytes times the longest token's.
-  void encode(std::string_view text, Ids& ids) const override {
+  void encode(std::string_view text, Tokens& tokens) const override {
     const std::vector<Best> best = forward(text);
     std::vector<std::pair<std::size_t, std::size_t>> cuts;  // the last token first; unknown neighbours as one
     bool after_unknown = false;
@@ -45,7 +45,7 @@ class Unigram : public Model {
       after_unknown = unknown;
     }
     for (auto cut = cuts.rbegin(); cut != cuts.rend(); ++cut) {
-      add(text.substr(cut->first, cut->second - cut->first), ids);
+      add(text, cut->first, cut->second, tokens);
     }
   }
 
@@ -74,14 +74,15 @@ class Unigram : public Model {
     return best;
   }
 
-  void add(std::string_view token, Ids& ids) const {
+  void add(std::string_view text, std::size_t begin, std::size_t end, Tokens& tokens) const {
+    const std::string_view token = text.substr(begin, end - begin);
     const std::uint32_t id = vocabulary_.find(token);
-    if (id != kNone) return ids.push_back(id);
+    if (id != kNone) return tokens.push_back({id, begin, end});
     const auto byte_id = [this](char byte) { return bytes_[static_cast<unsigned char>(byte)]; };
     if (bytes_.empty() || std::any_of(token.begin(), token.end(), [&](char byte) { return byte_id(byte) == kNone; })) {
-      return ids.push_back(unknown_);
+      return tokens.push_back({unknown_, begin, end});
     }
-    for (const char byte : token) ids.push_back(byte_id(byte));
+    for (const char byte : token) tokens.push_back({byte_id(byte), begin, end});
   }
 
   std::vector<double> scores_;  // by id

@@ -21,19 +21,19 @@ class WordPiece : public Model {
 
   // The longest token each time; the whole word is unknown where one place has none.
   // Cost: the word's bytes times the longest token's.
-  void encode(std::string_view word, Ids& ids) const override {
-    const std::size_t before = ids.size();
+  void encode(std::string_view word, Tokens& tokens) const override {
+    const std::size_t before = tokens.size();
     bool known = points(word).size() <= longest_;
     for (std::size_t at = 0; known && at < word.size();) {
       std::uint32_t id = kNone;
       const std::size_t end = longest_match(word, at, id);
       known = id != kNone;
-      ids.push_back(id);
+      tokens.push_back({id, at, end});
       at = end;
     }
     if (known) return;
-    ids.resize(before);
-    ids.push_back(unknown_);
+    tokens.erase(tokens.begin() + static_cast<std::ptrdiff_t>(before), tokens.end());
+    tokens.push_back({unknown_, 0, word.size()});
   }
 
  private:
