@@ -99,6 +99,17 @@ std::pair<int, int> numbers(const std::string& version) {
   return {major, minor};
 }
 
+// Whether these agree in as many numbers as both say: packages leave a version's build out, or add their own.
+bool same_version(std::string_view one, std::string_view other) {
+  while (true) {
+    const std::size_t a = std::min(one.find('.'), one.size()), b = std::min(other.find('.'), other.size());
+    if (one.substr(0, a) != other.substr(0, b)) return false;
+    if (a == one.size() || b == other.size()) return true;
+    one.remove_prefix(a + 1);
+    other.remove_prefix(b + 1);
+  }
+}
+
 bool cuda_fits(const std::optional<std::string>& built, const std::string& here) {
   return !built || (numbers(*built).first == numbers(here).first && numbers(*built) <= numbers(here));
 }
@@ -126,8 +137,21 @@ Result<EngineRecord> read_record(const std::string& folder) {
   return record;
 }
 
+std::string text_of(const EngineRecord& record) { return json_of(record).dump(1); }
+
+std::string text_of(const EngineFile& engine) { return json_of(engine).dump(); }
+
+Result<EngineFile> engine_of(const std::string& text) {
+  const Result<Json> document = parse_object(text, "");
+  if (!document.ok()) return document.status();
+  std::string fault;
+  EngineFile engine = engine_from(*document, "", fault);
+  if (!fault.empty()) return Status{Code::kInternal, "the process that builds it answered " + text.substr(0, 200), "", ""};
+  return engine;
+}
+
 Status write_record(const std::string& folder, const EngineRecord& record) {
-  return write_whole(folder + "/record.json", json_of(record).dump(1) + "\n");
+  return write_whole(folder + "/record.json", text_of(record) + "\n");
 }
 
 Status check_record(const EngineRecord& record, const Here& here, const std::string& core, const BuildPlan& plan,
@@ -141,7 +165,7 @@ Status check_record(const EngineRecord& record, const Here& here, const std::str
     for (const int sm : record.sm) built += (built.empty() ? "" : ", ") + std::to_string(sm);
     return mismatch(where, "compute capability", built, std::to_string(here.sm));
   }
-  if (record.tensorrt != here.tensorrt) return mismatch(where, "TensorRT", record.tensorrt, here.tensorrt);
+  if (!same_version(record.tensorrt, here.tensorrt)) return mismatch(where, "TensorRT", record.tensorrt, here.tensorrt);
   if (!cuda_fits(record.cuda, here.cuda)) return mismatch(where, "CUDA", *record.cuda, here.cuda);
   if (record.plugin && record.plugin != here.plugin)
     return mismatch(where, "plugin library", *record.plugin, here.plugin.value_or("none"));

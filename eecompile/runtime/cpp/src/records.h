@@ -47,6 +47,11 @@ Result<EngineRecord> read_record(const std::string& folder);
 // Replaces the record in `folder` in one step.
 Status write_record(const std::string& folder, const EngineRecord& record);
 
+// A record, or one engine's part of it, as JSON; and back from what a building process has answered.
+std::string text_of(const EngineRecord& record);
+std::string text_of(const EngineFile& engine);
+Result<EngineFile> engine_of(const std::string& text);
+
 // Refuses engines that are not of this machine and this bundle, naming both values.
 Status check_record(const EngineRecord& record, const Here& here, const std::string& core, const BuildPlan& plan,
                     const std::string& where);
