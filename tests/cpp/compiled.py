@@ -19,7 +19,8 @@ def compile_all(name: str, *options: str) -> Path:
     if not (DEPS / "include" / "onnxruntime").exists():
         pytest.skip("there are no headers to compile with: run `make cpp-deps`")
     folder = ROOT / "build" / f"{name}-{hashlib.sha256(str(SOURCES).encode()).hexdigest()[:8]}"
-    for command in (["-S", SOURCES, "-B", folder, f"-DCMAKE_PREFIX_PATH={DEPS}", *options], ["--build", folder, "-j2"]):
+    settings = [f"-DCMAKE_PREFIX_PATH={DEPS}", "-DEECOMPILE_WERROR=ON", *options]
+    for command in (["-S", SOURCES, "-B", folder, *settings], ["--build", folder, "-j2"]):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return folder

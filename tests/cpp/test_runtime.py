@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from compiled import SOURCES
+from core_files import replace_file
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout
@@ -41,7 +41,6 @@ HEADS = [
     HeadShape(name="short", kind="shortlist", tokens=[*range(60)]),
 ]
 DRAFTS = {"max_prob": 0.04, "margin": 0.02, "entropy": 4.5, "learned": 0.3}
-WITH_TEXT = (SOURCES / "tokenizer").is_dir()
 STATS = ("mean_depth", "drafted", "rejected", "segment_passes", "layer_rows")
 
 
@@ -75,7 +74,7 @@ def both(
     overrides = {} if mode == "full" else {"thresholds": thresholds}
     generation = opened.session(mode=mode, **more, **overrides).generate(prompt, max_new_tokens=count, sampling=how)
     tokens = list(generation)
-    text = "".join(token.text for token in tokens) if opened.text and WITH_TEXT else None
+    text = "".join(token.text for token in tokens) if opened.text else None
     depths = [token.exit_layer for token in tokens]
     expected = result_json(list(prompt), generation.ids, text, depths, mode, generation.stats)
     words = ["--prompt-ids", ",".join(map(str, prompt)), "--mode", mode, "--json", "--threads", opened.threads]
@@ -148,7 +147,6 @@ def test_a_text_ends_at_the_models_end_in_every_mode(shelf: Any, command: Path) 
     assert {("full", "stop"), ("exact", "stop")} <= reasons
 
 
-@pytest.mark.skipif(not WITH_TEXT, reason="the sources have no tokenizer")
 def test_text_goes_in_and_comes_out(command: Path, tmp_path: Path) -> None:
     settings = tiny.config(vocab_size=tiny.TOKENIZER_IDS + 3, eos_token_id=tiny.TOKENIZER_IDS - 1)
     source = tiny.add_tokenizer(tiny.checkpoint(tmp_path / "checkpoint", settings, gain=GAIN))
@@ -164,8 +162,15 @@ def test_text_goes_in_and_comes_out(command: Path, tmp_path: Path) -> None:
             assert (found["prompt_ids"], found["text"]) == (generation.prompt_ids, text)
         else:
             assert done.stdout == expected
+    answer = opened.session().chat([{"role": "user", "content": prompt}], max_new_tokens=count)
+    text = "".join(token.text for token in answer)
+    done = json.loads(said(command, opened.files.path, prompt, "--max-new-tokens", count, "--json").stdout)
+    assert (done["prompt_ids"], done["text"]) == (answer.prompt_ids, text)
+    assert answer.prompt_ids != generation.prompt_ids
+    replace_file(opened.files.path, c.CHAT, None)  # as older builds have it
     refused = said(command, opened.files.path, prompt)
     assert (refused.returncode, "--raw" in refused.stderr) == (3, True)
+    assert "in Jinja alone" in refused.stderr
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ namespace eecompile {
 struct Bundle::State {
   BundleFiles files;
   LoadedGraphs graphs;
+  OpenSeconds seconds;
 };
 
 struct Session::State {

@@ -1,16 +1,10 @@
-#include "eecompile.h"
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
 
-#include "eecompile/bundle.h"
+#include "c_parts.h"
 
 using namespace eecompile;
-
-struct eecompile_bundle {
-  Bundle bundle;
-};
 
 struct eecompile_session {
   Session session;
@@ -25,23 +19,6 @@ static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
               "codes are the same");
 
 thread_local std::string last_error;
-
-std::int32_t fail(const Status& status) noexcept {
-  try {
-    last_error = status.text();
-  } catch (const std::exception&) {
-    last_error.clear();
-  }
-  return static_cast<std::int32_t>(status.code);
-}
-
-std::int32_t fail(const char* what) noexcept {
-  try {
-    return fail(Status{Code::kUsage, what, "", ""});
-  } catch (const std::exception&) {
-    return EECOMPILE_INTERNAL;
-  }
-}
 
 // A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
 template <typename T>
@@ -91,17 +68,28 @@ void tell(const Stats& s, eecompile_stats* stats) {
   std::memcpy(stats, &own, std::min(stats->size, sizeof own));
 }
 
-// Runs `work`, which returns a code; nothing it throws gets out.
-template <typename Work>
-std::int32_t guarded(Work work) noexcept {
+}  // namespace
+
+namespace eecompile {
+
+std::int32_t fail(const Status& status) noexcept {
   try {
-    return work();
+    last_error = status.text();
+  } catch (const std::exception&) {
+    last_error.clear();
+  }
+  return static_cast<std::int32_t>(status.code);
+}
+
+std::int32_t fail(const char* what) noexcept {
+  try {
+    return fail(Status{Code::kUsage, what, "", ""});
   } catch (const std::exception&) {
     return EECOMPILE_INTERNAL;
   }
 }
 
-}  // namespace
+}  // namespace eecompile
 
 std::int32_t eecompile_abi(void) { return EECOMPILE_ABI; }
 

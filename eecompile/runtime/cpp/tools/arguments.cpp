@@ -47,8 +47,8 @@ std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
 }  // namespace
 
 const char* const kHelp =
-    "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 [options]: generate from a bundle of a language model\n"
-    "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
+    "eecompile-run BUNDLE PROMPT | --prompt-ids 1,2,3 [options]: generate from a bundle of a language model\n"
+    "  --raw: continue the text as it is, without the model's chat template\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
     "  --threshold LAYER[:CRITERION]=V or LAYER=never (repeats)   --pending-cap N --minimum-depth N --budget N\n"
     "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "

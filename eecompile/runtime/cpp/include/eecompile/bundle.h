@@ -60,6 +60,7 @@ class Bundle {
   const ModelInfo& model() const;
   std::vector<ExitDescription> exits() const;
   std::string tokenizer() const;  // path of its tokenizer.json, or empty
+  OpenSeconds open_seconds() const;
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
   Result<Session> session(const SessionOptions& options = {}) const;
