@@ -18,6 +18,11 @@ DEVICE_PREFIX: Final = "device_"  # of the files of a device's graphs, which lie
 DEVICE_PLAN: Final = "segments/device_plan.json"
 EARLY_EXIT: Final = "early_exit.json"
 EARLY_EXIT_WEIGHTS: Final = "early_exit.safetensors"
+RUNTIME: Final = "runtime"  # the C++ runtime's sources
+CHAT: Final = "tokenizer/chat.json"  # the chat template as a table
+CHAT_ROLES: Final = ("system", "user", "assistant")
+CHAT_START: Final = "start"  # what the table calls a conversation's beginning
+CHAT_END: Final = "end"  # where the assistant's turn begins
 
 # -- graph inputs and outputs ----------------------------------------------------------------------------------
 TOKEN_IDS: Final = "token_ids"  # int64 [B, R]
@@ -161,3 +166,5 @@ MAX_MANIFEST_BYTES: Final = 16 << 20
 MAX_OVERLAY_BYTES: Final = 64 << 20
 MAX_GRAPH_BYTES: Final = 256 << 20
 MAX_FILE_BYTES: Final = 1 << 40
+MAX_CHAT_TEXT: Final = 10_000  # characters of what a chat template looks for in messages
+MAX_CHAT_SPECIAL: Final = 64

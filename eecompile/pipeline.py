@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from eecompile import __version__
 from eecompile import contract as c
-from eecompile.bundle.digest import gates_digest
+from eecompile.bundle.digest import document_layout, gates_digest
 from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
+from eecompile.bundle.sources import write_runtime
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import IntegrityError, UsageError
 from eecompile.pipeline_device import choose_device, refuse_device, write_device
 from eecompile.pipeline_encoder import build_encoder, plan_encoder
 from eecompile.runtime import Bundle
+from eecompile.runtime.chat import chat_form
+from eecompile.runtime.template import read_template
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import Cut, WrittenGraphs, write_segments
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
@@ -38,7 +41,8 @@ class BuildOptions:
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
     most; a bundle of one slot may use faster operators. kv: rules for skipped layers; catch_up is always among them.
     cache: what keys and values are kept in; None: float16 for engines, else float32. compute: the type of
-    products and attention in engines; None: float32 for float32 weights, else float16."""
+    products and attention in engines; None: float32 for float32 weights, else float16. runtime: with the C++ runtime's
+    sources (`eecompile build` has them)."""
 
     precision: str | None = None
     context: int | None = None
@@ -48,6 +52,7 @@ class BuildOptions:
     kv: tuple[str, ...] = ("catch_up",)
     cache: str | None = None
     compute: str | None = None
+    runtime: bool = False
 
 
 def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def build(
     """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
     chosen = plan(student, target, options)
     if isinstance(student, EncoderStudent):
-        return build_encoder(student, target, out, chosen, progress=progress)
+        return build_encoder(student, target, out, chosen, runtime=options.runtime, progress=progress)
     student = student.at_context(chosen["context"])
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
@@ -133,6 +138,8 @@ def build(
             progress("device graphs")
             device = write_device(cut, target, chosen, writer.path, graphs.book)
         _copy_tokenizer(student, writer.path)
+        if options.runtime:
+            write_runtime(writer.path)
         progress("reference")
         _record_reference(student, writer.path / "reference", chosen["context"])
         progress("bundle")
@@ -228,6 +235,9 @@ def _copy_tokenizer(student: Student, root: Path) -> None:
     for file in student.tokenizer_files:
         (root / "tokenizer").mkdir(exist_ok=True)
         (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    template = read_template(root / "tokenizer")
+    if template is not None and template.source:
+        (root / c.CHAT).write_bytes(document_layout(chat_form(template).model_dump(mode="json")))
 
 
 def _record_reference(student: Student, folder: Path, context: int) -> None:

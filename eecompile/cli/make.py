@@ -33,13 +33,14 @@ from eecompile.errors import UsageError
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
 @click.option("--no-tokenizer", is_flag=True, help="Import a GGUF file without its tokenizer.")
+@click.option("--no-runtime", is_flag=True, help="Leave the C++ runtime's sources (0.7 MB) out of the bundle.")
 @click.option("--no-profile", is_flag=True, help="Do not measure this machine; exits stay as the student has them.")
 @JSON
 @user_faults
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
     pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
-    kv: str, cache: str | None, compute: str | None, as_json: bool,
+    no_runtime: bool, kv: str, cache: str | None, compute: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
@@ -48,7 +49,8 @@ def build(
     from eecompile.target import load_target
 
     rules = tuple(kv.split(","))
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, rules, cache, compute)
+    sizes = (context, pending_cap, minimum_rows, batch)
+    options = pipeline.BuildOptions(precision, *sizes, rules, cache, compute, runtime=not no_runtime)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_checkpoint(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)

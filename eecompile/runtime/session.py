@@ -15,7 +15,8 @@ from eecompile.runtime.request import Limits, Request, Settings, Stats, Token, n
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.sled import SledDecoder
 from eecompile.runtime.staircase import LoadedGraphs, Staircase
-from eecompile.runtime.text import Message, TextCodec
+from eecompile.runtime.template import Message
+from eecompile.runtime.text import TextCodec
 
 __all__ = ["Generation", "Limits", "Session", "Settings", "Stats", "Token"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_t5
+from core_files import replace_file
 from cpp_parity import WITH_TEXT, both, said
 
 from eecompile import contract as c
@@ -113,7 +114,6 @@ def test_a_text_ends_at_the_models_end_in_every_mode(shelf: Any, command: Path) 
     assert {("full", "stop"), ("exact", "stop")} <= reasons
 
 
-@pytest.mark.skipif(not WITH_TEXT, reason="the sources have no tokenizer")
 def test_text_goes_in_and_comes_out(command: Path, tmp_path: Path) -> None:
     settings = tiny.config(vocab_size=tiny.TOKENIZER_IDS + 3, eos_token_id=tiny.TOKENIZER_IDS - 1)
     source = tiny.add_tokenizer(tiny.checkpoint(tmp_path / "checkpoint", settings, gain=GAIN))
@@ -129,8 +129,15 @@ def test_text_goes_in_and_comes_out(command: Path, tmp_path: Path) -> None:
             assert (found["prompt_ids"], found["text"]) == (generation.prompt_ids, text)
         else:
             assert done.stdout == expected
+    answer = opened.session().chat([{"role": "user", "content": prompt}], max_new_tokens=count)
+    text = "".join(token.text for token in answer)
+    done = json.loads(said(command, opened.files.path, prompt, "--max-new-tokens", count, "--json").stdout)
+    assert (done["prompt_ids"], done["text"]) == (answer.prompt_ids, text)
+    assert answer.prompt_ids != generation.prompt_ids
+    replace_file(opened.files.path, c.CHAT, None)  # as older builds have it
     refused = said(command, opened.files.path, prompt)
     assert (refused.returncode, "--raw" in refused.stderr) == (3, True)
+    assert "in Jinja alone" in refused.stderr
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #include "eecompile/bundle.h"
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 
 #include "backends.h"
@@ -11,6 +12,9 @@
 
 namespace eecompile {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
 
 Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
 
@@ -121,11 +125,14 @@ Bundle::Bundle(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
 Result<Bundle> Bundle::open(const std::string& path, const OpenOptions& options) {
   try {
+    const Clock::time_point began = Clock::now();
     Result<BundleFiles> files = read_bundle(path, options.integrity);
     if (!files.ok()) return files.status();
+    const Clock::time_point read = Clock::now();
     Result<LoadedGraphs> graphs = load_graphs(*files, options);
     if (!graphs.ok()) return graphs.status();
-    return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs)}));
+    const OpenSeconds seconds{Seconds(read - began).count(), Seconds(Clock::now() - read).count()};
+    return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs), seconds}));
   } catch (const std::exception& e) {
     return thrown("the bundle cannot be opened", e, path);
   }
@@ -153,6 +160,8 @@ std::vector<std::string> Bundle::labels() const { return state_->files.manifest.
 std::string Bundle::tokenizer() const {
   return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : "";
 }
+
+OpenSeconds Bundle::open_seconds() const { return state_->seconds; }
 
 Result<Session> Bundle::session(const SessionOptions& options) const {
   try {

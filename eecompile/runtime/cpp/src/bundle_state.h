@@ -13,6 +13,7 @@ namespace eecompile {
 struct Bundle::State {
   BundleFiles files;
   LoadedGraphs graphs;
+  OpenSeconds seconds;
 
   // The exits' adapters and gates, for the sequences in the `slots` of one pool.
   Askers askers(std::size_t slots) const;

@@ -1,16 +1,10 @@
-#include "eecompile.h"
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
 
-#include "eecompile/bundle.h"
+#include "c_parts.h"
 
 using namespace eecompile;
-
-struct eecompile_bundle {
-  Bundle bundle;
-};
 
 struct eecompile_session {
   Session session;
@@ -29,23 +23,6 @@ thread_local std::string last_error;
 std::int32_t out_of_memory() noexcept {
   last_error = "out of memory";  // short enough for any string to hold without memory
   return EECOMPILE_INTERNAL;
-}
-
-std::int32_t fail(const Status& status) noexcept {
-  try {
-    last_error = status.text();
-    return static_cast<std::int32_t>(status.code);
-  } catch (const std::exception&) {
-    return out_of_memory();
-  }
-}
-
-std::int32_t fail(const char* what) noexcept {
-  try {
-    return fail(Status{Code::kUsage, what, "", ""});
-  } catch (const std::exception&) {
-    return out_of_memory();
-  }
 }
 
 // A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
@@ -98,17 +75,28 @@ void tell(const Stats& s, eecompile_stats* stats) {
   std::memcpy(stats, &own, std::min(stats->size, sizeof own));
 }
 
-// Runs `work`, which returns a code; nothing it throws gets out.
-template <typename Work>
-std::int32_t guarded(Work work) noexcept {
+}  // namespace
+
+namespace eecompile {
+
+std::int32_t fail(const Status& status) noexcept {
   try {
-    return work();
+    last_error = status.text();
+    return static_cast<std::int32_t>(status.code);
   } catch (const std::exception&) {
     return out_of_memory();
   }
 }
 
-}  // namespace
+std::int32_t fail(const char* what) noexcept {
+  try {
+    return fail(Status{Code::kUsage, what, "", ""});
+  } catch (const std::exception&) {
+    return out_of_memory();
+  }
+}
+
+}  // namespace eecompile
 
 std::int32_t eecompile_abi(void) { return EECOMPILE_ABI; }
 

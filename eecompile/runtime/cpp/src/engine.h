@@ -7,6 +7,7 @@
 // goes before its engine and before the buffers that it is bound to. Cost: an engine holds its graph's weights.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -57,6 +58,20 @@ class Memory {
 
 // The process's own memory: engines read and write the very bytes that the host does.
 std::shared_ptr<Memory> host_memory();
+
+// Counts the time of passes: each run of one has a clock while it works.
+class PassClock {
+ public:
+  PassClock() : began_(std::chrono::steady_clock::now()) {}
+  ~PassClock();
+  PassClock(const PassClock&) = delete;
+  PassClock& operator=(const PassClock&) = delete;
+
+  static double seconds();  // that this thread has spent in passes
+
+ private:
+  std::chrono::steady_clock::time_point began_;
+};
 
 // A graph bound to buffers of fixed shapes and addresses. Running it is one pass; when it returns, the buffers hold the
 // result.

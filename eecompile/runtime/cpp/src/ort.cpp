@@ -103,6 +103,7 @@ class OrtPass : public Pass {
   ~OrtPass() override { library_->api().ReleaseIoBinding(binding_); }
 
   Status run() override {
+    const PassClock clock;
     const OrtApi& api = library_->api();
     const std::string said = failure(api, api.RunWithBinding(session_, nullptr, binding_));
     if (said.empty()) return {};

@@ -50,7 +50,7 @@ const char* const kHelp =
     "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 | --input FILE --output FILE [options]: generate from a "
     "bundle of a language model\n"
     "eecompile-run BUNDLE TEXT | --prompt-ids 1,2,3 | --input FILE [options]: classify with a bundle of an encoder\n"
-    "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
+    "  --raw: continue the text as it is, without the model's chat template\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
     "  --kv catch_up|propagate|selected   --sled --sled-rate R: logits that the exits correct, in mode full\n"
     "  --input FILE: prompts, .jsonl or .txt, one a line   --output FILE: a line of JSON for each   --batch N: side by "

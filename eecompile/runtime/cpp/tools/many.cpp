@@ -23,8 +23,12 @@ std::string failure(const Status& status) { return dumped({{"error", status.text
 
 // The ids of a line: text, or of a .jsonl file a record with "prompt_ids", or "prompt" or "text".
 Result<Ids> ids_of(const std::string& line, bool records, const std::string& where, const Arguments& a,
-                   const Words& words) {
-  if (!records) return words.encode(line, a.raw);
+                   const Result<Text>& text) {
+  const auto encoded = [&](const std::string& prompt) -> Result<Ids> {
+    if (!text.ok()) return text.status();
+    return a.raw ? text->encode(prompt) : text->prompt(prompt);
+  };
+  if (!records) return encoded(line);
   const Json record = Json::parse(line, nullptr, false);
   const Status bad{Code::kUsage, "not a prompt", where, kFormat};
   if (!record.is_object()) return bad;
@@ -38,7 +42,7 @@ Result<Ids> ids_of(const std::string& line, bool records, const std::string& whe
     return ids;
   }
   for (const char* key : {"prompt", "text"})
-    if (given(key) && record[key].is_string()) return words.encode(record[key].get<std::string>(), a.raw);
+    if (given(key) && record[key].is_string()) return encoded(record[key].get<std::string>());
   return bad;
 }
 
@@ -65,7 +69,7 @@ std::string result_line(const Ids& prompt, const Generation& found, const std::s
   return dumped(whole);
 }
 
-Status run_file(const Arguments& a, Session& session, const Words& words, std::size_t& failed) {
+Status run_file(const Arguments& a, Session& session, const Result<Text>& text, std::size_t& failed) {
   std::ifstream file(a.input);
   std::vector<std::string> lines;
   std::vector<std::size_t> served;  // the line of each prompt that runs
@@ -74,7 +78,7 @@ Status run_file(const Arguments& a, Session& session, const Words& words, std::s
   for (std::string line; std::getline(file, line);) {
     ++number;
     if (line.find_first_not_of(" \t\r\v\f") == line.npos) continue;
-    Result<Ids> ids = ids_of(line, ends_with(a.input, ".jsonl"), a.input + ":" + std::to_string(number), a, words);
+    Result<Ids> ids = ids_of(line, ends_with(a.input, ".jsonl"), a.input + ":" + std::to_string(number), a, text);
     lines.push_back(ids.ok() ? "" : failure(ids.status()));
     failed += !ids.ok();
     if (!ids.ok()) continue;
@@ -87,9 +91,13 @@ Status run_file(const Arguments& a, Session& session, const Words& words, std::s
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     const Outcome& one = (*found)[i];
     const bool began = one.status.ok() || !one.generation.ids.empty();
-    const std::string text = words.known() ? words.text(one.generation.ids) : "";
+    std::string said;
+    if (text.ok()) {
+      StreamDecoder decoder = text->stream();
+      for (const std::int64_t id : one.generation.ids) said += decoder.push(id);
+    }
     failed += !one.status.ok();
-    lines[served[i]] = began ? result_line(prompts[i], one.generation, words.known() ? &text : nullptr, a.session.mode,
+    lines[served[i]] = began ? result_line(prompts[i], one.generation, text.ok() ? &said : nullptr, a.session.mode,
                                            one.status.ok() ? "" : one.status.text())
                              : failure(one.status);
   }

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "arguments.h"
-#include "words.h"
+#include "eecompile/text.h"
 
 namespace eecompile {
 
@@ -16,6 +16,6 @@ std::string result_line(const Ids& prompt, const Generation& found, const std::s
 
 // Continues every prompt of a's input and writes a line each to its output, in order, once all is done. A prompt that
 // cannot be served and a sequence that fails have "error" in their line; `failed` counts them.
-Status run_file(const Arguments& a, Session& session, const Words& words, std::size_t& failed);
+Status run_file(const Arguments& a, Session& session, const Result<Text>& text, std::size_t& failed);
 
 }  // namespace eecompile

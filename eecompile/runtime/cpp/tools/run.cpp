@@ -1,12 +1,13 @@
 // eecompile-run: generate from a bundle, with the flags and the JSON of the Python command.
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "arguments.h"
 #include "classify.h"
+#include "eecompile/text.h"
 #include "many.h"
-#include "words.h"
 
 namespace eecompile {
 namespace {
@@ -27,9 +28,12 @@ int run(const std::vector<std::string>& arguments) {
     return status.ok() ? 0 : fail(status);
   }
   if (Status status = check_generating(*a); !status.ok()) return fail(status);
-  Words words(bundle->tokenizer());
+  const Result<Text> known = Text::open(*bundle);
+  std::optional<StreamDecoder> decoder;
+  if (known.ok()) decoder = known->stream();
   if (a->prompt) {
-    Result<Ids> ids = words.encode(*a->prompt, a->raw);
+    if (!known.ok()) return fail(known.status());
+    Result<Ids> ids = a->raw ? known->encode(*a->prompt) : known->prompt(*a->prompt);
     if (!ids.ok()) return fail(ids.status());
     a->prompt_ids = std::move(*ids);
   }
@@ -38,13 +42,13 @@ int run(const std::vector<std::string>& arguments) {
   if (!session.ok()) return fail(session.status());
   if (!a->input.empty()) {
     std::size_t failed = 0;
-    if (Status status = run_file(*a, *session, words, failed); !status.ok()) return fail(status);
+    if (Status status = run_file(*a, *session, known, failed); !status.ok()) return fail(status);
     if (failed > 0) std::fprintf(stderr, "error %zu prompts failed: see \"error\" in %s\n", failed, a->output.c_str());
     return failed > 0 ? 1 : 0;
   }
   std::string text;
   const OnToken print = [&](const Token& token) {
-    const std::string piece = words.known() ? words.piece(token.id) : std::to_string(token.id) + " ";
+    const std::string piece = decoder ? decoder->push(token.id) : std::to_string(token.id) + " ";
     text += piece;
     if (a->stream) std::fwrite(piece.data(), 1, piece.size(), stdout), std::fflush(stdout);
     return true;
@@ -52,7 +56,7 @@ int run(const std::vector<std::string>& arguments) {
   const Result<Generation> found = session->generate(*a->prompt_ids, a->generate, print);
   if (!found.ok()) return fail(found.status());
   if (a->json) {
-    std::puts(result_line(*a->prompt_ids, *found, words.known() ? &text : nullptr, a->session.mode).c_str());
+    std::puts(result_line(*a->prompt_ids, *found, decoder ? &text : nullptr, a->session.mode).c_str());
     return 0;
   }
   const Stats& s = found->stats;

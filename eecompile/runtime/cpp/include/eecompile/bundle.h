@@ -86,6 +86,7 @@ class Bundle {
   const std::string& task() const;          // causal-lm, or what a classifier does
   std::vector<std::string> labels() const;  // of a classifier; none: the bundle generates text
   std::string tokenizer() const;            // path of its tokenizer.json, or empty
+  OpenSeconds open_seconds() const;
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
   Result<Session> session(const SessionOptions& options = {}) const;

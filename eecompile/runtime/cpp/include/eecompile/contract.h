@@ -21,6 +21,11 @@ constexpr std::string_view kDevicePrefix = "device_";
 constexpr std::string_view kDevicePlan = "segments/device_plan.json";
 constexpr std::string_view kEarlyExit = "early_exit.json";
 constexpr std::string_view kEarlyExitWeights = "early_exit.safetensors";
+constexpr std::string_view kRuntime = "runtime";  // the C++ runtime's sources
+constexpr std::string_view kChat = "tokenizer/chat.json";  // the chat template as a table
+constexpr std::array<std::string_view, 3> kChatRoles = {"system", "user", "assistant"};
+constexpr std::string_view kChatStart = "start";  // what the table calls a conversation's beginning
+constexpr std::string_view kChatEnd = "end";  // where the assistant's turn begins
 
 constexpr std::string_view kTokenIds = "token_ids";  // int64 [B, R]
 constexpr std::string_view kHidden = "hidden";  // float32 [B, R, D] in embed and segments, [N, D] in exits and the head
@@ -135,5 +140,7 @@ constexpr std::int64_t kMaxManifestBytes = 16777216;
 constexpr std::int64_t kMaxOverlayBytes = 67108864;
 constexpr std::int64_t kMaxGraphBytes = 268435456;
 constexpr std::int64_t kMaxFileBytes = 1099511627776;
+constexpr std::int64_t kMaxChatText = 10000;  // characters of what a chat template looks for in messages
+constexpr std::int64_t kMaxChatSpecial = 64;
 
 }  // namespace eecompile::contract

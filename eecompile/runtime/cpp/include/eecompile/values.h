@@ -15,6 +15,11 @@ namespace eecompile {
 using Ids = std::vector<std::int64_t>;
 using Thresholds = std::map<std::string, double>;  // criterion -> threshold; `fixed` and `never` carry 0
 
+// What opening a bundle took, in seconds: reading and checking its files, and loading its graphs into engines.
+struct OpenSeconds {
+  double files = 0, engines = 0;
+};
+
 // What a runtime knows of the model; `context` in tokens.
 struct ModelInfo {
   std::string family;
@@ -53,9 +58,9 @@ struct Sampling {
 // catch_up, or in confident mode another of the bundle's.
 struct SessionOptions {
   std::string mode = "full";
-  std::optional<std::int64_t> pending_cap, minimum_depth, budget;
-  std::map<std::int64_t, std::optional<Thresholds>> thresholds;
-  std::optional<std::string> kv;
+  std::optional<std::int64_t> pending_cap = {}, minimum_depth = {}, budget = {};
+  std::map<std::int64_t, std::optional<Thresholds>> thresholds = {};
+  std::optional<std::string> kv = {};
 };
 
 // An emitted token: its id and the layers that ran before it was emitted (exact mode: before it was drafted).
@@ -81,6 +86,7 @@ struct Stats {
   std::int64_t prompt_tokens = 0, tokens = 0, drafted = 0, rejected = 0, declined = 0, segment_passes = 0,
                layer_rows = 0;
   double prefill_seconds = 0, decode_seconds = 0;
+  double engine_seconds = 0;  // of decode_seconds, those inside of engines: their passes
   std::map<std::int64_t, std::int64_t> exit_layers;  // tokens by depth
   std::string stop_reason;                           // "stop", "length", "budget", "cancelled"; of a batch also "error"
 
