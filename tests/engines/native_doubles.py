@@ -73,7 +73,8 @@ def compile_doubles(folder: Path, command: Path) -> Doubles:
 
 def stubs(header: str) -> str:
     """For each interface that is doubled, a class whose functions all end the process."""
-    found = ["#pragma once", "#include <NvInfer.h>", '#include "doubles.h"', "namespace {", "using namespace nvinfer1;"]
+    found = ["#pragma once", "#pragma GCC system_header", "#include <NvInfer.h>", '#include "doubles.h"']
+    found += ["namespace {", "using namespace nvinfer1;"]
     for name in STUBBED:
         body = re.search(rf"class V{name} : public VRoot\s*\{{(.*?)\n\}};", header, re.DOTALL)
         assert body is not None

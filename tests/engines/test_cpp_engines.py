@@ -66,9 +66,7 @@ def test_tokens_are_the_cpus(
         assert ("cuMemcpyDtoDAsync" in counted) == (name == "copied")
 
 
-def test_float16_engines_give_what_their_graphs_give(
-    built: dict[str, Path], doubles: Doubles, tmp_path: Path
-) -> None:
+def test_float16_engines_give_what_their_graphs_give(built: dict[str, Path], doubles: Doubles, tmp_path: Path) -> None:
     bundle = add_engines(device_bundle(tmp_path / "half", built["plain"].parent / "checkpoint", context=96))
     host = on_host(bundle)
     for how in (MODES["full"], MODES["exact"]):
@@ -82,9 +80,7 @@ def test_samples_read_the_logits(built: dict[str, Path], gpu: dict[str, Path], d
     assert found == tiny.tokens(Bundle.open(built["plain"]), PROMPTS[0], COUNT, how)
 
 
-def test_what_cannot_be_captured_is_enqueued(
-    built: dict[str, Path], gpu: dict[str, Path], doubles: Doubles
-) -> None:
+def test_what_cannot_be_captured_is_enqueued(built: dict[str, Path], gpu: dict[str, Path], doubles: Doubles) -> None:
     wanted = tiny.tokens(Bundle.open(built["plain"]), PROMPTS[0], COUNT)
     for settings in ({"capture": "no"}, {"refuse": "cuStreamBeginCapture"}):
         found, counted = doubles.tokens(gpu["engines"], *words(MODES["full"], PROMPTS[0]), **settings)
@@ -92,9 +88,7 @@ def test_what_cannot_be_captured_is_enqueued(
         assert "cuGraphLaunch" not in counted
 
 
-def test_auto_takes_the_gpu_where_there_is_one(
-    gpu: dict[str, Path], doubles: Doubles, tmp_path: Path
-) -> None:
+def test_auto_takes_the_gpu_where_there_is_one(gpu: dict[str, Path], doubles: Doubles, tmp_path: Path) -> None:
     """Its doubles count what they were asked; without a GPU, or without engines, the processor runs the bundle."""
     report, request = tmp_path / "report.json", words(MODES["full"], [3, 4], 4)
     auto = [doubles.command, gpu["engines"], "--json", *request]
@@ -163,9 +157,7 @@ def test_engines_of_another_machine_are_refused(
     assert message in done.stderr
 
 
-def test_engines_of_another_device_run_where_it_is(
-    built: dict[str, Path], doubles: Doubles, tmp_path: Path
-) -> None:
+def test_engines_of_another_device_run_where_it_is(built: dict[str, Path], doubles: Doubles, tmp_path: Path) -> None:
     bundle = add_engines(Path(shutil.copytree(built["plain"], tmp_path / "bundle")), sm=[90])
     assert doubles.run(bundle, "--prompt-ids", 1).returncode == 4
     add_engines(bundle, target="other")
