@@ -56,7 +56,7 @@ build/tensorrt-headers/.done: $(BIN)/python tests/plugins/headers.txt ## headers
 
 cpp-deps: build/deps/.done ## headers and libraries of the C++ runtime, into a prefix for CMake; needs apt-get
 
-cpp: build/deps/.done ## the C++ runtime and its command, build/cpp/eecompile-run; needs cmake and a C++17 compiler
+cpp: build/deps/.done ## the C++ runtime and its commands, build/cpp/eecompile-run and more; needs cmake and a C++17 compiler
 	cmake -S eecompile/runtime/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(CURDIR)/build/deps
 	cmake --build build/cpp
 

@@ -8,6 +8,9 @@ install(TARGETS eecompile eecompile_tokenizer eecompile_c EXPORT eecompile
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS eecompile-run eecompile-bench RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+if(TARGET eecompile-engines)
+  install(TARGETS eecompile-engines RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
 install(DIRECTORY include/ tokenizer/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 
 set(EECOMPILE_PACKAGE ${CMAKE_INSTALL_LIBDIR}/cmake/eecompile)

@@ -42,7 +42,8 @@ Result<Text> Text::open(const Bundle& bundle) {
     return Status{Code::kUsage, "this bundle has no tokenizer", "", "give token ids: --prompt-ids 1,2,3"};
   Result<Tokenizer> tokenizer = Tokenizer::open(path);
   if (!tokenizer.ok()) return tokenizer.status();
-  const std::string folder = path.substr(0, path.rfind('/') + 1), chat = folder + "../" + std::string(contract::kChat);
+  const std::string folder = path.substr(0, path.rfind('/') + 1);
+  const std::string chat = folder + std::string(contract::kChat.substr(contract::kChat.rfind('/') + 1));
   std::optional<ChatTable> table;
   if (is_there(chat)) {
     const Result<std::string> data = read_regular(chat, contract::kMaxManifestBytes);
