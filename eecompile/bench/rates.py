@@ -26,10 +26,10 @@ class Rates:
     value: float
     basis: str
 
-    def seconds(self, work: Work, rows: int, length: int) -> float:
-        """Seconds of one pass of `rows` rows with `length` tokens in the cache."""
-        moving = work.bytes(rows, length, self.value) / self.bandwidth
-        computing = work.operations(rows, length) / self.flops if self.flops else 0.0
+    def seconds(self, work: Work, rows: int, length: int, slots: int = 1) -> float:
+        """Seconds of one pass over so many slots, of `rows` rows each with `length` tokens in the cache."""
+        moving = work.bytes(rows, length, self.value, slots) / self.bandwidth
+        computing = work.operations(rows, length, slots) / self.flops if self.flops else 0.0
         busy = max(moving, computing) if self.overlaps else moving + computing
         return self.launch + work.kernels * self.kernel + busy
 

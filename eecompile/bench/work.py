@@ -65,10 +65,12 @@ class Work:
             layers=layers,
         )
 
-    def bytes(self, rows: int, length: int, value: float = 4.0) -> float:
-        """Bytes that a pass of `rows` rows moves with `length` tokens in the cache; an activation has `value` bytes."""
-        return self.weights + rows * (self.looked_up + 2 * value * self.values) + self.cached * length
+    def bytes(self, rows: int, length: int, value: float = 4.0, slots: int = 1) -> float:
+        """Bytes that a pass over so many slots of `rows` rows moves with `length` tokens in each one's cache; an
+        activation has `value` bytes. Weights are read once."""
+        each = rows * (self.looked_up + 2 * value * self.values) + self.cached * length
+        return self.weights + slots * each
 
-    def operations(self, rows: int, length: int) -> float:
+    def operations(self, rows: int, length: int, slots: int = 1) -> float:
         """Multiplications and additions, one each, of such a pass."""
-        return 2 * rows * (self.products + self.attended * length)
+        return 2 * slots * rows * (self.products + self.attended * length)
