@@ -33,6 +33,7 @@ class Matrix:
 @dataclass(frozen=True)
 class Work:
     """Of one pass. weights: bytes that it reads whatever its rows. products: multiplications of a row by weights.
+    matrices: how many it multiplies rows by.
     values: numbers that a row's products give, written and read once each. looked_up: bytes that a row takes from a
     table. cached: bytes of keys and values of one token. attended: multiplications of a row for one token in the cache.
     kernels: operators that are left once a compiler has fused what it can. layers: with attention.
@@ -46,6 +47,7 @@ class Work:
     attended: float = 0.0
     kernels: int = 0
     layers: int = 0
+    matrices: int = 0
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class Work:
             attended=attended,
             kernels=LAYER_KERNELS * layers or SMALL_KERNELS,
             layers=layers,
+            matrices=len(every),
         )
 
     def bytes(self, rows: int, length: int, value: float = 4.0, slots: int = 1) -> float:
