@@ -36,12 +36,12 @@ _KINDS = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8
 
 class FakeTensorRT:
     """The module. `deserialised`: names of the ONNX files of engines so far. capturable: whether passes can be
-    captured. pause: waited for inside of every enqueue, to let another thread in."""
+    captured. node_kind: what kind of nodes a capture makes. pause: waited for inside of every enqueue, to let another thread in."""
 
     def __init__(self, cuda: FakeCuda, version: str = "10.16.2") -> None:
         self.__version__, self.cuda = version, cuda
         self.deserialised: list[str] = []
-        self.capturable = True
+        self.capturable, self.node_kind = True, "kernel"
         self.pause: threading.Barrier | None = None
         self.contexts: list[weakref.ref[Context]] = []
         self.DataType = SimpleNamespace(**{kind: kind for kind in _KINDS.values()})
@@ -184,7 +184,7 @@ class Context:
                 raise RuleBroken("a capture without a run of the same shapes and addresses that was waited for")
             if not self.engine.module.capturable:
                 return False
-            self.cuda._work(stream, self._captured(state))
+            self.cuda._work(stream, self._captured(state), self.engine.module.node_kind)
             return True
 
     def _captured(self, state: Any) -> Any:
