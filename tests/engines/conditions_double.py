@@ -11,20 +11,16 @@ from typing import Any
 
 import pytest
 from cuda_double import OK, FakeCuda
-from doubled import install
-from trt_double import FakeTensorRT
 
 from eecompile.plugins.conditions import Conditions, Outcome
 from eecompile.plugins.library import PluginLibrary
 from eecompile.runtime import backends
 
 
-def install_with_library(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeTensorRT:
-    """As install; and a plugin library, in the place of the one that `make plugin` builds."""
-    trt = install(monkeypatch, **options)
+def install_library(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
+    """Put it in the place of the library that `make plugin` builds."""
     monkeypatch.setattr(backends, "find_library", lambda given: PluginLibrary(Path("double.so"), "0" * 64))
-    monkeypatch.setattr(backends, "Conditions", lambda library: Conditions(library, lambda path: library_of(trt.cuda)))
-    return trt
+    monkeypatch.setattr(backends, "Conditions", lambda library: Conditions(library, lambda path: library_of(cuda)))
 
 
 def library_of(cuda: FakeCuda, status: int = OK) -> SimpleNamespace:
