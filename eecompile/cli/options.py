@@ -21,7 +21,7 @@ PLUGIN = click.option(
 )
 DECISION = click.option(
     "--decision", type=click.Choice(c.DECISIONS), default="auto", show_default=True,
-    help="Who decides at exits of engines. pinned: the host, pass by pass. conditional: the GPU, in one launch a token.",
+    help="Who decides at exits of engines. pinned: the host, pass by pass. conditional: the GPU, one launch a token.",
 )  # fmt: skip
 KEY = click.option("--key", type=click.Path(path_type=Path), help="Ed25519 key in PEM form.")
 

@@ -66,7 +66,9 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     output, sooner; not for classifiers)."""
     from eecompile.runtime import Bundle, Sampling
 
-    opened = Bundle.open(bundle, **{name: options[name] for name in ("threads", "key", "backend", "plugin", "decision")})
+    opened = Bundle.open(
+        bundle, **{name: options[name] for name in ("threads", "key", "backend", "plugin", "decision")}
+    )
     if opened.manifest.task != c.CAUSAL_LM:
         run_classifier(opened, prompt, options)
         return

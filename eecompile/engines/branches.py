@@ -1,10 +1,10 @@
 """CUDA graphs with branches: what runs in one launch and decides on the GPU how far it goes.
 
 A graph is captured in sections, one behind the other; a section that a branch follows ends with what sets the branch's
-condition. A body, which is a graph too, runs at most once a launch. CUDA lets nothing into it but kernels, copies and fills
-of memory, and branches; an engine whose capture has anything else in it fails when the whole is instantiated.
+condition. A body, which is a graph too, runs at most once a launch. CUDA lets nothing into it but kernels, copies and
+fills of memory, and branches; an engine whose capture has anything else fails when the whole is instantiated.
 
-    CUDA programming guide, "Conditional graph nodes"; CUDA runtime API, cudaConditionalNodeParams. CUDA 12.4 and later.
+    CUDA runtime API, cudaConditionalNodeParams and cudaGraphNodeTypeConditional; CUDA 12.4 and later
 """
 
 import weakref

@@ -58,7 +58,7 @@ class Conditions:
             raise MissingBackend(what, where=path, mend=mend)
 
     def capture(self, stream: int, graph: int, after: int | None) -> None:
-        """Begin to capture a stream's work into a graph, behind node `after`. The runtime's cudaStreamEndCapture ends it.
+        """Begin to capture a stream's work into a graph, behind node `after`. cudaStreamEndCapture ends it.
 
         This and the others raise DeviceError where CUDA refuses.
         """
@@ -79,8 +79,8 @@ class Conditions:
         return self._node("ask", condition, stream, value, above, most, outcome)
 
     def decide(self, stream: int, flag: int, gated: bool, outcome: int, condition: int | None) -> int | None:
-        """Put into the stream what sets `outcome` by the bool at address `flag`: FIRED or DECLINED, but where a gate has
-        REFUSED; and `condition` to whether it is not FIRED. gated: `ask` came before. Returns as `ask`."""
+        """Put into the stream what sets `outcome` by the bool at address `flag`: FIRED or DECLINED, but where a gate
+        has REFUSED; and `condition` to whether it is not FIRED. gated: `ask` came before. Returns as `ask`."""
         return self._node("decide", condition, stream, flag, int(gated), outcome)
 
     def branch(self, graph: int, after: int, condition: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Decoding one sequence with a launch a step, where the GPU decides at exits (device_step.py); and what fits that.
 
-Tokens, depths and counts are those of the host's decisions: what a graph has decided is taken into account here, after it,
-in the order in which the host would have decided it.
+Tokens, depths and counts are those of the host's decisions: what a graph has decided is taken into account here, after
+it, in the order in which the host would have decided it.
 """
 
 import math
@@ -32,7 +32,14 @@ class ConditionalDecoder(Decoder):
     """
 
     def __init__(
-        self, head: Head, gates: ExitGates, steps: DeviceSteps, manifest: Manifest, graphs: LoadedGraphs, *, strict: bool
+        self,
+        head: Head,
+        gates: ExitGates,
+        steps: DeviceSteps,
+        manifest: Manifest,
+        graphs: LoadedGraphs,
+        *,
+        strict: bool,
     ) -> None:
         super().__init__(head, gates, layers=manifest.model.layers)
         self._steps, self._schedule, self._exits = steps, manifest.schedule, manifest.exits

@@ -68,7 +68,9 @@ class DeviceExit:
 
 def unfinished() -> DeviceError:
     """The fault of a graph that has not run as far as what it has decided says."""
-    return DeviceError("a step ended on the GPU before it was done", mend="decide by the pinned flag: --decision pinned")
+    return DeviceError(
+        "a step ended on the GPU before it was done", mend="decide by the pinned flag: --decision pinned"
+    )
 
 
 def bind_head(memory: CudaMemory, engine: Engine, hidden: DeviceArray) -> tuple[TrtPass, Decisions, Array]:

@@ -3,11 +3,11 @@
     embed -> step 0 -> exit's graph -> if its gate agrees: head -> if it did not fire: step 1 -> .. -> last head
 
 Hidden rows stay on the GPU, in a boundary of their own before each step. How many wait in each the host knows, so that
-their numbers are what a graph is made for and kept by; what changes from step to step (token, positions, bounds) lies in
-memory that both sides see, as do outcomes and tokens, which the host reads when the graph is done. It waits once a step.
+their numbers are what a graph is made for and kept by; what changes from step to step (token, positions, bounds) lies
+in memory that both sides see, as do outcomes and tokens, which the host reads when the graph is done. It waits once.
 
-A pass has to have run before it is captured (TensorRT). It does so on this step's own inputs: what it writes into caches
-lies behind what is filled, where the step itself writes next or a later one does.
+A pass has to have run before it is captured (TensorRT). It does so on this step's own inputs: what it writes into
+caches lies behind what is filled, where the step itself writes next or a later one does.
 """
 
 from collections import OrderedDict
@@ -54,7 +54,7 @@ class DeviceSteps:
     """The graphs of a session's steps, and the buffers that they share. Not thread-safe.
 
     rules: of the exits that may be asked, by exit: with a learned gate and bounds for a head, and nothing else. exact:
-    whether the last head is asked about every finished row, or about the newest alone. heads: engines by exit.
+    whether the last head is asked about every finished row, or about the newest alone.
     Memory: for each step pending_cap + 1 rows; a context for each pass and number of rows; KEPT_GRAPHS graphs.
     """
 
@@ -158,14 +158,15 @@ class DeviceSteps:
     def _descend(self, level: Level, first: int, shape: Shape) -> None:
         """Capture the way down from step `first` on, into a graph or a branch's body."""
         last = len(self._schedule) - 1
-        found = next(((k, e) for k in range(first, last + 1) if (e := self._schedule[k].exit) in shape.exits), None)
-        if found is None:
+        steps = [(k, step.exit) for k, step in enumerate(self._schedule) if k >= first]
+        behind = [(k, self._exits[e]) for k, e in steps if e is not None and e in shape.exits]
+        if not behind:
             with level.section():
                 self._walk(first, last, shape)
                 self._copy_newest(shape.rows[last], self._asked_rows(shape), self._boundary[last + 1], self._last)
                 self._final(self._asked_rows(shape))[0].enqueue()
             return
-        k, exit_ = found[0], self._exits[found[1]]
+        k, exit_ = behind[0]
         asks, goes_on = level.condition() if exit_.gated else None, level.condition()
         with level.section():
             self._walk(first, k, shape)

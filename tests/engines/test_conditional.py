@@ -175,9 +175,7 @@ def test_what_is_not_allowed_in_a_branch_goes_to_the_host(both: tuple[Bundle, Bu
     assert not [g for g in trt.cuda.graphs.values() if any(node.kind == "branch" for node in g.nodes)]
 
 
-def test_a_failure_on_the_way_goes_to_the_host(
-    both: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_on_the_way_goes_to_the_host(both: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that wait on the GPU come back."""
     honest = DeviceSteps.prepare
 
@@ -247,7 +245,7 @@ def test_a_library_without_these_functions_is_older(tmp_path: Path, trt: FakeTen
     library = PluginLibrary(tmp_path / "old.so", "0" * 64)
     with pytest.raises(MissingBackend, match="of an older eecompile"):
         Conditions(library, lambda path: SimpleNamespace())
-    with pytest.raises(MissingBackend, match="knows no conditional nodes .CUDA error 35"):
+    with pytest.raises(MissingBackend, match=r"knows no conditional nodes .*CUDA error 35"):
         Conditions(library, lambda path: library_of(trt.cuda, 35))
     with pytest.raises(MissingBackend, match="cannot be opened"):
         Conditions(library)
@@ -318,9 +316,7 @@ def test_a_broken_rule_of_graphs_shows(
         said(gpu.session(**EXACT), PROMPTS[0])
 
 
-def test_who_does_not_wait_is_told(
-    built: dict[str, Path], trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_does_not_wait_is_told(built: dict[str, Path], trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host reads outcomes that the GPU has not written yet."""
     session = opened(built).session(**EXACT)
     said(session, PROMPTS[0])

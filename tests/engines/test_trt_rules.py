@@ -21,7 +21,6 @@ from eecompile.engines.trt_runtime import TrtEngine, TrtPass, TrtRuntime
 from eecompile.errors import DeviceError
 
 
-
 def generate(built: dict[str, Path], trt: FakeTensorRT) -> None:
     tiny.tokens(opened(built), PROMPTS[0], COUNT, stop=(), mode="exact", thresholds=BOLD)
 

@@ -36,7 +36,8 @@ _KINDS = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8
 
 class FakeTensorRT:
     """The module. `deserialised`: names of the ONNX files of engines so far. capturable: whether passes can be
-    captured. node_kind: what kind of nodes a capture makes. pause: waited for inside of every enqueue, to let another thread in."""
+    captured. node_kind: what kind of nodes a capture makes. pause: waited for inside of every enqueue, to let another
+    thread in."""
 
     def __init__(self, cuda: FakeCuda, version: str = "10.16.2") -> None:
         self.__version__, self.cuda = version, cuda

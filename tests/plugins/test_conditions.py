@@ -1,4 +1,4 @@
-"""The plugin library's C interface for graphs with branches, called as Python calls it, on a double of CUDA's runtime."""
+"""The plugin library's C interface for graphs with branches, called as Python calls it, on a double of CUDA."""
 
 import ctypes
 import subprocess
