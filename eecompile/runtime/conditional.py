@@ -32,15 +32,9 @@ class ConditionalDecoder(Decoder):
     """
 
     def __init__(
-        self,
-        head: Head,
-        gates: ExitGates,
-        steps: DeviceSteps,
-        manifest: Manifest,
-        graphs: LoadedGraphs,
-        *,
+        self, head: Head, gates: ExitGates, steps: DeviceSteps, manifest: Manifest, graphs: LoadedGraphs, *,
         strict: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(head, gates, layers=manifest.model.layers)
         self._steps, self._schedule, self._exits = steps, manifest.schedule, manifest.exits
         self._step_layers = [graphs.segments[step.segment].info.layers for step in manifest.schedule]
@@ -59,7 +53,8 @@ class ConditionalDecoder(Decoder):
 
     def flush(self, those: Sequence[Continuation]) -> None:
         """As Decoder.flush."""
-        self._come_home()
+        if any(one.drafts for one in those):
+            self._come_home()
         super().flush(those)
 
     def _prepared(self, those: Sequence[Continuation]) -> Shape | None:
@@ -67,6 +62,8 @@ class ConditionalDecoder(Decoder):
         if self.fault or len(those) != 1 or not those[0].sampling.greedy:
             return None
         one = those[0]
+        if one.stairs.pending and not self._away:
+            return None
         asked = tuple(e for step in self._schedule if (e := step.exit) is not None and one.may_exit(e))
         try:
             return self._steps.prepare(one.last, asked)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cuda_double import OK, FakeCuda
+from cuda_double import FakeCuda
+from graphs_double import OK
 
 from eecompile.plugins.conditions import Conditions, Outcome
 from eecompile.plugins.library import PluginLibrary

@@ -9,8 +9,9 @@ import pytest
 import tiny
 from commands import cli_json
 from conditions_double import install_library, library_of
-from cuda_double import FakeCuda, RuleBroken
+from cuda_double import FakeCuda
 from doubled import COUNT, EXACT, PROMPTS, add_engines, check_arguments, device_bundle, opened
+from graphs_double import RuleBroken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trt_double import FakeTensorRT

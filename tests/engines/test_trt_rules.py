@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from cuda_double import FakeCuda, RuleBroken
+from cuda_double import FakeCuda
 from doubled import BOLD, COUNT, PROMPTS, check_arguments, in_threads, opened
+from graphs_double import RuleBroken
 from trt_double import Context, Engine, FakeTensorRT
 
 from eecompile.engines import cuda_memory
@@ -164,9 +165,9 @@ def test_a_shape_outside_of_the_profile_shows(
 def test_the_double_has_nothing_of_its_own() -> None:
     """Every name that the double of CUDA has is the package's, and so is every member of its enumerations."""
     runtime = pytest.importorskip("cuda.bindings.runtime")
-    for name in [n for n in vars(FakeCuda) if n.startswith("cuda")]:
+    for name in [n for n in dir(FakeCuda) if n.startswith("cuda")]:
         assert hasattr(runtime, name), name
-        for member in vars(getattr(FakeCuda, name)) if isinstance(vars(FakeCuda)[name], SimpleNamespace) else ():
+        for member in vars(getattr(FakeCuda, name)) if isinstance(getattr(FakeCuda, name), SimpleNamespace) else ():
             assert hasattr(getattr(runtime, name), member), member
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import tiny
-from cuda_double import SPOILED, FakeCuda, RuleBroken
+from cuda_double import SPOILED, FakeCuda
+from graphs_double import RuleBroken
 
 from eecompile import contract as c
 from eecompile.engines.ort import ELEMENT
