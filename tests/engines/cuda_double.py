@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from graphs_double import FAILED, OK, FakeGraphs, RuleBroken
+from graphs_double import FAILED, OK, FakeGraphs, RuleBroken, Stream
 
 SPOILED = 0xFF  # every float of these bytes is NaN
 

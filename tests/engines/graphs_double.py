@@ -1,7 +1,7 @@
 """The part of the double of CUDA that streams and graphs are: what waits, what is captured, what branches run.
 
-A graph's nodes stand one behind the other, as one stream's work does: what would run beside something raises RuleBroken,
-and so does what CUDA forbids of graphs with branches.
+A graph's nodes stand one behind the other, as one stream's work does: what would run beside something raises
+RuleBroken, and so does what CUDA forbids of graphs with branches.
 """
 
 import threading
