@@ -142,6 +142,7 @@ SLACK: Final = 64  # positions past the context: padding rows may have them
 
 # -- back ends --------------------------------------------------------------------------------------------------
 BACKENDS: Final = ("onnxruntime", "tensorrt", "cuda")  # cuda: ONNX Runtime on a GPU
+DECISIONS: Final = ("auto", "pinned", "conditional")  # who decides at exits: the host by a pinned flag, or the GPU
 
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024

@@ -166,13 +166,13 @@ def test_nothing_is_kept_of_sessions_that_are_gone(built: dict[str, Path], trt: 
     gpu = opened(built)
     for _ in range(2):
         tiny.tokens(gpu, PROMPTS[0], COUNT, stop=())
-    allocated, graphs = trt.cuda.calls["cudaMalloc"], len(trt.cuda.graphs)
+    allocated, graphs = trt.cuda.calls["cudaMalloc"], len(trt.cuda.executables)
     alive = sum(context() is not None for context in trt.contexts)
     for _ in range(3):
         tiny.tokens(gpu, PROMPTS[0], COUNT, stop=())
     assert trt.cuda.calls["cudaMalloc"] == allocated
     assert sum(context() is not None for context in trt.contexts) == alive
-    assert len(trt.cuda.graphs) == graphs
+    assert len(trt.cuda.executables) == graphs
 
 
 def test_everything_goes_with_the_bundle(built: dict[str, Path], trt: FakeTensorRT) -> None:
@@ -183,6 +183,7 @@ def test_everything_goes_with_the_bundle(built: dict[str, Path], trt: FakeTensor
     assert not trt.cuda.memory
     assert not trt.cuda.streams
     assert not trt.cuda.graphs
+    assert not trt.cuda.executables
 
 
 def test_threads_share_a_bundle(built: dict[str, Path], trt: FakeTensorRT) -> None:

@@ -117,6 +117,8 @@ constexpr std::int64_t kSlack = 64;  // positions past the context: padding rows
 
 // cuda: ONNX Runtime on a GPU
 constexpr std::array<std::string_view, 3> kBackends = {"onnxruntime", "tensorrt", "cuda"};
+// who decides at exits: the host by a pinned flag, or the GPU
+constexpr std::array<std::string_view, 3> kDecisions = {"auto", "pinned", "conditional"};
 
 constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxExits = 64;
