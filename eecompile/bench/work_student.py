@@ -64,6 +64,11 @@ def stored_weights(student: Student, precision: str, works: Mapping[str, Work], 
     return weights
 
 
+def _outside(precision: str) -> str:
+    """The precision of matrices outside of the layers: 8-bit floats are for the layers' own products."""
+    return "fp16" if precision in c.SCALED else precision
+
+
 def _table(precision: str) -> float:
     """Bytes of a number of a table that rows are looked up in."""
     return STORED["fp32" if precision == "fp32" else "fp16"]
@@ -149,11 +154,12 @@ def _embed(spec: DecoderSpec, precision: str) -> Work:
 
 def _head(spec: DecoderSpec, precision: str) -> Work:
     return Work.of(
-        [Matrix.of(spec.hidden, spec.vocab, precision)], vectors=4.0 * bool(spec.names.head_bias) * spec.vocab
+        [Matrix.of(spec.hidden, spec.vocab, _outside(precision))], vectors=4.0 * bool(spec.names.head_bias) * spec.vocab
     )
 
 
 def _small(head: HeadShape, spec: DecoderSpec, precision: str) -> list[Matrix]:
+    precision = _outside(precision)
     if head.kind == "shortlist":
         return [Matrix.of(spec.hidden, len(head.tokens), precision)]
     return [Matrix.of(spec.hidden, head.rank, precision), Matrix.of(head.rank, spec.vocab, precision)]
@@ -172,7 +178,7 @@ def _exit(student: Student, exit_: ExitSpec, precision: str, cache: str) -> Work
         own += _small(student.exits.head(exit_.predictor.head), spec, precision)
     if exit_.adapter not in MODULES:
         return Work.of(own, vectors=vectors)
-    module = module_spec(spec, exit_.layer)
+    module, precision = module_spec(spec, exit_.layer), _outside(precision)
     if exit_.adapter == "layer":
         layer = _layers(module, range(spec.layers - 1, spec.layers), precision, cache)
         return _plus(layer, Work.of(own, vectors=vectors))

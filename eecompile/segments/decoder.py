@@ -7,7 +7,7 @@ the real ones) are never seen by them and are overwritten by the next pass. T, t
 choose: as long as the sequence where shapes may change, as long as the context where they may not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as once
 from functools import partial
@@ -24,6 +24,7 @@ from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_nor
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.low_rank import LowRank
 from eecompile.segments.quantize import blockwise, dense, table
+from eecompile.segments.scaled import scaled_product
 from eecompile.student.model import DecoderSpec, bias_name
 from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
@@ -38,7 +39,8 @@ class DecoderWriter:
     """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
 
     fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot. low_rank: LoRA
-    of a block that repeats. compact: tokens that stopped leave no row in the caches.
+    of a block that repeats. compact: tokens that stopped leave no row in the caches. largest: magnitude of the inputs of
+    weights whose products are of 8-bit floats, by name.
     """
 
     spec: DecoderSpec
@@ -53,6 +55,7 @@ class DecoderWriter:
     cache: str = "fp32"  # what keys and values are kept in
     compact: bool = False
     kept_positions: str = ""
+    largest: Mapping[str, float] = field(default_factory=dict)
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
@@ -128,7 +131,11 @@ class DecoderWriter:
 
     def linear(self, g: GraphWriter, x: str, names: Sequence[str], bias: bool) -> str:
         """Projections of x [.., in] side by side: [.., sum of out]."""
-        out = g.op("MatMul", x, self.matrix(g, [f"{n}.weight" for n in names]))
+        weights = [f"{n}.weight" for n in names]
+        if weights[0] in self.largest:
+            out = scaled_product(g, self.store, x, weights, max(self.largest[w] for w in weights))
+        else:
+            out = g.op("MatMul", x, self.matrix(g, weights))
         if self.low_rank is not None:
             out = self.low_rank.add(g, x, out, names)
         if not bias:
@@ -146,7 +153,7 @@ class DecoderWriter:
             scales = g.weight(f"{name}.scale", lambda: made()[1], file)
             return g.op("DequantizeLinear", values, scales, axis=0, block_size=c.BLOCK)
         weight = g.weight(name, lambda: dense(self.store, names, self.precision), file)
-        return g.op("Cast", weight, to=onnx.TensorProto.FLOAT) if self.precision == "fp16" else weight
+        return weight if self.precision == "fp32" else g.op("Cast", weight, to=onnx.TensorProto.FLOAT)
 
     def _attention(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
         s, names = self.spec, self.spec.names

@@ -18,6 +18,7 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.runtime import Bundle
 from eecompile.schema import GraphInfo
+from eecompile.segments.quantize import LEAST_SCALE
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import TensorLocation, WeightStore
 from eecompile.verify.report import Check, Figure, at_most
@@ -25,6 +26,7 @@ from eecompile.verify.report import Check, Figure, at_most
 Float = NDArray[np.float32]
 Tensors = Mapping[str, onnx.TensorProto]
 
+E4M3 = ml_dtypes.float8_e4m3fn
 HALF_STEP = 0.501  # a rounded weight is within half a quantisation step; float32 divisions may move a tie
 SMALLEST_SCALE = {"int8": 0.9999, "int4": 0.79}  # of the scale that just covers the block: int4 may choose less
 LARGEST_SCALE = 1.0001
@@ -36,7 +38,7 @@ class StoredWeight:
     """Where a checkpoint tensor is: [first, first + count) of the columns of a stored matrix [in, out], of a stored
     vector, or of heads [heads, 1, d] that each have a copy of the tensor.
 
-    flipped: the checkpoint has the transpose. scale [in / 32, out]: where it is quantised.
+    flipped: the checkpoint has the transpose. scale: where it is quantised, [in / 32, out] of blocks, [out] of outputs.
     """
 
     folder: Path
@@ -62,7 +64,7 @@ class StoredWeight:
         stored, scale = self.stored()
         values = stored.astype(np.float32)
         if scale is not None:
-            values *= np.repeat(scale, c.BLOCK, axis=0)
+            values *= scale if scale.ndim == 1 else np.repeat(scale, c.BLOCK, axis=0)
         return values.T if self.flipped else values
 
 
@@ -175,7 +177,18 @@ def is_rounded(part: StoredWeight, expected: Float, precision: str) -> tuple[boo
     if scale is None:
         with np.errstate(over="ignore"):
             return bool(np.array_equal(values, expected.astype(values.dtype))), 0.0
+    if scale.ndim == 1:
+        return _is_scaled(values.astype(np.float32), scale[:, None], expected), 0.0
     return _is_quantised(values.astype(np.float32), scale.T, expected, precision)
+
+
+def _is_scaled(values: Float, scale: Float, expected: Float) -> bool:
+    """values [out, in] are expected / scale [out, 1], rounded to E4M3; scales are the least powers of two that let them
+    fit, or the least there are."""
+    largest, most = np.abs(expected).max(axis=1, keepdims=True), float(ml_dtypes.finfo(E4M3).max)
+    fits = (largest <= most * scale) & ((largest > most * scale / 2) | (scale == LEAST_SCALE))
+    powers = np.frexp(scale)[0] == 0.5
+    return bool(np.array_equal(values, (expected / scale).astype(E4M3).astype(np.float32)) and (fits & powers).all())
 
 
 def _is_quantised(values: Float, scale: Float, expected: Float, precision: str) -> tuple[bool, float]:
