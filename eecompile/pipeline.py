@@ -39,8 +39,8 @@ class BuildOptions:
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
     most; a bundle of one slot may use faster operators. kv: rules for skipped layers; catch_up is always among them.
     cache: what keys and values are kept in; None: float16 for engines, else float32. compute: the type of
-    products and attention in engines; None: float32 for float32 weights, else float16. samples: token ids of texts, which
-    products of 8-bit floats are scaled by."""
+    products and attention in engines; None: float32 for float32 weights, else float16. samples: token ids of texts,
+    which products of 8-bit numbers are scaled by."""
 
     precision: str | None = None
     context: int | None = None
@@ -143,7 +143,8 @@ def build(
         progress("bundle")
         fields = {**_manifest_fields(student, target, graphs, chosen, slack), "device": device}
         if scaled:
-            fields["provenance"]["scaled by"] = f"{sum(map(len, options.samples))} tokens of {len(options.samples)} texts"
+            tokens, texts = sum(map(len, options.samples)), len(options.samples)
+            fields["provenance"]["scaled by"] = f"{tokens} tokens of {texts} texts"
         try:
             return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
         except IntegrityError as e:

@@ -39,10 +39,10 @@ def choose_device(target: Target, precision: str, cache: str | None, compute: st
         raise UsageError("TensorRT-RTX builds no attention in float32", mend="leave --compute out, or give float16")
     if precision == "fp32" and chosen != "float32":
         raise UsageError(f"weights of float32 are not multiplied in {chosen}", mend="build with --precision fp16")
-    if precision in c.ROUNDED and target.dialect == "classic":
+    if precision in c.QUANTISED and target.dialect == "classic":
         raise UsageError(
-            f"{target.name} takes no {precision}: quantised weights need opset 21, its parser stops at 20",
-            mend="build with --precision fp16",
+            f"{target.name} takes no {precision}: blocks of weights need opset 21, its parser stops at 20",
+            mend="build with --precision fp16 or w8a8",
         )
     if precision in c.SCALED and chosen == "float32":
         raise UsageError(f"products of {precision} give no float32", mend="leave --compute out, or give float16")

@@ -1,7 +1,10 @@
-"""What products of 8-bit floats are scaled by: how large their inputs become over some texts."""
+"""What products of 8-bit numbers are scaled by: how large their inputs become over some texts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eecompile.calibrate.documents import SHARES, load_documents
 from eecompile.errors import UsageError
@@ -32,8 +35,8 @@ def read_samples(student: Student | EncoderStudent, path: Path) -> Samples:
 
 def product_scales(
     student: Student, precision: str, samples: Sequence[Sequence[int]], progress: Callable[[str], None]
-) -> dict[str, float]:
-    """The largest inputs of products, by weight, for a precision that scales them.
+) -> dict[str, NDArray[np.float32]]:
+    """The largest inputs [in] of products, by weight, for a precision that scales them.
 
     Raises UsageError where there are no samples, or where the model's own numbers are not finite.
     """
@@ -41,7 +44,8 @@ def product_scales(
         raise UsageError(f"{precision} is scaled by {NEEDED}, and there are none", mend="name some with --texts")
     progress("activations")
     found = largest_inputs(student, samples)
-    wrong = [name for name, value in found.items() if not value < float("inf")]
+    wrong = [name for name, sizes in found.items() if not np.isfinite(sizes).all()]
     if wrong:
-        raise UsageError(f"the inputs of {wrong[0]} are not finite", where=str(student.path), mend="mend the checkpoint")
+        what = f"the inputs of {wrong[0]} are not finite"
+        raise UsageError(what, where=str(student.path), mend="mend the checkpoint")
     return found

@@ -32,7 +32,7 @@ from eecompile.errors import UsageError
 )
 @click.option("--batch", default=1, show_default=True, help="Sequences that may run side by side.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
-@click.option("--texts", type=click.Path(path_type=Path), help="Text that fp8 is scaled by: .jsonl, .txt, a directory.")
+@click.option("--texts", type=click.Path(path_type=Path), help="What fp8 and w8a8 are scaled by: text, as for `exits`.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
 @click.option("--no-tokenizer", is_flag=True, help="Import a GGUF file without its tokenizer.")
 @click.option("--no-profile", is_flag=True, help="Do not measure this machine; exits stay as the student has them.")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.segments.caches import write_cache
 from eecompile.segments.compact import cache_rows, write_positions
+from eecompile.segments.eight import EIGHTS
 from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.low_rank import LowRank
@@ -39,8 +40,8 @@ class DecoderWriter:
     """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
 
     fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot. low_rank: LoRA
-    of a block that repeats. compact: tokens that stopped leave no row in the caches. largest: magnitude of the inputs of
-    weights whose products are of 8-bit floats, by name.
+    of a block that repeats. compact: tokens that stopped leave no row in the caches. largest: magnitudes
+    of the inputs [in] of weights whose products are of 8-bit numbers, by name.
     """
 
     spec: DecoderSpec
@@ -55,7 +56,7 @@ class DecoderWriter:
     cache: str = "fp32"  # what keys and values are kept in
     compact: bool = False
     kept_positions: str = ""
-    largest: Mapping[str, float] = field(default_factory=dict)
+    largest: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
@@ -133,7 +134,8 @@ class DecoderWriter:
         """Projections of x [.., in] side by side: [.., sum of out]."""
         weights = [f"{n}.weight" for n in names]
         if weights[0] in self.largest:
-            out = scaled_product(g, self.store, x, weights, max(self.largest[w] for w in weights))
+            inputs = np.maximum.reduce([self.largest[name] for name in weights])
+            out = scaled_product(g, self.store, x, weights, EIGHTS[self.precision], inputs)
         else:
             out = g.op("MatMul", x, self.matrix(g, weights))
         if self.low_rank is not None:

@@ -14,7 +14,7 @@ def write_module(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: E
     normalised, [N, D].
 
     An "mlp" takes hidden [N, D]; a "layer" takes what a segment takes, hidden [B, R, D], since every row attends to
-    those before it. Weights are in the build's precision, float16 in one of 8-bit floats.
+    those before it. Weights are in the build's precision, float16 in one of 8-bit products.
     """
     assert exits.store is not None  # check_modules saw to it
     spec, last = module_spec(d.spec, exit_.layer), d.spec.layers - 1

@@ -1,28 +1,26 @@
-"""Weights in the precision that ships: float32, float16, blockwise int8 and int4 with one scale per block, or 8-bit
-floats with one scale per output.
+"""Weights in the precision that ships: float32, float16, blockwise int8 and int4 with one scale per block, or of 8 bits
+with one scale per output.
 
 A projection is stored as [in, out], the orientation of MatMul, with its quantisation blocks along `in`. Scales are
-symmetric (no zero point: TensorRT takes no other). No scale is made of the rows of a pass, which would make a row depend
-on its neighbours: those of 8-bit floats (scaled.py) are constants.
+symmetric (no zero point: TensorRT takes no other). No scale is made of the rows of a pass, which would make a row
+depend on its neighbours: those of 8-bit products (scaled.py) are constants.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
+from eecompile.segments.eight import Eight
 from eecompile.segments.weights import Values
 from eecompile.student.store import WeightStore
 
 Float = NDArray[np.float32]
 _LEVELS = {"int8": 127, "int4": 7}
-E4M3_LARGEST = 448.0  # of the 8-bit floats with four bits of exponent and three of mantissa
-LEAST_SCALE, MOST_SCALE = 2.0**-14, 2.0**15  # what float16 holds without loss
 _SHRINK = np.linspace(0.8, 1.0, 6, dtype=np.float32)  # scales tried per int4 block, as shares of the largest weight
 
 
@@ -70,24 +68,26 @@ def blockwise(store: WeightStore, names: Sequence[str], precision: str) -> tuple
     return Values(pack_int4(whole), onnx.TensorProto.INT4, whole.shape), Values.of(scales)
 
 
-def channelwise(store: WeightStore, names: Sequence[str]) -> tuple[Values, Values]:
-    """Projections `names` side by side in 8-bit floats: E4M3 values [in, out] and float32 scales [out], powers of two."""
-    inputs, widths = _widths(store, names)
-    scales = np.empty(sum(widths), np.float32)
-    whole = np.empty((inputs, sum(widths)), ml_dtypes.float8_e4m3fn)
-    for column, rows in _columns(store, names):
+def channelwise(store: WeightStore, names: Sequence[str], eight: Eight, inputs: Float) -> tuple[Values, Values, Float]:
+    """Projections `names` side by side in 8 bits: values [in, out] and float32 scales [out] of the smoothed weights,
+    and the factors of the smoothing [in].
+
+    inputs: the largest magnitude of each input [in].
+    """
+    _, widths = _widths(store, names)
+    sizes = np.zeros(len(inputs), np.float32)
+    for _, rows in _columns(store, names):
         _narrow(rows, np.float16, names[0], store)
-        scale = e4m3_scale(np.abs(rows).max(axis=1))
+        sizes = np.maximum(sizes, np.abs(rows).max(axis=0))
+    factors = eight.factors(inputs, sizes)
+    scales = np.empty(sum(widths), np.float32)
+    whole = np.empty((len(inputs), sum(widths)), onnx.helper.tensor_dtype_to_np_dtype(eight.item_type))
+    for column, rows in _columns(store, names):
+        rows = rows * factors
+        scale = eight.scale(np.abs(rows).max(axis=1))
         scales[column : column + len(rows)] = scale
-        whole[:, column : column + len(rows)] = (rows / scale[:, None]).astype(ml_dtypes.float8_e4m3fn).T
-    return Values(whole, onnx.TensorProto.FLOAT8E4M3FN, whole.shape), Values.of(scales)
-
-
-def e4m3_scale(largest: Float) -> Float:
-    """The least powers of two over which numbers of these largest magnitudes fit E4M3, within what float16 holds."""
-    mantissa, exponent = np.frexp(np.asarray(largest, np.float64) / E4M3_LARGEST)
-    scale = np.ldexp(1.0, np.where(mantissa == 0.5, exponent - 1, exponent))
-    return np.asarray(np.clip(scale, LEAST_SCALE, MOST_SCALE), np.float32)
+        whole[:, column : column + len(rows)] = eight.rounded(rows / scale[:, None]).T
+    return Values(whole, eight.item_type, whole.shape), Values.of(scales), factors
 
 
 def quantize_rows(rows: Float, precision: str) -> tuple[NDArray[np.int8], Float]:

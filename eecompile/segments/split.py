@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
@@ -79,7 +80,7 @@ class Cut:
 
     precision, cache: what weights, and keys and values, are kept in. fused: with ONNX Runtime's fused operators, for
     bundles of one slot that only it will run. propagate: also the K/V-only graphs of the segments that a token can
-    skip. selected: caches may be compact. largest: of products of 8-bit floats (DecoderWriter).
+    skip. selected: caches may be compact. largest: inputs of products of 8-bit numbers (DecoderWriter).
     """
 
     student: Student
@@ -90,7 +91,7 @@ class Cut:
     propagate: bool = False
     selected: bool = False
     cache: str = "fp32"
-    largest: Mapping[str, float] = field(default_factory=dict)
+    largest: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:

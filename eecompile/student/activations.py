@@ -9,22 +9,24 @@ from eecompile.student.loops import UnrolledStore
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student
 
+Float = NDArray[np.float32]
+
 
 class _Watching(ReferenceModel):
-    """Keeps the largest magnitude that each weight of its layers was multiplied by."""
+    """Keeps the largest magnitude that each input of its layers' products had, by the weight."""
 
     def __init__(self, student: Student) -> None:
         super().__init__(student.spec, student.store, student.cycles)
-        self.largest: dict[str, float] = {}
+        self.largest: dict[str, Float] = {}
 
-    def _project(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    def _project(self, x: Float, name: str) -> Float:
         if name != self.spec.head_weight:
-            self.largest[name] = max(self.largest.get(name, 0.0), float(np.abs(x).max()))
+            _note(self.largest, name, np.abs(x).max(axis=0))
         return super()._project(x, name)
 
 
-def largest_inputs(student: Student, samples: Sequence[Sequence[int]]) -> dict[str, float]:
-    """The largest magnitude in the inputs of each projection of the layers, by the name of its weight in the checkpoint.
+def largest_inputs(student: Student, samples: Sequence[Sequence[int]]) -> dict[str, Float]:
+    """The largest magnitudes [in] of the inputs of the layers' projections, by their weights' names in the checkpoint.
 
     samples: token ids of texts, each run from its beginning. Layers that run several times count every run.
     Memory: one weight matrix and one text at a time.
@@ -33,7 +35,11 @@ def largest_inputs(student: Student, samples: Sequence[Sequence[int]]) -> dict[s
     for ids in samples:
         model.run(ids, [])
     own = student.store.names if isinstance(student.store, UnrolledStore) else {}
-    found: dict[str, float] = {}
-    for name, value in model.largest.items():
-        found[own.get(name, name)] = max(found.get(own.get(name, name), 0.0), value)
+    found: dict[str, Float] = {}
+    for name, sizes in model.largest.items():
+        _note(found, own.get(name, name), sizes)
     return found
+
+
+def _note(largest: dict[str, Float], name: str, sizes: Float) -> None:
+    largest[name] = np.maximum(largest[name], sizes) if name in largest else sizes

@@ -125,7 +125,7 @@ def open_graph(path: Path) -> ort.InferenceSession:
     options.use_per_session_threads = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")  # products of the type given
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):  # it would take 8-bit floats for integers
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):  # it takes 8-bit floats for integers
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -36,9 +36,11 @@ _CLASSIC = _table([
     ("Cast Concat Expand Gather GatherElements Identity Reshape Shape Slice Split Squeeze Transpose Unsqueeze Where",
      _FLOATS | _INTEGERS | _BOOL),
     ("And", _BOOL),
+    ("QuantizeLinear", _FLOATS),
+    ("DequantizeLinear", {TensorProto.INT8}),
 ])  # fmt: skip
 _NEWER = _table([
-    ("Attention QuantizeLinear RMSNormalization RotaryEmbedding TensorScatter", _FLOATS),
+    ("Attention RMSNormalization RotaryEmbedding TensorScatter", _FLOATS),
     ("DequantizeLinear", _QUANTISED),
 ])  # fmt: skip
 OPERATORS: Mapping[Dialect, Mapping[str, frozenset[int]]] = {"classic": _CLASSIC, "modern": {**_CLASSIC, **_NEWER}}

@@ -1,4 +1,4 @@
-"""Weights of 8-bit floats by DequantizeLinear, as parsers read them; the bundle's own graphs widen and scale them."""
+"""Weights of 8 bits by DequantizeLinear, as parsers read them; the bundle's own graphs widen and scale them."""
 
 import onnx
 from onnx import TensorProto
@@ -7,12 +7,12 @@ from eecompile.segments.graph import GraphWriter
 
 
 def dequantize_weights(g: GraphWriter) -> bool:
-    """Make each Cast of an E4M3 weight [in, out] and the Mul by its scales [out] behind it one DequantizeLinear."""
+    """Make each Cast of an 8-bit weight [in, out] and the Mul by its scales [out] behind it one DequantizeLinear."""
     widened: dict[str, str] = {}
 
     def rule(g: GraphWriter, node: onnx.NodeProto) -> bool:
         source = g.initializers.get(node.input[0]) if node.op_type == "Cast" else None
-        if source is not None and source.data_type == TensorProto.FLOAT8E4M3FN:
+        if source is not None and source.data_type in (TensorProto.FLOAT8E4M3FN, TensorProto.INT8):
             widened[node.output[0]] = node.input[0]
             return True
         if node.op_type == "Mul" and node.input[0] in widened:

@@ -158,7 +158,7 @@ class _Half:
         if node.op_type in BOOL:
             return [TensorProto.BOOL]
         if node.op_type == "QuantizeLinear":
-            return [next(int(a.i) for a in node.attribute if a.name == "output_dtype")]
+            return [self.types[node.input[2]]]
         first = self.types[node.input[1 if node.op_type in ("Where", "DequantizeLinear") else 0]]
         return [first, TensorProto.INT64] if node.op_type == "TopK" else [first] * len(node.output)
 
