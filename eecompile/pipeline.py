@@ -62,7 +62,9 @@ def plan(student: Student | EncoderStudent, target: Target, options: BuildOption
         return plan_encoder(student, target, options.precision, options.context, others)
     precision = options.precision or target.precision
     if precision not in target.precisions:
-        raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
+        engines = precision == "int8" and "w8a8" in target.precisions
+        mend = f"precisions: {', '.join(target.precisions)}{'; w8a8 is its int8' if engines else ''}"
+        raise UsageError(f"target {target.name} has no {precision}", mend=mend)
     most = min(student.spec.max_positions, target.context)
     context = min(most, DEFAULT_CONTEXT) if options.context is None else options.context
     if not 1 <= context <= most:

@@ -49,8 +49,8 @@ class Eight:
         return np.clip(np.rint(numbers), -self.most, self.most).astype(np.int8)
 
     def factors(self, inputs: Float, weights: Float) -> Float:
-        """What each input is divided by and the weights that it meets are multiplied by, powers of two [in]; all 1 where
-        nothing is smoothed. inputs, weights: the largest magnitudes of each input and of its weights [in]."""
+        """What each input is divided by and the weights that it meets are multiplied by, powers of two [in]; all 1
+        where nothing is smoothed. inputs, weights: the largest magnitudes of each input and of its weights [in]."""
         if not self.share:
             return np.ones(len(inputs), np.float32)
         a, b = (np.maximum(sizes.astype(np.float64), _LEAST_SIZE) for sizes in (inputs, weights))
