@@ -20,6 +20,7 @@ else:
 FOLDER = Path(__file__).parent / "targets"
 CLASSIC_OPSET = 20
 OLDEST = {"tensorrt": "10.3", "tensorrt_rtx": "1.0"}  # that engines are built with
+FP8_SM = 89  # Ada: the first to multiply 8-bit floats
 Version = Annotated[str, Field(pattern=r"^(\d{1,3}\.\d{1,3})?$")]
 
 
@@ -95,6 +96,15 @@ class Target(Strict):
             raise ValueError(f"tensorrt_below {self.tensorrt_below} is not above tensorrt {self.tensorrt}")
         if self.dialect == "classic" and self.opset > CLASSIC_OPSET:
             raise ValueError(f"the classic dialect stops at opset {CLASSIC_OPSET}, and opset is {self.opset}")
+        return self
+
+    @model_validator(mode="after")
+    def _products_of_8_bits_have_their_hardware(self) -> Self:
+        scaled = [precision for precision in self.precisions if precision in c.SCALED]
+        if scaled and self.backend == "onnxruntime":
+            raise ValueError(f"{scaled[0]} is for engines, and onnxruntime runs none")
+        if "fp8" in scaled and (self.dialect == "classic" or min(self.sm, default=0) < FP8_SM):
+            raise ValueError(f"fp8 needs the modern dialect and sm {FP8_SM} or later, of all that engines are for")
         return self
 
 

@@ -53,7 +53,7 @@ def test_a_name_that_is_none_lists_the_names(name: str) -> None:
     "changes",
     [
         {"name": None}, {"name": "../../escaped"}, {"name": ".."}, {"name": "/tmp/x"},
-        {"surprise": 1}, {"precisions": []}, {"precisions": ["fp8"]}, {"precision": "fp8"},
+        {"surprise": 1}, {"precisions": []}, {"precisions": ["fp7"]}, {"precision": "fp7"},
         {"context": 0}, {"pending": 0}, {"pending": 64}, {"opset": 12}, {"bandwidth": -1.0}, {"batch": "one"},
         {"precisions": ["fp16"], "precision": "fp32"}, {"context": 1 << 40}, {"batch": 1 << 20}, {"batch": True},
         {"memory": True}, {"memory": 8}, {"memory": 1 << 60}, {"memory": 8e9}, {"bandwidth": 1.0},
@@ -81,6 +81,9 @@ def test_fields_out_of_range(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"tensorrt": "10.9", "tensorrt_below": "10.9"}, "tensorrt_below 10.9 is not above tensorrt 10.9"),
         ({"dialect": "classic", "opset": 21}, "the classic dialect stops at opset 20, and opset is 21"),
         ({"tensorrt": "ten"}, "tensorrt: String should match"),
+        ({"precisions": ["fp32", "w8a8"]}, "w8a8 is for engines, and onnxruntime runs none"),
+        ({"precisions": ["fp32", "fp8"], "backend": "tensorrt", "built": "device", "sm": [89, 86], "tensorrt": "10.9"},
+         "fp8 needs the modern dialect and sm 89 or later"),
         ({"attained": 1.5}, "attained: "), ({"launch": -1e-6}, "launch: "), ({"kernel": 2.0}, "kernel: "),
         ({"memory": True}, "memory: Input should be a valid integer"),
         ({"memory": 8}, r"memory: 8 bytes is less than 1e\+08; 0 says that it is not known"),

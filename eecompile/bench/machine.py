@@ -152,9 +152,9 @@ def _matrix(g: GraphWriter, number: int, shape: tuple[int, int], precision: str)
             "DequantizeLinear", g.weight(name, lambda: values), g.array(f"{name}.scale", lambda: scales), axis=0,
             block_size=c.BLOCK,
         )  # fmt: skip
-    dense = (signs * np.float32(scale)).astype(np.float16 if precision == "fp16" else np.float32)
+    dense = (signs * np.float32(scale)).astype(np.float32 if precision == "fp32" else np.float16)
     weight = g.array(name, lambda: dense)
-    return g.op("Cast", weight, to=1) if precision == "fp16" else weight
+    return weight if precision == "fp32" else g.op("Cast", weight, to=1)
 
 
 _SIGNS: Final = np.where(np.random.default_rng(0).random(65521) < 0.5, -1, 1).astype(np.int8)  # a prime: rows differ

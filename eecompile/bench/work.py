@@ -11,7 +11,9 @@ from typing import Final
 
 from eecompile import contract as c
 
-STORED: Final[Mapping[str, float]] = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / c.BLOCK, "int4": 0.5 + 4 / c.BLOCK}
+STORED: Final[Mapping[str, float]] = {
+    "fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / c.BLOCK, "w8a8": 1.0, "fp8": 1.0, "int4": 0.5 + 4 / c.BLOCK,
+}  # fmt: skip
 LAYER_KERNELS: Final = 10  # two norms, four products, rotation, cache update, attention and activation
 SMALL_KERNELS: Final = 3  # of any other graph: a norm or a decision beside its products
 
@@ -27,7 +29,8 @@ class Matrix:
     @classmethod
     def of(cls, inputs: int, outputs: int, precision: str) -> "Matrix":
         """One whose weights are stored in `precision`, scales included."""
-        return cls(inputs, outputs, inputs * outputs * STORED[precision])
+        scales = 4.0 * outputs if precision in c.SCALED else 0.0
+        return cls(inputs, outputs, inputs * outputs * STORED[precision] + scales)
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _against_checkpoint(s: _Subject, student: Student) -> tuple[list[Check], lis
         *check_modules(s.bundle, student),
         *check_parity("checkpoint", reference.name, s.walks, truth, s.compare, PARITY[s.coarsest]),
     ]
-    quantised = s.precision in c.QUANTISED
+    quantised = s.precision in c.ROUNDED
     head = ReferenceModel(student.spec, student.store).logits
     band = None if quantised else BANDS[s.coarsest]
     checks += _decisions(s, _Evidence("checkpoint", s.walks, truth, head, band), student)
@@ -219,7 +219,7 @@ def _against_own_weights(
     walks = [walk_both(s.walker, longest.ids[:ARITHMETIC_ROWS], longest.source)]
     truth = _run(s, reference, walks)
     checks = check_parity("own weights", reference.name, walks, truth, s.compare, ARITHMETIC[s.coarsest])
-    if s.precision in c.QUANTISED:
+    if s.precision in c.ROUNDED:
         head = ReferenceModel(spec, store).logits
         checks += _decisions(s, _Evidence("own weights", walks, truth, head, BANDS[s.coarsest]), student)
     return checks, reference.name
