@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import tiny
-from cuda_double import FakeCuda, RuleBroken
+from cuda_double import FakeCuda
+from graphs_double import RuleBroken
 
 from eecompile.engines import ort_cuda
 from eecompile.errors import MissingBackend

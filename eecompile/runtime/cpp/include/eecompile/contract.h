@@ -111,8 +111,13 @@ constexpr std::int64_t kShortlist = 2048;  // tokens, unless asked for otherwise
 constexpr std::array<std::string_view, 3> kSchedules = {"none", "decay", "adaptive"};
 constexpr std::int64_t kCandidateCount = 4;  // K, tokens that a predictor looks at
 constexpr float kCosineSlack = 1e-05f;  // a cosine may come out this much above one
-constexpr std::array<std::string_view, 4> kPrecisions = {"fp32", "fp16", "int8", "int4"};
-constexpr std::array<std::string_view, 2> kQuantised = {"int8", "int4"};
+// from fine to coarse
+constexpr std::array<std::string_view, 6> kPrecisions = {"fp32", "fp16", "int8", "w8a8", "fp8", "int4"};
+constexpr std::array<std::string_view, 2> kQuantised = {"int8", "int4"};  // weights in blocks that share a scale
+// weights with a scale an output, rows with a scale a product; the head in float16
+constexpr std::array<std::string_view, 2> kScaled = {"w8a8", "fp8"};
+// products that round their rows too
+constexpr std::array<std::string_view, 4> kRounded = {"int8", "int4", "w8a8", "fp8"};
 constexpr std::int64_t kBlock = 32;  // weights that share one scale, along the input dimension
 // cache lengths are multiples of this, the widest vector that processors have
 constexpr std::int64_t kCacheBucket = 16;
@@ -122,6 +127,8 @@ constexpr std::int64_t kSlack = 64;  // positions past the context: padding rows
 
 // cuda: ONNX Runtime on a GPU
 constexpr std::array<std::string_view, 3> kBackends = {"onnxruntime", "tensorrt", "cuda"};
+// who decides at exits: the host by a pinned flag, or the GPU
+constexpr std::array<std::string_view, 3> kDecisions = {"auto", "pinned", "conditional"};
 
 constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxExits = 64;
