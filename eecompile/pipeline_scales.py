@@ -14,12 +14,12 @@ from eecompile.student.encoder_student import EncoderStudent
 from eecompile.student.student import Student
 
 Samples = tuple[tuple[int, ...], ...]
-MOST_SAMPLES = 16
+MOST_SAMPLES = 8
 NEEDED = "how large the inputs of its products become over texts"
 
 
 def read_samples(student: Student | EncoderStudent, path: Path) -> Samples:
-    """Token ids of up to 16 documents at `path`, chosen by their hash and cut off at 128 tokens.
+    """Token ids of up to 8 documents at `path`, chosen by their hash and cut off at 128 tokens.
 
     path: as `exits --fit` takes it. Raises UsageError where there is nothing to read or nothing long enough.
     """

@@ -15,7 +15,6 @@ from eecompile.schema import ComputeType
 from eecompile.segments.graph import IR_VERSION, Form, GraphFolder
 from eecompile.segments.passes.attention import every, has_softcap, lower_attention
 from eecompile.segments.passes.check import NEWEST, Dialect, check_dialect
-from eecompile.segments.passes.dequantize import dequantize_weights
 from eecompile.segments.passes.flag import cast_flag
 from eecompile.segments.passes.half import compute_in
 from eecompile.segments.passes.norm import lower_norms
@@ -62,9 +61,9 @@ def device_form(head_dim: int, length: int, *, dialect: Dialect, opset: int, com
         opset=newest,
         ir_version=min(IR_VERSION, helper.find_min_ir_version_for([helper.make_opsetid("", newest)])),
         functions=not classic,
+        quantizes=True,
         passes=(
             *((lower_rotary, lower_norms) if classic else ()),
-            dequantize_weights,
             *lowered,
             partial(compute_in, compute=compute),
             cast_flag,

@@ -28,20 +28,29 @@ def scaled_product(
 ) -> str:
     """x [.., in], rounded, times the named weights side by side: [.., sum of out]. inputs: largest magnitudes [in].
 
-    The weights are widened and scaled by plain operators, which ONNX Runtime does once, when it opens the graph:
-    products of two dequantised 8-bit floats it takes for integer products, and a weight that is no constant goes
-    through another kernel for a lone row than for several. Device graphs have DequantizeLinear instead
-    (passes/dequantize.py).
+    A device's graph says it by QuantizeLinear and DequantizeLinear, which parsers know. The bundle's own has plain
+    operators: ONNX Runtime makes constants of the weights when it opens the graph, so that a lone row goes through the
+    kernel that several go through; and it would take dequantised floats of 8 bits for integers.
     """
     name, made = "+".join(names), once(lambda: channelwise(store, names, eight, inputs))
     values = g.weight(name, lambda: made()[0])
     scales = g.weight(f"{name}.scale", lambda: made()[1])
-    matrix = g.op("Mul", g.op("Cast", values, to=TensorProto.FLOAT), scales)
     largest = inputs.max()
     if eight.share:
         x = g.op("Mul", x, g.weight(name + SMOOTHING, lambda: Values.of(1 / made()[2])))
         largest = (inputs / made()[2]).max()
     scale = g.constant(eight.scale(largest), np.float32)
+    if not g.form.quantizes:
+        matrix = g.op("Mul", g.op("Cast", values, to=TensorProto.FLOAT), scales)
+        return g.op("MatMul", g.op("Mul", _levels(g, g.op("Div", x, scale), eight), scale), matrix)
     zero = g.constant(0, tensor_dtype_to_np_dtype(eight.item_type))  # says the type; an attribute would need opset 21
-    levels = g.op("QuantizeLinear", x, scale, zero)
-    return g.op("MatMul", g.op("DequantizeLinear", levels, scale, zero), matrix)
+    rows = g.op("DequantizeLinear", g.op("QuantizeLinear", x, scale, zero), scale, zero)
+    return g.op("MatMul", rows, g.op("DequantizeLinear", values, scales, axis=1))
+
+
+def _levels(g: GraphWriter, x: str, eight: Eight) -> str:
+    """x as QuantizeLinear rounds and cuts it, in float32."""
+    if eight.item_type == TensorProto.FLOAT8E4M3FN:
+        return g.op("Cast", g.op("Cast", x, to=eight.item_type), to=TensorProto.FLOAT)
+    low, high = (g.constant(bound, np.float32) for bound in (-eight.most - 1, eight.most))
+    return g.op("Min", g.op("Max", g.op("Round", x), low), high)

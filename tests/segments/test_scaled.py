@@ -85,6 +85,9 @@ class RoundedModel(ReferenceModel):
                 names = [name for name in (f"{role}.weight".format(i=i) for role in roles) if name in largest]
                 self.sides |= dict.fromkeys(names, names)
 
+    def _rows(self, name: str, ids: Any) -> Any:
+        return super()._rows(name, ids).astype(np.float16).astype(np.float32)
+
     def _project(self, x: Any, name: str) -> Any:
         if name not in self.largest:
             weight = self.store.read(name).astype(np.float16).astype(np.float64)
@@ -171,7 +174,7 @@ def test_a_product_is_that_of_rounded_rows_and_weights(tmp_path: Path, precision
     whole = np.concatenate([tensors["a"], tensors["b"]])
     factors = eight.factors(inputs, np.abs(whole).max(axis=0)).astype(np.float64)
     step = float(eight.scale((inputs / factors).max()))
-    x = (8 * RNG.standard_normal((7, 48))).astype(np.float32)
+    x = (20 * RNG.standard_normal((7, 48))).astype(np.float32)
     assert np.abs(x / factors).max() > eight.most * step, "some are cut off"
     steps = eight.scale(np.abs(whole * factors).max(axis=1)).astype(np.float64)[:, None]
     rows = nearest(x / factors / np.float32(step), precision) * step
@@ -244,27 +247,30 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "precision", "target"), CASES)
-def test_device_graphs_compute_what_the_bundles_own_do(
-    shelf: Any, tmp_path: Path, name: str, precision: str, target: str
+def test_device_graphs_round_as_the_bundles_own_do(
+    shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str, target: str
 ) -> None:
-    """A step of few bits lies behind every rounding of float16, so that they are near each other and not equal."""
+    """In float32, so that nothing but how they are written differs: rows at the edge of a step are rare then."""
+    monkeypatch.setattr("eecompile.pipeline.choose_device", lambda *_: {"cache": "fp32", "compute": "float32"})
     source = shelf.checkpoint(tiny.variants()[name], gain=0.3)
-    path, manifest = built(tmp_path / "b", source, [2], target, precision=precision)
-    _are_near(path, manifest)
+    assert _apart(*built(tmp_path / "b", source, [2], target, precision=precision)) < 5e-3
 
 
-def test_a_block_that_repeats(shelf: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", BOTH)
+def test_in_float16_they_are_near(shelf: Any, tmp_path: Path, precision: str) -> None:
+    """A step of few bits lies behind every rounding of float16, here in a block that repeats with LoRA."""
     loops = Loops(prelude=1, block=2, loops=2, rank=4, projections=["q", "down"])
-    _are_near(*built(tmp_path / "b", shelf.checkpoint(gain=0.3, loops=loops)))
+    assert _apart(*built(tmp_path / "b", shelf.checkpoint(gain=0.3, loops=loops), precision=precision)) < 0.3
 
 
-def _are_near(path: Path, manifest: Manifest) -> None:
+def _apart(path: Path, manifest: Manifest) -> float:
+    """The largest error over what all boundaries hold."""
     assert manifest.device is not None
-    for where, (actual, expected) in compare_device(path, manifest, manifest.device, IDS, 2).items():
-        if is_score(where):
-            assert largest_difference(actual, expected) < 0.3, where
-        else:
-            assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.06, where
+    found = compare_device(path, manifest, manifest.device, IDS, 2)
+    return max(
+        largest_difference(a, b) if is_score(where) else float(np.linalg.norm(a - b) / np.linalg.norm(b))
+        for where, (a, b) in found.items()
+    )
 
 
 def test_every_kind_of_graph(shelf: Any, tmp_path: Path) -> None:
@@ -281,7 +287,7 @@ def test_every_kind_of_graph(shelf: Any, tmp_path: Path) -> None:
     assert all(k["MatMul"] == k["QuantizeLinear"] for k in quantised.values())
     assert _kinds(plain / "segments/device_kv_1.onnx")["QuantizeLinear"] == 2
     own = _kinds(path / "segments/segment_0.onnx")
-    assert (own["QuantizeLinear"], own["DequantizeLinear"]) == (4, 4), "weights are widened by other operators"
+    assert not own["QuantizeLinear"] + own["DequantizeLinear"]
     made = read_plan(path / manifest.device.plan)
     assert (made.precision, made.compute, manifest.precision) == ("fp8", "float16", "fp8")
     assert all(np.isfinite(a).all() for a, _ in compare_device(path, manifest, manifest.device, IDS, 2).values())
@@ -408,11 +414,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     cli(*options, "--texts", tmp_path / "none.jsonl", status=2)
     cli_json(*options, "--texts", tmp_path / "texts.jsonl", "--exits", "2")
     manifest = read_bundle(tmp_path / "b").manifest
-    assert "of 16 texts" in str(manifest.provenance["scaled by"])
+    assert "of 8 texts" in str(manifest.provenance["scaled by"])
     assert cli_json("verify", tmp_path / "b", "--tokens", "4")["passed"]
     full, exact = (cli_json("run", tmp_path / "b", "the hats", "--max-new-tokens", "6", "--mode", mode)
                    for mode in ("full", "exact"))  # fmt: skip
-    assert full["ids"] == exact["ids"]
+    assert full["token_ids"] == exact["token_ids"]
     wrong = ("build", source, "--target", "l4", "--texts", tmp_path / "texts.jsonl", "-o", tmp_path / "c2")
     assert "--texts is for w8a8, fp8" in cli(*wrong, status=2).stderr
 
