@@ -119,7 +119,7 @@ def test_small_heads_and_thresholds_that_move(trt: FakeTensorRT, tmp_path: Path)
     found = [said(by_gpu, prompt) for prompt in PROMPTS]
     assert found == [said(by_host, prompt) for prompt in PROMPTS]
     assert by_gpu.decision == "conditional"
-    print([one["stats"] for one in found])
+    assert {graph for one in found for graph in one["stats"].declined} == {"head_low_rank", "head_shortlist", "head"}
 
 
 def test_what_is_sampled_is_the_hosts(both: tuple[Bundle, Bundle]) -> None:
