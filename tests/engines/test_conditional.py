@@ -63,7 +63,7 @@ def test_a_step_says_what_the_host_would(built: dict[str, Path], trt: FakeTensor
 
 
 PROMPT = st.lists(st.integers(0, 40), min_size=1, max_size=30)
-THRESHOLD = st.sampled_from([0.0, 0.02, 0.3, 0.45, 0.5, 0.55, 0.9, 2.0])
+THRESHOLD = st.sampled_from([0.0, 0.02, 0.3, 0.45, 0.5, 0.55, 0.9])
 
 
 @given(data=st.data())
@@ -107,17 +107,19 @@ def test_small_heads_and_thresholds_that_move(trt: FakeTensorRT, tmp_path: Path)
         ExitSpec(layer=2, gates=["learned", "margin"], gate_units=4, head="shortlist", schedule=moves[1]),
         ExitSpec(layer=3, gates=["entropy"]),
     ]
-    heads = [HeadShape(name="low_rank", kind="low_rank", rank=8), HeadShape(name="shortlist", kind="shortlist",
-                                                                            tokens=list(range(0, 40, 2)))]  # fmt: skip
+    heads = [
+        HeadShape(name="low_rank", kind="low_rank", rank=8),
+        HeadShape(name="shortlist", kind="shortlist", tokens=list(range(0, 40, 2))),
+    ]
     source = tiny.add_exits(tiny.checkpoint(tmp_path / "checkpoint"), exits, heads=heads)
     bundle = add_engines(device_bundle(tmp_path / "bundle", source, context=96, precision="fp32", cache="fp32"))
-    thresholds = {1: {"max_prob": 0.04}, 2: {"learned": 0.4, "margin": 0.02}, 3: {"entropy": 3.0}}
+    thresholds = {1: {"max_prob": 0.3}, 2: {"learned": 0.5, "margin": 0.2}, 3: {"entropy": 4.0}}
     how: dict[str, Any] = {"mode": "exact", "thresholds": thresholds}
     by_gpu, by_host = (Bundle.open(bundle, backend=name).session(**how) for name in ("tensorrt", "onnxruntime"))
     found = [said(by_gpu, prompt) for prompt in PROMPTS]
     assert found == [said(by_host, prompt) for prompt in PROMPTS]
     assert by_gpu.decision == "conditional"
-    assert len({depth for one in found for depth in one["depths"]}) > 2
+    assert {graph for one in found for graph in one["stats"].declined} == {"head_low_rank", "head_shortlist", "head"}
 
 
 def test_what_is_sampled_is_the_hosts(both: tuple[Bundle, Bundle]) -> None:
@@ -305,6 +307,7 @@ RULES: dict[str, tuple[Any, str, Any, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("rule", RULES)
 def test_a_broken_rule_of_graphs_shows(
     built: dict[str, Path], trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, rule: str
