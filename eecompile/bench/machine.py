@@ -60,14 +60,14 @@ def measure_rates(width: int, precision: str, weights: float, *, threads: int, l
         chain = _timed(folder, "chain", lambda g: _write_chain(g, width, count, precision), shapes)
         few = _timed(folder, "few", lambda g: _write_heads(g, width, wide, heads, precision), shapes)
     kernel = small[1] / _SMALL_NODES
-    row = _row(chain)
-    products = float(count * width * _WIDENING * width)
+    thin, broad = float(count * width * _WIDENING * width), float(heads * width * wide)  # multiplications of a row
     bandwidth, product = _solve(
-        _Reading(count, products * STORED[precision], _reading(chain, count * kernel)),
-        _Reading(heads, float(heads * width * wide) * STORED[precision], _reading(few, 2 * heads * kernel)),
+        _Reading(count, thin * STORED[precision], _reading(chain, count * kernel)),
+        _Reading(heads, broad * STORED[precision], _reading(few, 2 * heads * kernel)),
     )
+    flops = 2 * (thin + broad) / (_row(chain) + _row(few))
     return Rates(
-        bandwidth=bandwidth, flops=2 * products / row, launch=launch, kernel=kernel, overlaps=False, value=4.0,
+        bandwidth=bandwidth, flops=flops, launch=launch, kernel=kernel, overlaps=False, value=4.0,
         basis=f"this machine by rates measured with {threads} threads", product=product,
     )  # fmt: skip
 

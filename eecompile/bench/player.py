@@ -82,7 +82,7 @@ class Player:
         """The same for so many sequences at once: a pass reads the weights once for all of them, and each one's cache.
         letters: what `alone` was played by. Raises ValueError for exits with a layer of their own."""
         every_step = self._full_step(slots)
-        passes, depths = (every_step, {len(self.manifest.schedule) - 1: slots})
+        passes, depths = every_step, {len(self.manifest.schedule) - 1: slots}
         if alone.mode != "full":
             passes, depths = self._replayed(alone, letters, slots)
         tokens, layers = sum(depths.values()), self._layers()
@@ -99,7 +99,7 @@ class Player:
             bytes=moved / tokens,
         )
 
-    def _replayed(self, alone: Forecast, letters: Sequence[str], slots: int) -> tuple[Passes, Mapping[int, int]]:
+    def _replayed(self, alone: Forecast, letters: Sequence[str], slots: int) -> tuple[Passes, dict[int, int]]:
         """Passes of a batch whose slots never fall free, and its tokens by the step that they left after."""
         opened = {i for i, info in enumerate(self.manifest.exits) if info.layer in alone.exits}
         replay = BatchReplay(

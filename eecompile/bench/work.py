@@ -15,6 +15,7 @@ STORED: Final[Mapping[str, float]] = {
     "fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / c.BLOCK, "w8a8": 1.0, "fp8": 1.0, "int4": 0.5 + 4 / c.BLOCK,
 }  # fmt: skip
 LAYER_KERNELS: Final = 10  # two norms, four products, rotation, cache update, attention and activation
+LAYER_MATRICES: Final = 4  # of those
 SMALL_KERNELS: Final = 3  # of any other graph: a norm or a decision beside its products
 
 
@@ -36,7 +37,6 @@ class Matrix:
 @dataclass(frozen=True)
 class Work:
     """Of one pass. weights: bytes that it reads whatever its rows. products: multiplications of a row by weights.
-    matrices: how many it multiplies rows by.
     values: numbers that a row's products give, written and read once each. looked_up: bytes that a row takes from a
     table. cached: bytes of keys and values of one token. attended: multiplications of a row for one token in the cache.
     kernels: operators that are left once a compiler has fused what it can. layers: with attention.
@@ -50,7 +50,6 @@ class Work:
     attended: float = 0.0
     kernels: int = 0
     layers: int = 0
-    matrices: int = 0
 
     @classmethod
     def of(
@@ -68,8 +67,12 @@ class Work:
             attended=attended,
             kernels=LAYER_KERNELS * layers or SMALL_KERNELS,
             layers=layers,
-            matrices=len(every),
         )
+
+    @property
+    def matrices(self) -> int:
+        """Products that are left once those of the same rows are one: of a graph without layers, its largest."""
+        return LAYER_MATRICES * self.layers or int(self.products > 0)
 
     def bytes(self, rows: int, length: int, value: float = 4.0, slots: int = 1) -> float:
         """Bytes that a pass over so many slots of `rows` rows moves with `length` tokens in each one's cache; an

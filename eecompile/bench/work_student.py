@@ -210,5 +210,4 @@ def _plus(layers: Work, beside: Work) -> Work:
     return replace(
         layers, weights=layers.weights + beside.weights, products=layers.products + beside.products,
         values=layers.values + beside.values, looked_up=layers.looked_up + beside.looked_up,
-        matrices=layers.matrices + beside.matrices,
     )  # fmt: skip

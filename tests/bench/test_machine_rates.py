@@ -32,8 +32,8 @@ def test_noise_gives_products_no_price_below_zero() -> None:
 
 
 def test_each_product_of_a_pass_is_paid_for() -> None:
-    work = Work.of([Matrix.of(8, 8, "fp32")] * 7, layers=1)
+    work = Work.of([Matrix.of(8, 8, "fp32")] * 7, layers=2)
     rates = Rates(bandwidth=1e9, flops=0, launch=0, kernel=0, overlaps=False, value=4, basis="paper", product=1e-3)
     plain = Rates(bandwidth=1e9, flops=0, launch=0, kernel=0, overlaps=False, value=4, basis="paper")
-    assert work.matrices == 7
-    assert rates.seconds(work, 1, 0) - plain.seconds(work, 1, 0) == pytest.approx(7e-3)
+    assert rates.seconds(work, 1, 0) - plain.seconds(work, 1, 0) == pytest.approx(8e-3)
+    assert [Work.of(found).matrices for found in ([], [Matrix.of(8, 8, "fp32")] * 3)] == [0, 1]
