@@ -10,9 +10,10 @@ namespace eecompile::tok {
 
 namespace {
 
+// A character and how many more there are with it than before: 1, it was added; -1, it took the place of two.
 struct Sourced {
   char32_t point;
-  std::size_t source;  // byte of the character that it comes from
+  int change;
 };
 
 using Points = std::vector<Sourced>;
@@ -20,10 +21,10 @@ using Points = std::vector<Sourced>;
 Points decomposed(const std::string& text, bool compatible) {
   Points all;
   std::u32string parts;
-  for_each_point(text, [&](char32_t point, std::size_t at) {
+  for_each_point(text, [&](char32_t point, std::size_t) {
     parts.clear();
     append_decomposed(parts, point, compatible);
-    for (const char32_t part : parts) all.push_back({part, at});
+    for (std::size_t i = 0; i < parts.size(); ++i) all.push_back({parts[i], i == 0 ? 0 : 1});
   });
   return all;
 }
@@ -51,6 +52,7 @@ Points composed_points(const Points& parts) {
     const char32_t joined = open ? composed(all[starter].point, part.point) : 0;
     if (joined != 0) {
       all[starter].point = joined;
+      all[starter].change += part.change - 1;
       continue;
     }
     if (own == 0) starter = all.size();
@@ -72,7 +74,12 @@ void normalize_form(Text& text, bool compatible, bool compose) {
   sort_marks(all);
   if (compose) all = composed_points(all);
   Rewriter out(text);
-  for (const Sourced& one : all) out.put(one.point, one.source);
+  std::size_t next = 0;  // the old text's byte whose turn it is: the library counts, whatever marks changed places
+  for (const Sourced& one : all) {
+    const bool added = one.change > 0;
+    out.put(one.point, added && next > 0 ? next - 1 : next);
+    for (int i = one.change; i <= 0 && next < text.bytes.size(); ++i) next += decode(text.bytes, next).size;
+  }
   text = out.done();
 }
 

@@ -21,18 +21,15 @@ std::int64_t id_of(const Field& pair) {
 
 bool is_blank(char32_t point) { return point == kSpaceByte || is(point, kSpace); }
 
-// Takes the spaces that a token begins and ends with out of its span, but not the one that was put before the text.
-void trim(Encoding& text, bool prefixed, const PostProcessor::Read& token) {
-  for (std::size_t i = 0; i < text.ids.size(); ++i) {
-    const std::string* const read = token(text.ids[i]);
-    if (read == nullptr) continue;
-    const std::u32string letters = points(*read);
-    auto leading = std::find_if_not(letters.begin(), letters.end(), is_blank) - letters.begin();
-    const auto trailing = std::find_if_not(letters.rbegin(), letters.rend(), is_blank) - letters.rbegin();
-    auto& [begin, end] = text.spans[i];
-    if (leading > 0 && prefixed && (i == 0 || begin == 0)) --leading;
-    if (leading > 0) begin = std::min<std::int64_t>(begin + leading, end);
-    if (trailing > 0 && end >= trailing) end = std::max<std::int64_t>(end - trailing, begin);
+// Takes the spaces that a token begins and ends with out of its span, but not a single one that may have been put before
+// the text.
+void trim(Sequence& text, bool prefixed) {
+  for (std::size_t i = 0; i < text.blanks.size(); ++i) {
+    auto [leading, trailing] = text.blanks[i];
+    auto& [begin, end] = text.encoding.spans[i];
+    if (leading == 1 && prefixed && (i == 0 || begin == 0)) leading = 0;
+    if (leading > 0) begin = std::min(begin + leading, end);
+    if (trailing > 0 && end >= trailing) end = std::max(end - trailing, begin);
   }
 }
 
@@ -45,6 +42,12 @@ void join(Encoding& whole, const Encoding& text, std::int64_t type, bool second)
 }
 
 }  // namespace
+
+Blanks blanks_of(std::string_view token) {
+  const std::u32string letters = points(token);
+  return {std::find_if_not(letters.begin(), letters.end(), is_blank) - letters.begin(),
+          std::find_if_not(letters.rbegin(), letters.rend(), is_blank) - letters.rbegin()};
+}
 
 PostProcessor::PostProcessor(const Field& field) { add(field); }
 
@@ -121,9 +124,11 @@ Ids PostProcessor::apply(Ids ids) const {
   return ids;
 }
 
-Encoding PostProcessor::apply(std::vector<Encoding> texts, const Read& token) const {
+Encoding PostProcessor::apply(std::vector<Sequence> sequences) const {
   for (const bool prefixed : trims_)
-    for (Encoding& text : texts) trim(text, prefixed, token);
+    for (Sequence& sequence : sequences) trim(sequence, prefixed);
+  std::vector<Encoding> texts;
+  for (Sequence& sequence : sequences) texts.push_back(std::move(sequence.encoding));
   const bool pair = texts.size() == 2;
   static const Template kBare{{{kFirst, -1}}, {{kFirst, -1}, {kSecond, -1}}};
   const std::vector<Template> bare = {kBare};

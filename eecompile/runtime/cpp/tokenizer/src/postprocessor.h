@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
-#include <string>
+#include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "eecompile/tokenizer.h"
@@ -11,6 +11,18 @@
 #include "model.h"
 
 namespace eecompile::tok {
+
+// Spaces that a token reads as begins and ends with.
+struct Blanks {
+  std::int64_t leading = 0, trailing = 0;
+};
+Blanks blanks_of(std::string_view token);
+
+// One text's tokens before post-processing, and what each reads.
+struct Sequence {
+  Encoding encoding;
+  std::vector<Blanks> blanks;
+};
 
 // The special tokens that go around a text's own, or around those of a pair of texts.
 class PostProcessor {
@@ -20,9 +32,8 @@ class PostProcessor {
 
   Ids apply(Ids ids) const;
 
-  // The same of whole encodings: of one text, or of two. `token` reads an id. Empty where a pair has no template.
-  using Read = std::function<const std::string*(std::int64_t)>;
-  Encoding apply(std::vector<Encoding> texts, const Read& token) const;
+  // The same of one whole text, or of two.
+  Encoding apply(std::vector<Sequence> texts) const;
 
   // Special tokens that `apply` adds.
   std::size_t added(bool pair) const;

@@ -28,6 +28,8 @@ struct Tokenizer::Parts {
   tok::PostProcessor post_processor;
   tok::Decoder decoder;
 
+  tok::Sequence sequence(std::string_view text, std::int64_t type) const;
+
   // Null where it is none, or one that is skipped.
   const std::string* token(std::int64_t id, bool skip_special) const {
     if (id < 0 || id > std::numeric_limits<std::int32_t>::max()) return nullptr;
@@ -70,19 +72,21 @@ std::vector<std::int64_t> characters_before(std::string_view text) {
   return found;
 }
 
-void shorten(Encoding& text, std::size_t count) {
-  if (count >= text.ids.size()) return;
-  text.ids.resize(count);
-  text.types.resize(count);
-  text.special.resize(count);
-  text.second.resize(count);
-  text.spans.resize(count);
+void shorten(tok::Sequence& text, std::size_t count) {
+  Encoding& all = text.encoding;
+  if (count >= all.ids.size()) return;
+  all.ids.resize(count);
+  all.types.resize(count);
+  all.special.resize(count);
+  all.second.resize(count);
+  all.spans.resize(count);
+  text.blanks.resize(count);
 }
 
 // Cuts texts off at `most` tokens in all: the longer one of a pair first, then both (the library's "longest first").
-void cut(std::vector<Encoding>& texts, std::size_t most) {
+void cut(std::vector<tok::Sequence>& texts, std::size_t most) {
   if (texts.size() == 1) return shorten(texts[0], most);
-  const std::size_t a = texts[0].ids.size(), b = texts[1].ids.size();
+  const std::size_t a = texts[0].encoding.ids.size(), b = texts[1].encoding.ids.size();
   if (a + b <= most) return;
   std::size_t less = std::min(a, b), more = less > most ? less : std::max(less, most - less);
   if (less + more > most) less = most / 2, more = most - less;
@@ -140,17 +144,20 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_spec
 }
 
 // One text without what the post-processor adds.
-Encoding Tokenizer::encoding_of(std::string_view text, std::int64_t type) const {
+tok::Sequence Tokenizer::Parts::sequence(std::string_view text, std::int64_t type) const {
   const std::string valid = tok::lossy(text);
   const std::vector<std::int64_t> characters = characters_before(valid);
-  tok::Pieces pieces = parts_->added.extract(valid, parts_->normalizer.get(), true);
-  if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(pieces);
-  Encoding made;
+  tok::Pieces pieces = added.extract(valid, normalizer.get(), true);
+  if (pre_tokenizer) pre_tokenizer->apply(pieces);
+  tok::Sequence found;
+  Encoding& made = found.encoding;
   tok::Tokens tokens;
   for (const tok::Piece& piece : pieces) {
     tokens.clear();
-    add_tokens(*parts_->model, piece, tokens);
+    add_tokens(*model, piece, tokens);
     for (const tok::Token& token : tokens) {
+      const std::string* const read = piece.id < 0 ? this->token(token.id, false) : &piece.text.bytes;
+      found.blanks.push_back(read == nullptr ? tok::Blanks() : tok::blanks_of(*read));
       const tok::Origin from = origin(piece.text, token);
       made.ids.push_back(token.id);
       made.spans.emplace_back(characters[from.begin], characters[from.end]);
@@ -159,7 +166,7 @@ Encoding Tokenizer::encoding_of(std::string_view text, std::int64_t type) const 
   made.types.assign(made.ids.size(), type);
   made.special.assign(made.ids.size(), false);
   made.second.assign(made.ids.size(), false);
-  return made;
+  return found;
 }
 
 Result<Encoding> Tokenizer::encoding(std::string_view text, const std::optional<std::string>& pair,
@@ -167,11 +174,11 @@ Result<Encoding> Tokenizer::encoding(std::string_view text, const std::optional<
   const tok::PostProcessor& around = parts_->post_processor;
   if (pair && !around.takes_pairs())
     return Status{Code::kUnsupported, "this tokenizer has several templates, and none for a pair", "", ""};
-  std::vector<Encoding> texts = {encoding_of(text, 0)};
-  if (pair) texts.push_back(encoding_of(*pair, 1));
+  std::vector<tok::Sequence> texts = {parts_->sequence(text, 0)};
+  if (pair) texts.push_back(parts_->sequence(*pair, 1));
   const std::size_t added = around.added(pair.has_value());
   if (most) cut(texts, *most > added ? *most - added : 0);
-  return around.apply(std::move(texts), [this](std::int64_t id) { return parts_->token(id, false); });
+  return around.apply(std::move(texts));
 }
 
 std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_special) const {

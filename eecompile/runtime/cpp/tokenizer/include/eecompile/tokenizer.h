@@ -63,7 +63,6 @@ class Tokenizer {
   friend class StreamDecoder;
   struct Parts;
 
-  Encoding encoding_of(std::string_view text, std::int64_t type) const;
   explicit Tokenizer(std::shared_ptr<const Parts> parts) : parts_(std::move(parts)) {}
 
   std::shared_ptr<const Parts> parts_;
