@@ -87,7 +87,8 @@ def _plain_table(template: ChatTemplate) -> ChatForm:
         for conversation in _with_each(roles, _CONTENTS):
             if _rendered(template, conversation) != form.render(conversation):
                 changed = next(m for m in conversation if m["content"] in _CONTENTS)
-                raise _NoTable(f"it does something of its own with {changed['content'][:40]!a} of the {changed['role']}")
+                what = f"{changed['content'][:40]!a} of the {changed['role']}"
+                raise _NoTable(f"it does something of its own with {what}")
     return form
 
 
