@@ -71,6 +71,14 @@ def compile_doubles(folder: Path, command: Path) -> Doubles:
     return Doubles(folder, command)
 
 
+def compile_threads(folder: Path, library: Path) -> Path:
+    """A program whose threads have sessions of one bundle (native/threads.cpp)."""
+    made = folder / "threads"
+    words = [f"-I{SOURCES / 'include'}", NATIVE / "threads.cpp", library, "-ldl", "-pthread", "-o", made]
+    subprocess.run([compiler("g++"), *COMMON, "-O1", *words], check=True)
+    return made
+
+
 def stubs(header: str) -> str:
     """For each interface that is doubled, a class whose functions all end the process."""
     found = ["#pragma once", "#pragma GCC system_header", "#include <NvInfer.h>", '#include "doubles.h"']

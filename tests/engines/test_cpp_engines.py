@@ -10,7 +10,7 @@ import pytest
 import tiny
 from compiled import DEPS, compile_all
 from doubled import BOLD, COUNT, PROMPTS, add_engines, device_bundle, on_host
-from native_doubles import VERSION, Doubles, compile_doubles, copying, declarations
+from native_doubles import VERSION, Doubles, compile_doubles, compile_threads, copying, declarations
 
 from eecompile.engines.plan import read_plan
 from eecompile.engines.records import EngineOptions, check_engines, read_record
@@ -86,6 +86,13 @@ def test_what_cannot_be_captured_is_enqueued(built: dict[str, Path], gpu: dict[s
         found, counted = doubles.tokens(gpu["engines"], *words(MODES["full"], PROMPTS[0]), **settings)
         assert found == wanted
         assert "cuGraphLaunch" not in counted
+
+
+def test_threads_take_turns_on_the_gpu(built: dict[str, Path], doubles: Doubles, tmp_path: Path) -> None:
+    program = compile_threads(tmp_path, doubles.command.with_name("libeecompile.a"))
+    done = doubles.start(program, built["engines"], 4)
+    ids = tiny.tokens(Bundle.open(built["plain"]), PROMPTS[0], 8, stop=())
+    assert [[int(word) for word in line.split()] for line in done.stdout.splitlines()] == [ids * 2] * 4, done.stderr
 
 
 def test_auto_takes_the_gpu_where_there_is_one(gpu: dict[str, Path], doubles: Doubles, tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ namespace {
 
 using nvinfer1::LayerType;
 
+#if NV_TENSORRT_MAJOR > 10  // every network is
+constexpr std::uint32_t kStronglyTyped = 0;
+#else
+constexpr std::uint32_t kStronglyTyped =
+    1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED);
+#endif
+
 Status failed(std::string what, const std::string& where, std::string mend = "") {
   return {Code::kInternal, std::move(what), where, std::move(mend)};
 }
@@ -164,8 +171,7 @@ Result<EngineFile> build_engine(const BuildJob& job) {
   if (!builder)
     return Status{Code::kMissingBackend, "TensorRT cannot build on this machine: " + log.said(), where,
                   "copy the bundle to the device and run this there"};
-  constexpr auto kTyped = static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED);
-  const std::unique_ptr<nvinfer1::INetworkDefinition> network(builder->createNetworkV2(1U << kTyped));
+  const std::unique_ptr<nvinfer1::INetworkDefinition> network(builder->createNetworkV2(kStronglyTyped));
   const auto parser = made_by<nvonnxparser::IParser>(trt.parser_symbol("createNvOnnxParser_INTERNAL"), network.get(),
                                                      &log, NV_ONNX_PARSER_VERSION);  // keeps the weights
   if (!network || !parser)
