@@ -17,7 +17,8 @@ KINDS = {
 }
 ENVIRONMENT = {
     **os.environ,
-    "ASAN_OPTIONS": "exitcode=99:allocator_may_return_null=1:max_allocation_size_mb=4096",
+    "ASAN_OPTIONS": "exitcode=99:allocator_may_return_null=1:max_allocation_size_mb=4096:malloc_context_size=8:"
+    "quarantine_size_mb=16",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": f"exitcode=99:suppressions={SUPPRESSIONS}",
 }

@@ -36,14 +36,14 @@ Report starve_one(const std::string& name, const Act& act, std::int64_t every) {
       const std::int32_t code = act();
       const bool failed = spare();
       settle();
+      const std::int64_t leaked = live_blocks() - before;
       const std::string where = name + ", allocation " + std::to_string(number) + (lasting ? " and all after it" : "");
       if (!failed) break;
       ++times;
       survived += code == expected;
       if (code != expected && code != EECOMPILE_INTERNAL && code != kNowhere)
         broken(where + ": code " + std::to_string(code));
-      if (live_blocks() != before)
-        broken(where + ": " + std::to_string(live_blocks() - before) + " blocks are left");
+      if (leaked != 0) broken(where + ": " + std::to_string(leaked) + " blocks are left");
     }
   if (act() != expected) broken(name + " is not what it was before");
   return {{"times", times}, {"survived", survived}, {"code", expected}};

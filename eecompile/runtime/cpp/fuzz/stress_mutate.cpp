@@ -24,6 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::string_view kDigest = "\n \"digest\": \"";  // where a document has its own
 std::int64_t current = 0;  // what a sanitizer's report is about
 
 void say_current() { std::fprintf(stderr, "mutation %lld\n", static_cast<long long>(current)); }
@@ -69,7 +70,9 @@ class Patient {
     if (!listed.ok()) broken(listed.status().text());
     for (const auto& [name, size] : *listed) {
       names_.push_back(name);
-      if (name == "manifest.json" || is_overlay(name)) documents_[name] = Json::parse(read_file(root + "/" + name));
+      if (name != "manifest.json" && !is_overlay(name)) continue;
+      texts_[name] = read_file(root + "/" + name);
+      documents_[name] = Json::parse(texts_[name]);
     }
   }
 
@@ -79,21 +82,18 @@ class Patient {
       undo_ = disturb(root_, names_, root_ + ".aside", random);
       return size();
     }
-    std::map<std::string, Json> changed = documents_;
-    auto chosen = changed.begin();
-    std::advance(chosen, random.below(2) == 0 ? 0 : random.below(changed.size()));  // "manifest.json" sorts first
-    mutate(chosen->second, random);
-    const bool follow = random.below(2) == 0;  // overlays of the changed manifest, or of another one
-    std::string core;
-    for (auto& [name, document] : changed) {
-      if (name != "manifest.json" && follow && document.is_object()) document["core"] = core;
-      std::string text = sealed(document);
-      if (name == "manifest.json") core = Json::parse(text).value("digest", "");
-      if (name == chosen->first && random.below(4) == 0) scratch(text, random);
-      write_file(root_ + "/" + name, text);
-    }
-    undo_ = [this] {
-      for (const auto& [name, document] : documents_) write_file(root_ + "/" + name, sealed(document));
+    auto chosen = documents_.begin();
+    std::advance(chosen, random.below(2) == 0 ? 0 : random.below(documents_.size()));  // "manifest.json" sorts first
+    Json changed = chosen->second;
+    mutate(changed, random);
+    std::map<std::string, std::string> written = {{chosen->first, sealed(changed)}};
+    if (chosen == documents_.begin() && random.below(2) == 0)  // else the overlays are of another manifest
+      for (const auto& [name, document] : documents_)
+        if (name != chosen->first) written[name] = follower(document, written[chosen->first]);
+    if (random.below(4) == 0) scratch(written[chosen->first], random);
+    for (const auto& [name, text] : written) write_file(root_ + "/" + name, text);
+    undo_ = [this, written] {
+      for (const auto& [name, text] : written) write_file(root_ + "/" + name, texts_.at(name));
     };
     return size();
   }
@@ -113,9 +113,17 @@ class Patient {
     return sum;
   }
 
+  // An overlay of this manifest.
+  static std::string follower(Json overlay, const std::string& manifest) {
+    const std::size_t at = manifest.find(kDigest);
+    overlay["core"] = at == manifest.npos ? "" : manifest.substr(at + kDigest.size(), 64);
+    return sealed(std::move(overlay));
+  }
+
   std::string root_;
   std::vector<std::string> names_;
   std::map<std::string, Json> documents_;
+  std::map<std::string, std::string> texts_;  // as they stand on disk
   std::function<void()> undo_;
 };
 
