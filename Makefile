@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
 
-.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory gpu-test plugin cpp-deps cpp clean
+.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory gpu-test plugin cpp-deps cpp fuzz arm64 clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
@@ -56,9 +56,20 @@ build/tensorrt-headers/.done: $(BIN)/python tests/plugins/headers.txt ## headers
 
 cpp-deps: build/deps/.done ## headers and libraries of the C++ runtime, into a prefix for CMake; needs apt-get
 
-cpp: build/deps/.done ## the C++ runtime and its command, build/cpp/eecompile-run; needs cmake and a C++17 compiler
+cpp: build/deps/.done ## the C++ runtime and its commands, build/cpp/eecompile-run and more; needs cmake and a C++17 compiler
 	cmake -S eecompile/runtime/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(CURDIR)/build/deps
 	cmake --build build/cpp
+
+fuzz: $(VENV)/dev.stamp build/deps/.done ## what reads files, on what chance makes of them, a minute each; by libFuzzer where there is clang++
+	$(BIN)/python -m pytest -m slow tests/cpp/test_cpp_fuzz.py
+
+arm64: $(VENV)/dev.stamp build/deps-arm64/.done ## the C++ runtime for arm64 under qemu; needs g++-aarch64-linux-gnu and qemu-user
+	@command -v aarch64-linux-gnu-g++ >/dev/null || { echo "no cross-compiler: apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 3; }
+	$(BIN)/python -m pytest -m slow -rs tests/cpp/test_arm64.py
+
+build/deps-arm64/.done: build/deps/.done tools/arm64_deps.py
+	$(BIN)/python tools/arm64_deps.py --deps build/deps --out build/deps-arm64
+	touch $@
 
 build/deps/.done: $(VENV)/base.stamp tools/cpp_deps.py
 	$(BIN)/python tools/cpp_deps.py --out build/deps

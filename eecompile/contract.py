@@ -18,6 +18,11 @@ DEVICE_PREFIX: Final = "device_"  # of the files of a device's graphs, which lie
 DEVICE_PLAN: Final = "segments/device_plan.json"
 EARLY_EXIT: Final = "early_exit.json"
 EARLY_EXIT_WEIGHTS: Final = "early_exit.safetensors"
+RUNTIME: Final = "runtime"  # the C++ runtime's sources
+CHAT: Final = "tokenizer/chat.json"  # the chat template as a table
+CHAT_ROLES: Final = ("system", "user", "assistant")
+CHAT_START: Final = "start"  # what the table calls a conversation's beginning
+CHAT_END: Final = "end"  # where the assistant's turn begins
 
 # -- graph inputs and outputs ----------------------------------------------------------------------------------
 TOKEN_IDS: Final = "token_ids"  # int64 [B, R]
@@ -132,8 +137,10 @@ SHORTLIST: Final = 2048  # tokens, unless asked for otherwise
 SCHEDULES: Final = ("none", "decay", "adaptive")
 CANDIDATE_COUNT: Final = 4  # K, tokens that a predictor looks at
 COSINE_SLACK: Final = 1e-5  # a cosine may come out this much above one
-PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
-QUANTISED: Final = ("int8", "int4")
+PRECISIONS: Final = ("fp32", "fp16", "int8", "w8a8", "fp8", "int4")  # from fine to coarse
+QUANTISED: Final = ("int8", "int4")  # weights in blocks that share a scale
+SCALED: Final = ("w8a8", "fp8")  # weights with a scale an output, rows with a scale a product; the head in float16
+ROUNDED: Final = (*QUANTISED, *SCALED)  # products that round their rows too
 BLOCK: Final = 32  # weights that share one scale, along the input dimension
 CACHE_BUCKET: Final = 16  # cache lengths are multiples of this, the widest vector that processors have
 PREFILL_ROWS: Final = 128  # rows of a prefill pass
@@ -142,6 +149,7 @@ SLACK: Final = 64  # positions past the context: padding rows may have them
 
 # -- back ends --------------------------------------------------------------------------------------------------
 BACKENDS: Final = ("onnxruntime", "tensorrt", "cuda")  # cuda: ONNX Runtime on a GPU
+DECISIONS: Final = ("auto", "pinned", "conditional")  # who decides at exits: the host by a pinned flag, or the GPU
 
 # -- what a reader accepts -------------------------------------------------------------------------------------
 MAX_LAYERS: Final = 1024
@@ -161,3 +169,5 @@ MAX_MANIFEST_BYTES: Final = 16 << 20
 MAX_OVERLAY_BYTES: Final = 64 << 20
 MAX_GRAPH_BYTES: Final = 256 << 20
 MAX_FILE_BYTES: Final = 1 << 40
+MAX_CHAT_TEXT: Final = 10_000  # characters of what a chat template looks for in messages
+MAX_CHAT_SPECIAL: Final = 64

@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 
 from eecompile import __version__
 from eecompile import contract as c
-from eecompile.bundle.digest import gates_digest
+from eecompile.bundle.digest import document_layout, gates_digest
 from eecompile.bundle.gates import KINDS, encode_gate
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, GateWeights, Manifest, Policy
+from eecompile.bundle.sources import write_runtime
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import IntegrityError, UsageError
 from eecompile.pipeline_device import choose_device, refuse_device, write_device
 from eecompile.pipeline_encoder import build_encoder, plan_encoder
+from eecompile.pipeline_scales import Samples, product_scales
 from eecompile.runtime import Bundle
+from eecompile.runtime.chat import chat_form
+from eecompile.runtime.template import read_template
 from eecompile.schema import CalibrationResult
 from eecompile.segments.split import Cut, WrittenGraphs, write_segments
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
@@ -38,7 +42,8 @@ class BuildOptions:
     an engine that computes a lone row by another kernel (`verify` tells). slots: sequences that a batch may have at
     most; a bundle of one slot may use faster operators. kv: rules for skipped layers; catch_up is always among them.
     cache: what keys and values are kept in; None: float16 for engines, else float32. compute: the type of
-    products and attention in engines; None: float32 for float32 weights, else float16."""
+    products and attention in engines; None: float32 for float32 weights, else float16. runtime: with the C++ runtime's
+    sources (`eecompile build` has them). samples: token ids of texts, which products of 8-bit numbers are scaled by."""
 
     precision: str | None = None
     context: int | None = None
@@ -48,6 +53,8 @@ class BuildOptions:
     kv: tuple[str, ...] = ("catch_up",)
     cache: str | None = None
     compute: str | None = None
+    runtime: bool = False
+    samples: Samples = ()
 
 
 def plan(student: Student | EncoderStudent, target: Target, options: BuildOptions) -> dict[str, Any]:
@@ -59,7 +66,9 @@ def plan(student: Student | EncoderStudent, target: Target, options: BuildOption
         return plan_encoder(student, target, options.precision, options.context, others)
     precision = options.precision or target.precision
     if precision not in target.precisions:
-        raise UsageError(f"target {target.name} has no {precision}", mend=f"precisions: {', '.join(target.precisions)}")
+        engines = precision == "int8" and "w8a8" in target.precisions
+        mend = f"precisions: {', '.join(target.precisions)}{'; w8a8 is its int8' if engines else ''}"
+        raise UsageError(f"target {target.name} has no {precision}", mend=mend)
     most = min(student.spec.max_positions, target.context)
     context = min(most, DEFAULT_CONTEXT) if options.context is None else options.context
     if not 1 <= context <= most:
@@ -113,8 +122,9 @@ def build(
     """Write the bundle at `out` and return its manifest. What stood there is replaced only once all is written."""
     chosen = plan(student, target, options)
     if isinstance(student, EncoderStudent):
-        return build_encoder(student, target, out, chosen, progress=progress)
-    student = student.at_context(chosen["context"])
+        return build_encoder(student, target, out, chosen, runtime=options.runtime, progress=progress)
+    student, scaled = student.at_context(chosen["context"]), chosen["precision"] in c.SCALED
+    largest = product_scales(student, chosen["precision"], options.samples, progress) if scaled else {}
     with BundleWriter(out) as writer:
         slack = c.SLACK + (-chosen["context"]) % c.CACHE_BUCKET
         cut = Cut(
@@ -126,6 +136,7 @@ def build(
             propagate="propagate" in chosen["kv"],
             selected="selected" in chosen["kv"],
             cache=chosen["cache"],
+            largest=largest,
         )
         graphs = write_segments(cut, writer.path, progress=progress)
         device = None
@@ -133,10 +144,15 @@ def build(
             progress("device graphs")
             device = write_device(cut, target, chosen, writer.path, graphs.book)
         _copy_tokenizer(student, writer.path)
+        if options.runtime:
+            write_runtime(writer.path)
         progress("reference")
         _record_reference(student, writer.path / "reference", chosen["context"])
         progress("bundle")
         fields = {**_manifest_fields(student, target, graphs, chosen, slack), "device": device}
+        if scaled:
+            tokens, texts = sum(map(len, options.samples)), len(options.samples)
+            fields["provenance"]["scaled by"] = f"{tokens} tokens of {texts} texts"
         try:
             return writer.commit(fields, hashes=graphs.hashes, overlays=_overlays(student, chosen))
         except IntegrityError as e:
@@ -228,6 +244,9 @@ def _copy_tokenizer(student: Student, root: Path) -> None:
     for file in student.tokenizer_files:
         (root / "tokenizer").mkdir(exist_ok=True)
         (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    template = read_template(root / "tokenizer")
+    if template is not None and template.source:
+        (root / c.CHAT).write_bytes(document_layout(chat_form(template).model_dump(mode="json")))
 
 
 def _record_reference(student: Student, folder: Path, context: int) -> None:
@@ -247,10 +266,11 @@ def _record_reference(student: Student, folder: Path, context: int) -> None:
         np.save(folder / f"{name}.npy", array)
 
 
-def stage_count(student: Student | EncoderStudent, target: Target | None = None) -> int:
+def stage_count(student: Student | EncoderStudent, target: Target | None = None, precision: str = "") -> int:
     """How often `build` calls its progress function; for the CPU unless a target is given."""
     schema, engines = student.exits.schema, target is not None and target.backend != "onnxruntime"
-    return engines + 2 * len(schema.exits) + len(schema.heads) + 5 + isinstance(student.spec, EncoderDecoderSpec)
+    optional = engines + (precision in c.SCALED) + isinstance(student.spec, EncoderDecoderSpec)
+    return optional + 2 * len(schema.exits) + len(schema.heads) + 5
 
 
 def build_plain(student: Student | EncoderStudent, out: Path) -> None:

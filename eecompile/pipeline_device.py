@@ -42,10 +42,15 @@ def choose_device(target: Target, precision: str, cache: str | None, compute: st
     if precision in c.QUANTISED and target.dialect == "classic":
         raise UsageError(
             f"{target.name} takes no {precision}: blocks of weights need opset 21, its parser stops at 20",
-            mend="build with --precision fp16",
+            mend="build with --precision fp16 or w8a8",
         )
+    if precision in c.SCALED and chosen == "float32":
+        raise UsageError(f"products of {precision} give no float32", mend="leave --compute out, or give float16")
     if cache == "int8":
-        raise UsageError("engines have no int8 caches", mend="build with --cache fp16")
+        raise UsageError(
+            "engines have no int8 caches: TensorRT's KV-cache update takes float32, float16 and bfloat16",
+            mend="build with --cache fp16",
+        )
     return {"cache": cache or "fp16", "compute": chosen}
 
 

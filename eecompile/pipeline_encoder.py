@@ -10,6 +10,7 @@ from eecompile import __version__
 from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.manifest import ExitInfo, ExitPolicy, Manifest
+from eecompile.bundle.sources import write_runtime
 from eecompile.bundle.write import BundleWriter
 from eecompile.errors import UsageError
 from eecompile.segments.split import WrittenGraphs
@@ -45,15 +46,18 @@ def plan_encoder(
 
 
 def build_encoder(
-    student: EncoderStudent, target: Target, out: Path, chosen: dict[str, Any], *,
+    student: EncoderStudent, target: Target, out: Path, chosen: dict[str, Any], *, runtime: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Manifest:  # fmt: skip
-    """Write the bundle at `out`, as `plan_encoder` chose, and return its manifest; all of it or nothing."""
+    """Write the bundle at `out`, as `plan_encoder` chose, and return its manifest; all of it or nothing. runtime: with
+    the C++ runtime's sources."""
     with BundleWriter(out) as writer:
         graphs = write_encoder(student, writer.path, precision=chosen["precision"], progress=progress)
         for file in student.tokenizer_files:
             (writer.path / "tokenizer").mkdir(exist_ok=True)
             (writer.path / "tokenizer" / file.name).write_bytes(file.read_bytes())
+        if runtime:
+            write_runtime(writer.path)
         progress("reference")
         count = min(REFERENCE_TOKENS, chosen["context"])
         record_reference(student, writer.path / "reference", count)

@@ -19,7 +19,7 @@ Layer = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
 Index = Annotated[int, Field(ge=0, le=c.MAX_LAYERS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "w8a8", "fp8", "int4"]
 CacheType = Literal["fp32", "fp16", "int8"]
 ComputeType = Literal["float32", "float16", "bfloat16"]  # of products and attention in a device's graphs
 KVRule = Literal["catch_up", "propagate", "selected", "none"]

@@ -28,14 +28,18 @@ MAY_IMPORT = {
     "calibrate": VALUES | MODEL | {"runtime"},
     "verify": VALUES | MODEL | {"runtime"},
     "bench": VALUES | MODEL | {"runtime"},
-    "pipeline": VALUES | MODEL | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device"},
+    "pipeline": VALUES
+    | MODEL
+    | {"runtime", "calibrate", "verify", "bench", "pipeline_encoder", "pipeline_device", "pipeline_scales"},
     "pipeline_encoder": VALUES | MODEL,
     "pipeline_device": VALUES | MODEL,
     "pipeline_engines": VALUES | MODEL | {"runtime"},
+    "pipeline_scales": VALUES | MODEL | {"runtime", "calibrate"},
     "polygraphy_plugin": VALUES | MODEL | {"verify"},
     "cli": VALUES
     | MODEL
-    | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder", "pipeline_engines"},
+    | {"runtime", "calibrate", "verify", "bench", "pipeline", "pipeline_encoder", "pipeline_engines"}
+    | {"pipeline_scales"},
     "__main__": {"cli"},
 }
 EDGE = ("bundle", "engines", "plugins", "runtime")  # what a device without torch runs

@@ -40,7 +40,7 @@ def test_files_are_unchanged(wheel: zipfile.ZipFile) -> None:
 def test_nothing_in_the_package_is_left_over() -> None:
     """Every file of the packages is of a kind that belongs there."""
     kinds = {path.suffix for path in tree().values()}
-    assert kinds <= {".py", ".toml", ".typed", ".css", ".h", ".cpp", ".cu", ".cuh", ".inc", ".txt", ".md"}
+    assert kinds <= {".py", ".toml", ".typed", ".css", ".h", ".cpp", ".cu", ".cuh", ".inc", ".txt", ".md", ".cmake"}
 
 
 def test_metadata(wheel: zipfile.ZipFile) -> None:

@@ -202,7 +202,7 @@ def calibrate(path: Path, thresholds: Sequence[Mapping[str, float] | None], kv: 
     manifest, policy = opened.manifest, opened.files.policy
     point = {"level": 1.0, "thresholds": list(thresholds), "risk": 0.0, "p_value": 0.01, "exit_rate": 0.5}
     fields = {
-        "precision": manifest.precision, "kv": kv, "pending_cap": manifest.pending_cap,
+        "precision": manifest.precision, "kv": kv, "pending_cap": manifest.pending_cap, "cache": manifest.cache,
         "method": "learn-then-test", "loss": "disagreement", "risk": 0.02, "error": 0.05, "documents": 9, "tokens": 99,
         "data": "0" * 64, "gates": gates_digest(manifest.exits, policy.exits),
         "path": [{**point, "mean_depth": 2.0}], "chosen": 0,

@@ -24,9 +24,12 @@ from eecompile.engines.cuda import CudaDevice, Gpu
 from eecompile.engines.trt_runtime import load_tensorrt
 from eecompile.errors import EECompileError, MissingBackend
 from eecompile.target import Target, load_target, target_names
+from eecompile.verify.captured import NAME as CAPTURED
 
 PROMPT_IDS = "504,3575,282,4649,314"  # "The capital of France is", for SmolLM2; any ids of a model will do
 TOKENS = 64
+MODES = ("full", "exact")
+BY_GPU = ", decided on the GPU"  # which a machine need not be able to: status 3
 PACKAGES = ("tensorrt", "cuda-bindings", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx")
 Run = Callable[[Sequence[str]], tuple[int, str]]
 
@@ -113,8 +116,10 @@ def run_steps(checkpoint: Path, target: Target, out: Path, build: Sequence[str],
     ]
     others = [
         ("verify", ["verify", bundle, "--backend", "tensorrt", "--json"]),
-        *((f"{mode} on {backend}", ["run", bundle, "--backend", backend, "--mode", mode, *tokens])
-          for mode in ("full", "exact") for backend in ("tensorrt", "onnxruntime")),
+        *((f"{mode} on {backend}", ["run", bundle, "--backend", backend, "--mode", mode, *tokens, *decision])
+          for mode in MODES for backend, decision in (("tensorrt", ["--decision", "pinned"]), ("onnxruntime", []))),
+        *((f"{mode}{BY_GPU}", ["run", bundle, "--backend", "tensorrt", "--mode", mode, *tokens, "--decision",
+                               "conditional"]) for mode in MODES),
         ("bench", ["bench", bundle, "--backend", "tensorrt", "--json"]),
         ("bench on onnxruntime", ["bench", bundle, "--backend", "onnxruntime", "--rounds", "2", "--json"]),
     ]  # fmt: skip
@@ -130,11 +135,27 @@ def check_steps(steps: Sequence[Step]) -> dict[str, bool]:
     """What has to hold: every command ends well, and on the GPU exact mode says what full mode says."""
     by_name = {step.name: step for step in steps}
     ids = {name: step.said["token_ids"] for name, step in by_name.items() if " on tensorrt" in name and not step.status}
-    checks = {step.name: step.status == 0 for step in steps}
+    checks = {step.name: step.status == 0 for step in steps if not _is_not_here(step)}
     checks["every step ran"] = "bench on onnxruntime" in by_name
     if len(ids) == 2:
         checks["exact is full on the GPU"] = ids["exact on tensorrt"] == ids["full on tensorrt"]
+    if captured := _captured(steps):
+        checks["each pass that repeats is captured"] = captured["figures"]["uncaptured"] == 0
+    for mode in MODES:
+        by_gpu, by_host = (by_name.get(f"{mode}{how}") for how in (BY_GPU, " on tensorrt"))
+        if by_gpu and by_host and not by_gpu.status and not by_host.status:
+            checks[f"{mode}: the GPU decides as the host does"] = _decided(by_gpu.said) == _decided(by_host.said)
     return checks
+
+
+def _decided(said: Any) -> Any:
+    """What a run came to, without how long it took."""
+    stats = {name: value for name, value in said["stats"].items() if "second" not in name}
+    return said["token_ids"], said["exit_layers"], stats
+
+
+def _is_not_here(step: Step) -> bool:
+    return BY_GPU in step.name and step.status == 3
 
 
 def as_text(machine: Machine, target: Target, steps: Sequence[Step], checks: dict[str, bool]) -> str:
@@ -147,6 +168,8 @@ def as_text(machine: Machine, target: Target, steps: Sequence[Step], checks: dic
         f"target {target.name}",
         *(f"{'pass' if held else 'FAIL'}  {name}" for name, held in checks.items()),
         *(f"{step.name}: {_first_words(step.said)}" for step in steps if step.status),
+        *(f"captured: {captured['detail']}" for captured in [_captured(steps)] if captured),
+        *_decision_speeds(steps),
         *_speeds(steps),
     ]
     return "\n".join(lines) + "\n"
@@ -169,6 +192,12 @@ def _step(name: str, words: list[str], run: Run) -> Step:
     return Step(name, ["eecompile", *words], status, round(time.monotonic() - begun, 2), said)
 
 
+def _captured(steps: Sequence[Step]) -> dict[str, Any]:
+    """What `verify` said of passes that are no CUDA graphs; nothing where it did not come so far."""
+    said = next((step.said for step in steps if step.name == "verify" and isinstance(step.said, dict)), {})
+    return next((check for check in said.get("checks", []) if check["name"] == CAPTURED), {})
+
+
 def _speeds(steps: Sequence[Step]) -> list[str]:
     found = []
     for step in steps:
@@ -177,6 +206,17 @@ def _speeds(steps: Sequence[Step]) -> list[str]:
                 figures = f"{result['tokens_per_second']:.1f} tokens/s, {result['speedup']:.2f} x full depth"
                 found.append(f"{step.name}, {mode}: {figures}, agreement {result['agreement']:.3f}")
     return found
+
+
+def _decision_speeds(steps: Sequence[Step]) -> list[str]:
+    """What one launch a token makes of a mode's speed, in tokens/s."""
+    speeds = {s.name: s.said["stats"]["tokens_per_second"] for s in steps if s.command[1] == "run" and not s.status}
+    pairs = [(mode, speeds.get(f"{mode}{BY_GPU}"), speeds.get(f"{mode} on tensorrt")) for mode in MODES]
+    return [
+        f"{mode}: {by_gpu:.1f} tokens/s decided on the GPU, {by_host:.1f} by the host"
+        for mode, by_gpu, by_host in pairs
+        if by_gpu is not None and by_host is not None
+    ]
 
 
 def _first_words(said: Any) -> str:

@@ -80,6 +80,7 @@ def timed_bundle(bundle: Bundle, log: PassLog) -> Bundle:
         graphs.encoder,
         graphs.factors,
         graphs.cycles,
+        unbranched="passes are timed one by one",
     )
     return replace(bundle, graphs=loaded)
 

@@ -56,8 +56,9 @@ def _work(manifest: Manifest, root: Path, name: str, info: GraphInfo) -> Work:
 def _multiplied(graph: onnx.GraphProto) -> set[str]:
     """What products take, and what that is widened from."""
     names = {name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input}
-    widened = [node for node in graph.node if node.op_type in ("Cast", "DequantizeLinear")]
-    return names | {node.input[0] for node in widened if node.output[0] in names}
+    for kinds in (("Mul",), ("Cast", "DequantizeLinear")):  # from the product back to what is stored
+        names |= {node.input[0] for node in graph.node if node.op_type in kinds and node.output[0] in names}
+    return names
 
 
 def _matrices(weights: list[onnx.TensorProto], multiplied: set[str]) -> Iterator[Matrix]:

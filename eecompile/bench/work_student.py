@@ -7,6 +7,7 @@ from dataclasses import replace
 from eecompile import contract as c
 from eecompile.bench.work import STORED, Matrix, Work
 from eecompile.runtime.heads import head_graph
+from eecompile.segments.eight import EIGHTS
 from eecompile.segments.plan import Plan, plan_segments
 from eecompile.shapes import HeadShape, weight_shapes
 from eecompile.student.encoder_decoder import EncoderDecoderSpec
@@ -64,6 +65,11 @@ def stored_weights(student: Student, precision: str, works: Mapping[str, Work], 
     return weights
 
 
+def _outside(precision: str) -> str:
+    """The precision of matrices outside of the layers: 8-bit products are the layers' own."""
+    return "fp16" if precision in c.SCALED else precision
+
+
 def _table(precision: str) -> float:
     """Bytes of a number of a table that rows are looked up in."""
     return STORED["fp32" if precision == "fp32" else "fp16"]
@@ -103,11 +109,21 @@ def _attention(spec: DecoderSpec, layers: int, cache: str) -> dict[str, float]:
 def _layers(spec: DecoderSpec, layers: range, precision: str, cache: str) -> Work:
     every = [_layer_shapes(spec, i) for i in layers]
     matrices = [m for shapes in every for m in _matrices(shapes, precision)]
-    vectors = sum(_vectors(shapes) for shapes in every)
+    vectors = sum(_vectors(shapes) for shapes in every) + len(layers) * _smoothing(_inputs(spec), precision)
     found = Work.of(matrices, vectors=vectors, layers=len(layers), **_attention(spec, len(layers), cache))
     if isinstance(spec, EncoderDecoderSpec):  # keys and values of the source are kept in float32
         return replace(found, cached=found.cached + len(layers) * 8.0 * spec.kv_heads * spec.head_dim)
     return found
+
+
+def _inputs(spec: DecoderSpec) -> int:
+    """Of a layer's four products."""
+    return 2 * spec.hidden + spec.heads * spec.head_dim + spec.intermediate
+
+
+def _smoothing(inputs: int, precision: str) -> float:
+    """Bytes of what the inputs of products are smoothed by."""
+    return 4.0 * inputs * (precision in c.SCALED and EIGHTS[precision].share > 0)
 
 
 def _layer_shapes(spec: DecoderSpec, layer: int) -> Shapes:
@@ -139,7 +155,7 @@ def _low_rank(shape: tuple[int, ...], rank: int) -> list[tuple[int, int]]:
 
 def _keys_only(spec: DecoderSpec, piece: range, precision: str) -> Work:
     wide = spec.kv_heads * spec.head_dim
-    norms = 4.0 * spec.hidden * (1 + spec.norm_bias) * len(piece)
+    norms = (4.0 * spec.hidden * (1 + spec.norm_bias) + _smoothing(spec.hidden, precision)) * len(piece)
     return Work.of([Matrix.of(spec.hidden, wide, precision) for _ in piece for _ in ("key", "value")], vectors=norms)
 
 
@@ -149,11 +165,12 @@ def _embed(spec: DecoderSpec, precision: str) -> Work:
 
 def _head(spec: DecoderSpec, precision: str) -> Work:
     return Work.of(
-        [Matrix.of(spec.hidden, spec.vocab, precision)], vectors=4.0 * bool(spec.names.head_bias) * spec.vocab
+        [Matrix.of(spec.hidden, spec.vocab, _outside(precision))], vectors=4.0 * bool(spec.names.head_bias) * spec.vocab
     )
 
 
 def _small(head: HeadShape, spec: DecoderSpec, precision: str) -> list[Matrix]:
+    precision = _outside(precision)
     if head.kind == "shortlist":
         return [Matrix.of(spec.hidden, len(head.tokens), precision)]
     return [Matrix.of(spec.hidden, head.rank, precision), Matrix.of(head.rank, spec.vocab, precision)]
@@ -172,7 +189,7 @@ def _exit(student: Student, exit_: ExitSpec, precision: str, cache: str) -> Work
         own += _small(student.exits.head(exit_.predictor.head), spec, precision)
     if exit_.adapter not in MODULES:
         return Work.of(own, vectors=vectors)
-    module = module_spec(spec, exit_.layer)
+    module, precision = module_spec(spec, exit_.layer), _outside(precision)
     if exit_.adapter == "layer":
         layer = _layers(module, range(spec.layers - 1, spec.layers), precision, cache)
         return _plus(layer, Work.of(own, vectors=vectors))

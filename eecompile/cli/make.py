@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,17 @@ from eecompile.errors import UsageError
 )
 @click.option("--batch", default=1, show_default=True, help="Sequences that may run side by side.")
 @click.option("--minimum-rows", default=1, show_default=True, help="Pad passes, if `verify` finds rows that differ.")
+@click.option("--texts", type=click.Path(path_type=Path), help="What fp8 and w8a8 are scaled by: text, as for `exits`.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be built.")
 @click.option("--no-tokenizer", is_flag=True, help="Import a GGUF file without its tokenizer.")
+@click.option("--no-runtime", is_flag=True, help="Leave the C++ runtime's sources (0.7 MB) out of the bundle.")
 @click.option("--no-profile", is_flag=True, help="Do not measure this machine; exits stay as the student has them.")
 @JSON
 @user_faults
 def build(
     ckpt: Path, target: str, output: Path, exits: str, precision: str | None, context: int | None,
     pending_cap: int | None, batch: int, minimum_rows: int, dry_run: bool, no_tokenizer: bool, no_profile: bool,
-    kv: str, cache: str | None, compute: str | None, as_json: bool,
+    no_runtime: bool, kv: str, cache: str | None, compute: str | None, texts: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from CKPT: a Hugging Face directory, a student made by `exits`, or a llama GGUF file."""
     from eecompile import pipeline
@@ -48,7 +51,8 @@ def build(
     from eecompile.target import load_target
 
     rules = tuple(kv.split(","))
-    options = pipeline.BuildOptions(precision, context, pending_cap, minimum_rows, batch, rules, cache, compute)
+    sizes = (context, pending_cap, minimum_rows, batch)
+    options = pipeline.BuildOptions(precision, *sizes, rules, cache, compute, runtime=not no_runtime)
     with checkpoint_directory(ckpt, tokenizer=not no_tokenizer) as directory:
         student = open_checkpoint(directory, ids_from_text(exits, "--exits"))
         device = load_target(target)
@@ -57,7 +61,8 @@ def build(
             check_replaceable(output)
             _show_plan(student, device, plan, as_json)
             return
-        with stages("build", pipeline.stage_count(student, device)) as begin:
+        options = _with_samples(options, student, plan["precision"], texts)
+        with stages("build", pipeline.stage_count(student, device, plan["precision"])) as begin:
             manifest = pipeline.build(student, device, output, options, progress=begin)
     if not no_profile and not isinstance(student, EncoderStudent):
         with stages("profile") as begin:
@@ -202,6 +207,18 @@ def checkpoint_directory(path: Path, *, tokenizer: bool = True) -> Iterator[Path
         yield folder / path.stem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_samples(options: Any, student: Any, precision: str, texts: Path | None) -> Any:
+    """The build's options with the texts that its precision is scaled by."""
+    from eecompile.pipeline_scales import read_samples
+
+    if texts is None:
+        return options
+    if precision not in c.SCALED:
+        scaled = ", ".join(c.SCALED)
+        raise UsageError(f"--texts is for {scaled}, and this build is {precision}", mend="leave the option out")
+    return replace(options, samples=read_samples(student, texts))
 
 
 def _engines_here(bundle: Path) -> list[str]:

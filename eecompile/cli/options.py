@@ -19,6 +19,10 @@ BACKEND = click.option(
 PLUGIN = click.option(
     "--plugin", type=click.Path(path_type=Path), help="The exit decision's library, where engines call it."
 )
+DECISION = click.option(
+    "--decision", type=click.Choice(c.DECISIONS), default="auto", show_default=True,
+    help="Who decides at exits of engines. pinned: the host, pass by pass. conditional: the GPU, one launch a token.",
+)  # fmt: skip
 KEY = click.option("--key", type=click.Path(path_type=Path), help="Ed25519 key in PEM form.")
 
 

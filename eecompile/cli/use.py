@@ -13,6 +13,7 @@ from eecompile.cli.many import result_json, run_file
 from eecompile.cli.options import (
     BACKEND,
     BUNDLE,
+    DECISION,
     JSON,
     KEY,
     MODE,
@@ -56,6 +57,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed", "sled", "sled_rate")
 @click.option("--threads", type=click.IntRange(1), help="Default: the processors at hand.")
 @BACKEND
 @PLUGIN
+@DECISION
 @KEY
 @JSON
 @user_faults
@@ -64,7 +66,9 @@ def run(bundle: Path, prompt: str | None, **options: Any) -> None:
     output, sooner; not for classifiers)."""
     from eecompile.runtime import Bundle, Sampling
 
-    opened = Bundle.open(bundle, **{name: options[name] for name in ("threads", "key", "backend", "plugin")})
+    opened = Bundle.open(
+        bundle, **{name: options[name] for name in ("threads", "key", "backend", "plugin", "decision")}
+    )
     if opened.manifest.task != c.CAUSAL_LM:
         run_classifier(opened, prompt, options)
         return

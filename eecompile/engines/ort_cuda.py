@@ -60,14 +60,20 @@ class OrtCudaEngine:
 
 
 class OrtCudaPass:
-    """A graph bound to buffers: numpy's are copied to the GPU and back by ONNX Runtime, the GPU's own are used."""
+    """A graph bound to buffers: numpy's are copied to the GPU and back by ONNX Runtime, the GPU's own are used.
 
-    __slots__ = ("_binding", "_device", "_keep", "_run")
+    ONNX Runtime copies an input when it is bound, and never again (microsoft/onnxruntime issue 5857): numpy's are bound
+    anew for each run.
+    """
+
+    __slots__ = ("_again", "_binding", "_device", "_keep", "_run")
 
     def __init__(self, session: ort.InferenceSession, info: GraphInfo, memory: CudaMemory, buffers: Buffers) -> None:
         binding = session.io_binding()
-        for t in info.inputs:
-            binding.bind_input(t.name, *_place(memory, t.name, buffers[t.name]))
+        inputs = {t.name: _place(memory, t.name, buffers[t.name]) for t in info.inputs}
+        for name, place in inputs.items():
+            binding.bind_input(name, *place)
+        self._again = [(name, *place) for name, place in inputs.items() if isinstance(buffers[name], np.ndarray)]
         for t in info.outputs:
             if t.name in buffers:
                 binding.bind_output(t.name, *_place(memory, t.name, buffers[t.name]))
@@ -76,6 +82,8 @@ class OrtCudaPass:
 
     def __call__(self) -> None:
         with self._device.ordered():
+            for place in self._again:
+                self._binding.bind_input(*place)
             self._run(self._binding)  # waits for the stream at its end
 
 

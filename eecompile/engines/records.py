@@ -128,7 +128,7 @@ def check(record: EngineRecord, machine: Machine, core: str, onnx: Mapping[str, 
         raise MissingBackend(what, where=str(where), mend=BUILD)
     if machine.sm not in record.sm:
         _refuse(where, "compute capability", ", ".join(map(str, record.sm)), machine.sm)
-    if machine.tensorrt != record.tensorrt:
+    if not _same_version(machine.tensorrt, record.tensorrt):
         _refuse(where, "TensorRT", record.tensorrt, machine.tensorrt)
     if not _cuda_fits(record.cuda, machine.cuda):
         _refuse(where, "CUDA", record.cuda, machine.cuda)
@@ -156,6 +156,11 @@ def checked_engine(folder: Path, record: EngineRecord, name: str, *, hashed: boo
     if hashed and sha256_of(path) != info.sha256:
         raise IntegrityError("changed: its SHA-256 is not the record's", where=str(path), mend=BUILD)
     return path
+
+
+def _same_version(one: str, other: str) -> bool:
+    """Whether these agree in as many numbers as both say: packages leave a version's build out, or add their own."""
+    return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
 
 
 def _cuda_fits(built: str | None, here: str | None) -> bool:

@@ -239,6 +239,18 @@ class TrtPass:
                 return
             device.wait()
 
+    def warm(self) -> None:
+        """Put a run into the stream that makes `enqueue` fit for a capture, once it was waited for; nothing, where one
+        was before. The stream is the caller's."""
+        if self._context is None:
+            self._context = self._prepared(self._engine.shared.context(self._engine.engine, self._profile))
+            self._enqueue(self._context)
+
+    def enqueue(self) -> None:
+        """Put a run into the stream, which is the caller's, and may be capturing: for a pass that was made warm and is
+        never called."""
+        self._enqueue(self._context)
+
     def _capture(self, device: CudaDevice) -> None:
         try:
             self._graph = device.capture(lambda: self._enqueue(self._context))

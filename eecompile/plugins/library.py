@@ -1,7 +1,8 @@
 """The TensorRT plugin library: where it is, what it is, and how a process gets it registered.
 
 It is compiled on the machine that builds or runs engines, for the TensorRT that is there (`make plugin`, or
-exit_decision/CMakeLists.txt). TensorRT-RTX has no plugins: never load it there.
+exit_decision/CMakeLists.txt). TensorRT-RTX has no plugins: nothing is to be registered
+there. The library's other half, for CUDA graphs with branches, is conditions.py's, and needs no TensorRT.
 """
 
 import ctypes

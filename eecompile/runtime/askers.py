@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile import contract as c
-from eecompile.engines.interface import Engine, Memory, Pass
+from eecompile.engines.interface import Buffers, Engine, Memory, Pass
 from eecompile.runtime.walk import Walk
 from eecompile.schema import Criterion
 from eecompile.shapes import ExitShape
@@ -68,6 +68,10 @@ class ExitAsker:
         self._note(walk, rows, view)
         return self._routed(said, walk)
 
+    def bind(self, buffers: Buffers) -> Pass:
+        """A pass of the exit's graph over buffers of one's own, with its gates' weights."""
+        return self._engine.bind({**buffers, **self._weights})
+
     def _remind(self, walk: Walk, view: Mapping[str, NDArray[Any]]) -> None:
         """Set the inputs that are about what exits before this one said."""
         if c.PREVIOUS in view:
@@ -97,7 +101,7 @@ class ExitAsker:
     def _binding(self, n: int) -> tuple[Pass, Mapping[str, NDArray[Any]], ExitSaid]:
         if n not in self._bound:
             view = {name: buffer[:n] for name, buffer in self._buffers.items()}
-            self._bound[n] = self._engine.bind({**view, **self._weights}), view, self._said(view)
+            self._bound[n] = self.bind(view), view, self._said(view)
         return self._bound[n]
 
 

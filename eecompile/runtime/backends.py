@@ -1,7 +1,7 @@
 """Loading a bundle's graphs into a back end: ONNX Runtime on the CPU, TensorRT, or ONNX Runtime on a GPU."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -10,7 +10,9 @@ from eecompile.bundle.cycles import read_cycles
 from eecompile.bundle.factors import read_factors
 from eecompile.bundle.manifest import DeviceGraphs, Manifest
 from eecompile.bundle.read import BundleFiles
+from eecompile.engines.branches import Branches
 from eecompile.engines.cuda import CudaDevice
+from eecompile.engines.cuda_memory import CudaMemory
 from eecompile.engines.interface import HOST, Engine, Memory
 from eecompile.engines.ort import OrtEngine
 from eecompile.engines.ort_cuda import load_ort_cuda
@@ -26,8 +28,9 @@ from eecompile.engines.records import (
 )
 from eecompile.engines.records import Machine as Here
 from eecompile.engines.trt_runtime import TrtRuntime, load_tensorrt
-from eecompile.errors import MissingBackend, UsageError
-from eecompile.plugins.library import find_library, load_library
+from eecompile.errors import DeviceError, MissingBackend, UsageError
+from eecompile.plugins.conditions import Conditions
+from eecompile.plugins.library import MEND, find_library, load_library
 from eecompile.runtime.device_plan import device_plan
 from eecompile.runtime.staircase import LoadedGraphs
 from eecompile.schema import GraphInfo
@@ -37,11 +40,12 @@ Load: TypeAlias = Callable[[GraphInfo], Engine]
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be loaded, and how; hashed, plugin: as of load_graphs."""
+    """What is to be loaded, and how; hashed, plugin, decision: as of load_graphs."""
 
     files: BundleFiles
     hashed: bool
     plugin: Path | None
+    decision: str = "auto"
 
 
 def choose_backend(name: str, files: BundleFiles) -> str:
@@ -62,14 +66,24 @@ def choose_backend(name: str, files: BundleFiles) -> str:
     return "tensorrt"
 
 
-def load_graphs(backend: str, files: BundleFiles, *, hashed: bool = True, plugin: Path | None = None) -> LoadedGraphs:
+def load_graphs(
+    backend: str, files: BundleFiles, *, hashed: bool = True, plugin: Path | None = None, decision: str = "auto"
+) -> LoadedGraphs:  # fmt: skip
     """Load a bundle's graphs. A recursive schedule shares its segment's one engine.
 
-    backend: of contract.BACKENDS. hashed: also check engines, which the core does not vouch for, by SHA-256. plugin: as
-    of Bundle.open.
-    Raises MissingBackend, IntegrityError; UsageError where the bundle has nothing for the back end.
+    backend: of contract.BACKENDS. hashed: also check engines, which the core does not vouch for, by SHA-256. plugin,
+    decision: as of Bundle.open.
+    Raises MissingBackend, IntegrityError; UsageError where the bundle has nothing for the back end, or it for a plugin.
     """
-    return _LOADERS[backend](_Request(files, hashed, plugin))
+    if decision not in c.DECISIONS:
+        raise UsageError(f"there is no decision {decision!r}", mend=f"decisions: {', '.join(c.DECISIONS)}")
+    if plugin is not None and backend != "tensorrt":
+        what = f"engines alone call the exit decision's library, and the back end is {backend}"
+        raise UsageError(what, where=str(plugin), mend="leave --plugin out, or name --backend tensorrt")
+    graphs = _LOADERS[backend](_Request(files, hashed, plugin, decision))
+    if decision == "conditional" and graphs.branches is None:
+        raise UsageError(f"nothing decides on a GPU here: {graphs.unbranched}", mend="leave out --decision")
+    return graphs
 
 
 def _on_host(asked: _Request) -> LoadedGraphs:
@@ -96,7 +110,24 @@ def _on_tensorrt(asked: _Request) -> LoadedGraphs:
     plan, gpu = device_plan(asked.files), CudaDevice()
     folder, record, trt = _engines_for_here(asked, device, plan, gpu)
     shared = TrtRuntime(trt, gpu, plan.length)
-    return _loaded(asked, _engine_loader(asked, shared, folder, record, plan), shared.memory)
+    graphs = _loaded(asked, _engine_loader(asked, shared, folder, record, plan), shared.memory)
+    branches, why = _branches(asked, shared.memory)
+    return replace(graphs, branches=branches, unbranched=why)
+
+
+def _branches(asked: _Request, memory: CudaMemory) -> tuple[Branches | None, str]:
+    """What captures steps that decide on the GPU, or why this machine has it not; raised, where it was asked for."""
+    if asked.decision == "pinned":
+        return None, "the pinned flag was asked for"
+    try:
+        library = find_library(asked.plugin)
+        if library is None:
+            raise MissingBackend("there is no plugin library, which sets conditions of CUDA graphs", mend=MEND)
+        return Branches(memory, Conditions(library)), ""
+    except (MissingBackend, DeviceError) as e:
+        if asked.decision == "conditional":
+            raise
+        return None, str(e)
 
 
 def _engines_for_here(
@@ -116,6 +147,9 @@ def _engines_for_here(
         except (MissingBackend, EngineMismatch) as e:
             faults.append(e)
             continue
+        if record.plugin is None and asked.plugin is not None:
+            what = f"the engines in {folder} call no library of the exit decision"
+            raise UsageError(what, where=str(asked.plugin), mend="leave --plugin out")
         if record.plugin is not None and library is not None:
             load_library(trt, library)
         return folder, record, trt

@@ -48,11 +48,12 @@ class Bundle:
     text: TextCodec | None
     threads: int
     backend: str = "onnxruntime"
+    decision: str = "auto"
 
     @classmethod
     def open(
         cls, path: str | Path, *, threads: int | None = None, integrity: Integrity = "hash", key: Path | None = None,
-        backend: str = "auto", plugin: Path | None = None,
+        backend: str = "auto", plugin: Path | None = None, decision: str = "auto",
     ) -> "Bundle":  # fmt: skip
         """Check and load the bundle at `path`.
 
@@ -60,7 +61,10 @@ class Bundle:
         every core file's SHA-256, "size" only sizes. key: refuse what this key did not sign. backend: what runs the
         graphs: onnxruntime, on the CPU; tensorrt, the engines that were built on this machine; cuda, ONNX Runtime on a
         GPU; auto: tensorrt where there are engines and a GPU, else onnxruntime. plugin: the exit decision's library for
-        engines that call it, unless `make plugin` made it in this checkout.
+        engines that call it, unless `make plugin` made it in this checkout. decision: who decides at exits of engines;
+        pinned: the host, by a flag that it waits for; conditional: the GPU, which goes a whole step down in one launch
+        (what cannot be decided so is refused by `session`; batches, sampled tokens and SLED are the host's); auto:
+        the GPU where it can.
         Raises IntegrityError, UsageError, MissingBackend.
         """
         files = read_bundle(Path(path), integrity=integrity, key=key)
@@ -68,8 +72,8 @@ class Bundle:
         use_threads(count)
         text = TextCodec(files.path / "tokenizer") if files.manifest.tokenizer else None
         chosen = choose_backend(backend, files)
-        graphs = load_graphs(chosen, files, hashed=integrity == "hash", plugin=plugin)
-        return cls(files, graphs, text, count, chosen)
+        graphs = load_graphs(chosen, files, hashed=integrity == "hash", plugin=plugin, decision=decision)
+        return cls(files, graphs, text, count, chosen, decision)
 
     @property
     def manifest(self) -> Manifest:
@@ -92,7 +96,7 @@ class Bundle:
         settings = self.settings(
             mode=mode, pending_cap=pending_cap, minimum_depth=minimum_depth, budget=budget, thresholds=thresholds, kv=kv
         )
-        return Session(self.manifest, self.graphs, self.text, settings, self.askers())
+        return Session(self.manifest, self.graphs, self.text, settings, self.askers(), self.decision)
 
     def batch(
         self, *, slots: int | None = None, mode: str = "full", pending_cap: int | None = None,

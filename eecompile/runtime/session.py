@@ -8,14 +8,16 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.errors import UsageError
 from eecompile.runtime.askers import ExitAsker
+from eecompile.runtime.conditional import ConditionalDecoder, conditional_decoder, unfit
 from eecompile.runtime.decode import Continuation, Decoder
 from eecompile.runtime.gates import ExitGates
-from eecompile.runtime.heads import full_head, heads_by_name
+from eecompile.runtime.heads import Head, full_head, heads_by_name
 from eecompile.runtime.request import Limits, Request, Settings, Stats, Token, no_tokenizer, prompt_ids
 from eecompile.runtime.sampling import Sampling
 from eecompile.runtime.sled import SledDecoder
 from eecompile.runtime.staircase import LoadedGraphs, Staircase
-from eecompile.runtime.text import Message, TextCodec
+from eecompile.runtime.template import Message
+from eecompile.runtime.text import TextCodec
 
 __all__ = ["Generation", "Limits", "Session", "Settings", "Stats", "Token"]
 
@@ -41,7 +43,7 @@ class Session:
 
     def __init__(
         self, manifest: Manifest, graphs: LoadedGraphs, text: TextCodec | None, settings: Settings,
-        askers: list[ExitAsker],
+        askers: list[ExitAsker], decision: str = "auto",
     ) -> None:  # fmt: skip
         self.manifest, self.mode, self.text = manifest, settings.mode, text
         self._settings, self._graphs, self._askers = settings, graphs, askers
@@ -49,7 +51,13 @@ class Session:
         self._current: Continuation | None = None
         heads = heads_by_name(manifest, graphs, manifest.pending_cap + 1)
         gates = ExitGates(manifest.exits, askers, heads)
-        self._decoder = Decoder(heads[c.FULL_HEAD], gates, layers=manifest.model.layers)
+        self._decoder = self._choose_decoder(decision, heads[c.FULL_HEAD], gates)
+
+    @property
+    def decision(self) -> str:
+        """Who decides at exits: "conditional", the GPU, or "pinned", the host, by what it reads after each pass."""
+        by_gpu = isinstance(self._decoder, ConditionalDecoder) and self._decoder.fault is None
+        return "conditional" if by_gpu else "pinned"
 
     def generate(
         self, prompt: str | Sequence[int], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
@@ -81,6 +89,17 @@ class Session:
         one = self._settings.continuation(self._stairs, sampling)
         decoder: Decoder = self._sled if sampling.sled else self._decoder
         return Generation(self._run(decoder, one, request), request)
+
+    def _choose_decoder(self, decision: str, head: Head, gates: ExitGates) -> Decoder:
+        manifest, graphs, strict = self.manifest, self._graphs, decision == "conditional"
+        why = unfit(manifest, graphs, self._settings)
+        if why is None:
+            return conditional_decoder(
+                manifest, graphs, self._settings, self._stairs, self._askers, head, gates, strict=strict
+            )
+        if strict:
+            raise UsageError(f"the GPU cannot decide here: {why}", mend="use --decision auto")
+        return Decoder(head, gates, layers=manifest.model.layers)
 
     @cached_property
     def _sled(self) -> SledDecoder:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from eecompile.bundle.cycles import CycleGate
 from eecompile.bundle.manifest import Manifest
+from eecompile.engines.branches import Branches
 from eecompile.engines.interface import Buffers, Engine
 from eecompile.runtime.askers import ExitAsker
 from eecompile.runtime.modules import LayerAsker
@@ -25,7 +26,8 @@ __all__ = ["LoadedGraphs", "Pool", "Rows", "Staircase"]
 @dataclass(frozen=True)
 class LoadedGraphs:
     """A bundle's graphs, loaded; shared by all sessions. heads: the small ones, by name. kv: K/V-only ones, by
-    segment. factors: LoRA by step and input; none for no step's. cycles: gates that have a step run again, by step."""
+    segment. factors: LoRA by step and input; none for no step's. cycles: gates that have a step run again, by step.
+    branches: what captures a whole step (conditional.py); None with the reason in `unbranched`."""
 
     embed: Engine
     segments: list[Engine]
@@ -36,6 +38,8 @@ class LoadedGraphs:
     encoder: Engine | None = None
     factors: Sequence[Buffers] = ()
     cycles: Mapping[int, CycleGate] = field(default_factory=dict)
+    branches: Branches | None = None
+    unbranched: str = "the back end is not tensorrt"
 
     def factors_of(self, step: int) -> Buffers:
         """What step number `step` binds beside rows and caches."""
@@ -137,12 +141,8 @@ class Staircase:
 
     def put(self, k: int, rows: Rows) -> None:
         """Add rows to those in boundary k."""
-        first = self.waiting[k]
-        boundary = self.pool.boundary[k][self.slot]
-        self.newest = boundary[first : first + len(rows)]
-        self.newest[:] = rows
-        if k < len(self.schedule):
-            self.waiting[k] = first + len(rows)
+        self._store(k, rows)
+        self._wait(k, len(rows))
 
     def leave_at(self, k: int) -> None:
         """Let everything in boundary k go no deeper: the rule propagate, of a token that exits after step k - 1."""
@@ -167,15 +167,34 @@ class Staircase:
 
     def ran(self, k: int, rows: Rows, layers: int) -> None:
         """Note that step k turned what waited before it into the first of `rows`."""
-        n = self.waiting[k]
-        self.waiting[k] = 0
-        self.filled[k] += n
-        self.put(k + 1, rows[:n])
+        self._store(k + 1, rows[: self.waiting[k]])
+        self.went(k, layers)
         watcher = self.watchers.get(-1 if (exit_ := self.schedule[k].exit) is None else exit_)
         if watcher is not None:
             watcher.offer(self.newest, self.slot)
+
+    def entered(self, rows: int) -> None:
+        """Note that so many tokens were embedded into the first boundary, wherever that lies."""
+        self.length += rows
+        self._wait(0, rows)
+
+    def went(self, k: int, layers: int) -> None:
+        """Note that what waited before step k went through it into the next boundary, wherever that lies."""
+        n = self.waiting[k]
+        self.waiting[k] = 0
+        self.filled[k] += n
+        self._wait(k + 1, n)
         self.passes += 1
         self.layer_rows += n * layers
+
+    def _store(self, k: int, rows: Rows) -> None:
+        first = self.waiting[k]
+        self.newest = self.pool.boundary[k][self.slot, first : first + len(rows)]
+        self.newest[:] = rows
+
+    def _wait(self, k: int, rows: int) -> None:
+        if k < len(self.schedule):
+            self.waiting[k] += rows
 
     def leave(self) -> None:
         """Give the slot back. The staircase is of no use afterwards."""

@@ -1,19 +1,13 @@
 """Text in and out of a session: the tokenizer, the chat template, and streaming that never splits a character."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from eecompile.errors import UsageError
-
-Message = Mapping[str, str]
+from eecompile.runtime.template import Message, read_template
 
 
 class TextCodec:
@@ -23,8 +17,12 @@ class TextCodec:
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self._config = _json(directory / "tokenizer_config.json")
-        self.chat_template = _template(directory, self._config)
+        self._template = read_template(directory)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text, if there is one."""
+        return None if self._template is None else self._template.source
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` with the tokenizer's own special tokens (a leading BOS where it has one)."""
@@ -36,15 +34,10 @@ class TextCodec:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation in the model's chat template, ready for the assistant's turn."""
-        if self.chat_template is None:
+        if self._template is None:
             raise UsageError("this model has no chat template", mend="give the prompt as plain text")
-        special = {k: _content(v) for k, v in self._config.items() if k.endswith("_token")}
-        try:
-            template = _environment().from_string(self.chat_template)
-            text = template.render(messages=list(messages), add_generation_prompt=True, **special)
-        except Exception as e:  # a template is the checkpoint's own program and may raise anything
-            raise UsageError(f"the chat template fails: {e}", mend="give the prompt as plain text") from e
-        return list(self.tokenizer.encode(readable(text), add_special_tokens=False).ids)
+        text = readable(self._template.render(messages))
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def stream(self) -> Callable[[int], str]:
         """A function from each next id to the text that it completes ("" inside a character)."""
@@ -59,40 +52,3 @@ def readable(text: str) -> str:
     except UnicodeEncodeError as e:
         raise UsageError(f"the text is not UTF-8 at character {e.start}", mend="decode it by its own encoding") from e
     return text
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    def fail(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = fail
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    if template is not None and not isinstance(template, str):
-        raise UsageError("its chat_template is not text", where=str(directory / "tokenizer_config.json"))
-    return template
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}

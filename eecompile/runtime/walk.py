@@ -116,8 +116,9 @@ def router_scores(choices: Float, depth: int) -> Float:
 
     choices: its logits [N, C]. sigmoid(best of them - best of the deeper ones): above .5 exactly where the router's
     first choice is to stop by now (token-choice routing of Mixture-of-Recursions, Bae et al. 2025), rising with depth.
+    Computed in double, so that it is the same number wherever it is computed.
     """
     shallow, deeper = choices[:, : depth + 1].max(axis=1), choices[:, depth + 1 :].max(axis=1)
     with np.errstate(over="ignore", invalid="ignore"):
-        score: Float = 1 / (1 + np.exp((deeper - shallow).astype(np.float32)))
-    return score
+        gap = (deeper - shallow).astype(np.float32).astype(np.float64)
+        return np.asarray(1 / (1 + np.exp(gap)), np.float32)

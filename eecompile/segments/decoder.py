@@ -7,7 +7,7 @@ the real ones) are never seen by them and are overwritten by the next pass. T, t
 choose: as long as the sequence where shapes may change, as long as the context where they may not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as once
 from functools import partial
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from eecompile import contract as c
 from eecompile.segments.caches import write_cache
 from eecompile.segments.compact import cache_rows, write_positions
+from eecompile.segments.eight import EIGHTS
 from eecompile.segments.fused import GroupQuery, Rotary, can_fuse, fuse_skip_norms
 from eecompile.segments.graph import GraphWriter
 from eecompile.segments.low_rank import LowRank
 from eecompile.segments.quantize import blockwise, dense, table
+from eecompile.segments.scaled import scaled_product
 from eecompile.student.model import DecoderSpec, bias_name
 from eecompile.student.modules import mlp_norm
 from eecompile.student.rope import Rope, rope_tables
@@ -38,7 +40,8 @@ class DecoderWriter:
     """Writes decoder layers of one model into a graph. `context` is S, `slack` the cache rows past it.
 
     fused: use ONNX Runtime's own operators where they serve (fused.py); such a graph takes one slot. low_rank: LoRA
-    of a block that repeats. compact: tokens that stopped leave no row in the caches.
+    of a block that repeats. compact: tokens that stopped leave no row in the caches. largest: magnitudes
+    of the inputs [in] of weights whose products are of 8-bit numbers, by name.
     """
 
     spec: DecoderSpec
@@ -53,6 +56,7 @@ class DecoderWriter:
     cache: str = "fp32"  # what keys and values are kept in
     compact: bool = False
     kept_positions: str = ""
+    largest: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def inputs(self, g: GraphWriter) -> None:
         """Declare the inputs that every layer shares."""
@@ -128,7 +132,12 @@ class DecoderWriter:
 
     def linear(self, g: GraphWriter, x: str, names: Sequence[str], bias: bool) -> str:
         """Projections of x [.., in] side by side: [.., sum of out]."""
-        out = g.op("MatMul", x, self.matrix(g, [f"{n}.weight" for n in names]))
+        weights = [f"{n}.weight" for n in names]
+        if weights[0] in self.largest:
+            inputs = np.maximum.reduce([self.largest[name] for name in weights])
+            out = scaled_product(g, self.store, x, weights, EIGHTS[self.precision], inputs)
+        else:
+            out = g.op("MatMul", x, self.matrix(g, weights))
         if self.low_rank is not None:
             out = self.low_rank.add(g, x, out, names)
         if not bias:
@@ -146,7 +155,7 @@ class DecoderWriter:
             scales = g.weight(f"{name}.scale", lambda: made()[1], file)
             return g.op("DequantizeLinear", values, scales, axis=0, block_size=c.BLOCK)
         weight = g.weight(name, lambda: dense(self.store, names, self.precision), file)
-        return g.op("Cast", weight, to=onnx.TensorProto.FLOAT) if self.precision == "fp16" else weight
+        return weight if self.precision == "fp32" else g.op("Cast", weight, to=onnx.TensorProto.FLOAT)
 
     def _attention(self, g: GraphWriter, x: str, layer: int, cache: int) -> str:
         s, names = self.spec, self.spec.names

@@ -61,6 +61,7 @@ def device_form(head_dim: int, length: int, *, dialect: Dialect, opset: int, com
         opset=newest,
         ir_version=min(IR_VERSION, helper.find_min_ir_version_for([helper.make_opsetid("", newest)])),
         functions=not classic,
+        quantizes=True,
         passes=(
             *((lower_rotary, lower_norms) if classic else ()),
             *lowered,

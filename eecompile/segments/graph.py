@@ -38,7 +38,8 @@ _TYPES = {
 @dataclass(frozen=True)
 class Form:
     """What becomes of a graph when it is saved. passes: in order, each rewrites the graph and says whether it did.
-    functions: whether model-local functions are written with their bodies. check: raises where the model is not what it
+    functions: whether model-local functions are written with their bodies. quantizes: 8-bit products are written by
+    QuantizeLinear and DequantizeLinear (scaled.py). check: raises where the model is not what it
     should be. prefix: of the file's name. sizes: symbols of shapes that are fixed, as (symbol, size).
     """
 
@@ -46,6 +47,7 @@ class Form:
     opset: int = OPSET
     ir_version: int = IR_VERSION
     functions: bool = True
+    quantizes: bool = False
     passes: "tuple[Callable[[GraphWriter], bool], ...]" = ()
     check: Callable[[onnx.ModelProto], None] | None = None
     sizes: tuple[tuple[str, int], ...] = ()

@@ -14,11 +14,11 @@ def write_module(g: GraphWriter, d: DecoderWriter, exits: StudentExits, exit_: E
     normalised, [N, D].
 
     An "mlp" takes hidden [N, D]; a "layer" takes what a segment takes, hidden [B, R, D], since every row attends to
-    those before it. Weights are in the build's precision.
+    those before it. Weights are in the build's precision, float16 in one of 8-bit products.
     """
     assert exits.store is not None  # check_modules saw to it
     spec, last = module_spec(d.spec, exit_.layer), d.spec.layers - 1
-    own = replace(d, spec=spec, store=exits.store, low_rank=None, masks={}, group_query=None)
+    own = replace(d, spec=spec, store=exits.store, low_rank=None, masks={}, group_query=None, largest={})
     if exit_.adapter == "mlp":
         rows = g.input(c.HIDDEN, "float32", "N", spec.hidden)
         x = own.mlp_block(g, rows, last)

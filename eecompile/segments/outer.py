@@ -37,7 +37,7 @@ def head_logits(g: GraphWriter, d: DecoderWriter, hidden: str) -> str:
     if d.precision in c.QUANTISED:
         return finish_logits(g, d, g.op("MatMul", hidden, d.matrix(g, [name], HEAD_FILE)))
     weight = _table(g, d, name, EMBED_FILE if d.spec.tied else HEAD_FILE)
-    if d.precision == "fp16":
+    if d.precision != "fp32":
         weight = g.op("Cast", weight, to=1)
     return finish_logits(g, d, g.op("Gemm", hidden, weight, transB=1))
 

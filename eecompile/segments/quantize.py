@@ -1,8 +1,9 @@
-"""Weights in the precision that ships: float32, float16, or blockwise int8 and int4 with one scale per block.
+"""Weights in the precision that ships: float32, float16, blockwise int8 and int4 with one scale per block, or of 8 bits
+with one scale per output.
 
 A projection is stored as [in, out], the orientation of MatMul, with its quantisation blocks along `in`. Scales are
-symmetric (no zero point: TensorRT takes no other). Only weights are quantised: an activation scale shared by the rows
-of a pass would make a row depend on its neighbours.
+symmetric (no zero point: TensorRT takes no other). No scale is made of the rows of a pass, which would make a row
+depend on its neighbours: those of 8-bit products (scaled.py) are constants.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.errors import UsageError
+from eecompile.segments.eight import Eight
 from eecompile.segments.weights import Values
 from eecompile.student.store import WeightStore
 
@@ -24,7 +26,7 @@ _SHRINK = np.linspace(0.8, 1.0, 6, dtype=np.float32)  # scales tried per int4 bl
 
 def dense(store: WeightStore, names: Sequence[str], precision: str) -> Values:
     """Projections `names` side by side as one float32 or float16 matrix [in, out]."""
-    dtype = np.float16 if precision == "fp16" else np.float32
+    dtype = np.float32 if precision == "fp32" else np.float16
     inputs, widths = _widths(store, names)
     out = np.empty((inputs, sum(widths)), dtype)
     for column, rows in _columns(store, names):
@@ -64,6 +66,28 @@ def blockwise(store: WeightStore, names: Sequence[str], precision: str) -> tuple
     if precision == "int8":
         return Values.of(whole), Values.of(scales)
     return Values(pack_int4(whole), onnx.TensorProto.INT4, whole.shape), Values.of(scales)
+
+
+def channelwise(store: WeightStore, names: Sequence[str], eight: Eight, inputs: Float) -> tuple[Values, Values, Float]:
+    """Projections `names` side by side in 8 bits: values [in, out] and float32 scales [out] of the smoothed weights,
+    and the factors of the smoothing [in].
+
+    inputs: the largest magnitude of each input [in].
+    """
+    _, widths = _widths(store, names)
+    sizes = np.zeros(len(inputs), np.float32)
+    for _, rows in _columns(store, names):
+        _narrow(rows, np.float16, names[0], store)
+        sizes = np.maximum(sizes, np.abs(rows).max(axis=0))
+    factors = eight.factors(inputs, sizes)
+    scales = np.empty(sum(widths), np.float32)
+    whole = np.empty((len(inputs), sum(widths)), onnx.helper.tensor_dtype_to_np_dtype(eight.item_type))
+    for column, rows in _columns(store, names):
+        rows = rows * factors
+        scale = eight.scale(np.abs(rows).max(axis=1))
+        scales[column : column + len(rows)] = scale
+        whole[:, column : column + len(rows)] = eight.rounded(rows / scale[:, None]).T
+    return Values(whole, eight.item_type, whole.shape), Values.of(scales), factors
 
 
 def quantize_rows(rows: Float, precision: str) -> tuple[NDArray[np.int8], Float]:

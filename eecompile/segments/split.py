@@ -1,12 +1,13 @@
 """Cut a student at its exits into segment, exit, embed and head graphs, and the uncut graph to hold them against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eecompile import contract as c
 from eecompile.schema import GraphInfo
@@ -79,7 +80,7 @@ class Cut:
 
     precision, cache: what weights, and keys and values, are kept in. fused: with ONNX Runtime's fused operators, for
     bundles of one slot that only it will run. propagate: also the K/V-only graphs of the segments that a token can
-    skip. selected: caches may be compact.
+    skip. selected: caches may be compact. largest: inputs of products of 8-bit numbers (DecoderWriter).
     """
 
     student: Student
@@ -90,6 +91,7 @@ class Cut:
     propagate: bool = False
     selected: bool = False
     cache: str = "fp32"
+    largest: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -105,7 +107,9 @@ class Cut:
         if isinstance(spec, EncoderDecoderSpec):
             return CrossDecoderWriter(spec, store, *sizes, cache=self.cache)
         low_rank = LowRank(spec, loops) if loops is not None and loops.rank else None
-        return DecoderWriter(spec, store, *sizes, low_rank, cache=self.cache, compact=self.selected)
+        return DecoderWriter(
+            spec, store, *sizes, low_rank, cache=self.cache, compact=self.selected, largest=self.largest
+        )
 
 
 def write_segments(cut: Cut, root: Path, *, progress: Callable[[str], None] = lambda stage: None) -> WrittenGraphs:

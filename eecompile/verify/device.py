@@ -125,6 +125,8 @@ def open_graph(path: Path) -> ort.InferenceSession:
     options.use_per_session_threads = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")  # products of the type given
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):  # it takes 8-bit floats for integers
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -169,7 +171,8 @@ def check_device(root: Path, manifest: Manifest, ids: Sequence[int], compare: Co
     what = f"{device.dialect}, {device.compute}, against the bundle's own in ONNX Runtime"
     if device.compute == "bfloat16":
         return [Check(name, True, note=f"{what}: not run, it has no bfloat16")]
-    bounds, most = DEVICE[device.compute], DEVICE_SCORES[device.compute]
+    kind = device.compute if manifest.precision not in c.SCALED else manifest.precision
+    bounds, most = DEVICE[kind], DEVICE_SCORES[kind]
     figures: dict[str, float] = {**dict.fromkeys(bounds, 0.0), "score": 0.0}
     passed, worst = True, ""
     for where, (actual, expected) in compare_device(root, manifest, device, ids, min(manifest.slots, 2)).items():

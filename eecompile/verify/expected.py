@@ -71,7 +71,7 @@ def _head(bundle: Bundle, recording: Recording) -> Expected:
     (feed,) = recording.feeds("head")
     logits = recording.rows.logits
     outputs: dict[str, NDArray[Any]] = {c.LOGITS: logits}
-    if bundle.manifest.precision not in c.QUANTISED:
+    if bundle.manifest.precision not in c.ROUNDED:
         outputs |= decided(logits, feed[c.THRESHOLDS])
     return [outputs], float32_model(bundle.manifest.precision)
 

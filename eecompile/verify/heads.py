@@ -16,9 +16,11 @@ from eecompile.verify.stored import StoredWeight, graph_tensors, is_rounded, rea
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
 Logits = Callable[[Float], Float]
-# Against float64 on the stored weights [fp32 and fp16 5e-7]; int8 and int4 round activations to 8 bits [mean 0.02].
+# Against float64 on the stored weights [fp32, fp16, and w8a8 and fp8, where they are float16, 5e-7]; int8 and int4
+# round activations to 8 bits [mean 0.02].
+_EXACT: Mapping[Statistic, float] = {"largest": 1e-5}
 TOLERANCE: Mapping[str, Mapping[Statistic, float]] = {
-    "fp32": {"largest": 1e-5}, "fp16": {"largest": 1e-5}, "int8": {"mean": 0.1}, "int4": {"mean": 0.1},
+    "fp32": _EXACT, "fp16": _EXACT, "w8a8": _EXACT, "fp8": _EXACT, "int8": {"mean": 0.1}, "int4": {"mean": 0.1},
 }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def float32_model(precision: str) -> OutputRules:
 def device_graph(precision: str, compute: str) -> OutputRules:
     """Rules for a graph that computes in `compute` against the bundle's own, on the same weights and inputs; what the
     bundle's own rounds in products of quantised weights comes on top."""
-    if precision in c.QUANTISED:
+    if precision in c.ROUNDED:
         return OutputRules(ARITHMETIC[precision].bounds, BANDS[precision])
     if compute == "bfloat16":  # eight times as coarse as float16; not measured
         return OutputRules({"mean": 8 * DEVICE["float16"]["mean"]}, BANDS["int8"])

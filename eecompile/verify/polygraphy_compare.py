@@ -38,4 +38,4 @@ def _same(precision: str) -> Compare:
 
 
 BY_PRECISION: Mapping[str, str] = {precision: f"same_{precision}" for precision in c.PRECISIONS}
-same_fp32, same_fp16, same_int8, same_int4 = map(_same, c.PRECISIONS)
+same_fp32, same_fp16, same_int8, same_w8a8, same_fp8, same_int4 = map(_same, c.PRECISIONS)

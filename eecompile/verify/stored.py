@@ -18,6 +18,8 @@ from eecompile import contract as c
 from eecompile.bundle.manifest import Manifest
 from eecompile.runtime import Bundle
 from eecompile.schema import GraphInfo
+from eecompile.segments.eight import LEAST_SCALE
+from eecompile.segments.scaled import SMOOTHING
 from eecompile.student.model import DecoderSpec
 from eecompile.student.store import TensorLocation, WeightStore
 from eecompile.verify.report import Check, Figure, at_most
@@ -25,6 +27,7 @@ from eecompile.verify.report import Check, Figure, at_most
 Float = NDArray[np.float32]
 Tensors = Mapping[str, onnx.TensorProto]
 
+E4M3 = ml_dtypes.float8_e4m3fn
 HALF_STEP = 0.501  # a rounded weight is within half a quantisation step; float32 divisions may move a tie
 SMALLEST_SCALE = {"int8": 0.9999, "int4": 0.79}  # of the scale that just covers the block: int4 may choose less
 LARGEST_SCALE = 1.0001
@@ -36,7 +39,8 @@ class StoredWeight:
     """Where a checkpoint tensor is: [first, first + count) of the columns of a stored matrix [in, out], of a stored
     vector, or of heads [heads, 1, d] that each have a copy of the tensor.
 
-    flipped: the checkpoint has the transpose. scale [in / 32, out]: where it is quantised.
+    flipped: the checkpoint has the transpose. scale: where it is quantised, [in / 32, out] of blocks, [out] of outputs.
+    smoothing [in]: what its rows are multiplied by, where they are.
     """
 
     folder: Path
@@ -45,6 +49,7 @@ class StoredWeight:
     first: int
     count: int
     flipped: bool
+    smoothing: onnx.TensorProto | None = None
 
     def stored(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """The part of the stored array and of its scales, as stored."""
@@ -62,7 +67,9 @@ class StoredWeight:
         stored, scale = self.stored()
         values = stored.astype(np.float32)
         if scale is not None:
-            values *= np.repeat(scale, c.BLOCK, axis=0)
+            values *= scale if scale.ndim == 1 else np.repeat(scale, c.BLOCK, axis=0)
+        if self.smoothing is not None:
+            values *= read_tensor(self.smoothing, self.folder)[:, None]
         return values.T if self.flipped else values
 
 
@@ -141,7 +148,7 @@ def check_weights(stored: StoredWeights, names: Sequence[str], source: WeightSto
             wrong.append(name)
     figures: dict[str, Figure] = {"tensors": len(names), "missing": len(missing), "different": len(wrong)}
     tolerance = {"missing": at_most(0), "different": at_most(0)}
-    if precision in c.QUANTISED:
+    if precision in (*c.QUANTISED, "w8a8"):
         figures["steps"], tolerance["steps"] = steps, at_most(HALF_STEP)
     bad = [*missing, *wrong]
     told = f"; not so: {', '.join(bad[:3])}{' ..' if len(bad) > 3 else ''}" if bad else ""
@@ -161,7 +168,8 @@ def _parts(root: Path, info: GraphInfo, spec: DecoderSpec) -> dict[str, StoredWe
         for i, n in enumerate(names):
             flipped = len(shapes[n]) == 2 and whole == name
             count = heads[i] if len(values.dims) == 3 else shapes[n][0]  # the norms of queries and keys
-            parts[n] = StoredWeight(folder, values, tensors.get(f"{name}.scale"), first, count, flipped)
+            more = (tensors.get(f"{name}.scale"), first, count, flipped, tensors.get(name + SMOOTHING))
+            parts[n] = StoredWeight(folder, values, *more)
             first += count
     return parts
 
@@ -169,13 +177,32 @@ def _parts(root: Path, info: GraphInfo, spec: DecoderSpec) -> dict[str, StoredWe
 def is_rounded(part: StoredWeight, expected: Float, precision: str) -> tuple[bool, float]:
     """Whether the stored tensor is `expected` in its precision; and the worst rounding in quantisation steps."""
     values, scale = part.stored()
+    smoothing = None if part.smoothing is None else read_tensor(part.smoothing, part.folder)
     values = values.T if part.flipped else values
     if values.shape != expected.shape:
         return False, 0.0
     if scale is None:
         with np.errstate(over="ignore"):
             return bool(np.array_equal(values, expected.astype(values.dtype))), 0.0
+    if scale.ndim == 1:
+        smoothed = expected if smoothing is None else expected / smoothing
+        return _is_scaled(values.astype(np.float32), scale[:, None], smoothed, precision)
     return _is_quantised(values.astype(np.float32), scale.T, expected, precision)
+
+
+def _is_scaled(values: Float, scale: Float, expected: Float, precision: str) -> tuple[bool, float]:
+    """values [out, in] are expected / scale [out, 1], rounded; scales are no larger than float16 makes them, or powers
+    of two of 8-bit floats, but for the least there is."""
+    integers = precision == "w8a8"
+    most, slack = (127.0, 1 + 2**-9) if integers else (float(ml_dtypes.finfo(E4M3).max), 2.0)
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    fits = (largest <= most * scale * LARGEST_SCALE) & ((largest * slack > most * scale) | (scale == LEAST_SCALE))
+    exact = expected / scale
+    if integers:
+        worst = float(np.abs(values - np.clip(exact, -most, most)).max(initial=0.0))
+        return bool(worst <= HALF_STEP and fits.all()), worst
+    powers = np.frexp(scale)[0] == 0.5
+    return bool(np.array_equal(values, exact.astype(E4M3).astype(np.float32)) and (fits & powers).all()), 0.0
 
 
 def _is_quantised(values: Float, scale: Float, expected: Float, precision: str) -> tuple[bool, float]:

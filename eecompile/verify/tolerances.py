@@ -59,10 +59,13 @@ def computed(manifest: Manifest, backend: str) -> str:
 #       activations are far off, so only the mean is judged [3.0e-2; every clear row agreed].
 # int4: 4-bit weights, the bulk of the error [0.36, on text alone 0.49; 65% of clear rows agreed]. Unrelated rows
 #       would be at 1.1.
+# fp8, w8a8: weights and rows of 8 bits in every product of the layers.
 PARITY: Mapping[str, Tolerance] = {
     "fp32": Tolerance({"largest": 1e-4, "mean": 1e-5}, 0.99),
     "fp16": Tolerance({"largest": 5e-2, "mean": 1e-2}, 0.99),
     "int8": Tolerance({"mean": 0.2}, 0.9),
+    "w8a8": Tolerance({"mean": 0.5}, 0.7),
+    "fp8": Tolerance({"mean": 0.5}, 0.7),
     "int4": Tolerance({"mean": 0.8}, 0.4),
 }
 
@@ -71,6 +74,8 @@ PARITY: Mapping[str, Tolerance] = {
 ARITHMETIC: Mapping[str, Tolerance] = {
     "fp16": Tolerance({"largest": 1e-4, "mean": 1e-5}, 0.99),
     "int8": Tolerance({"mean": 0.1}, 0.9),
+    "w8a8": Tolerance({"mean": 0.4}, 0.7),
+    "fp8": Tolerance({"mean": 0.4}, 0.7),
     "int4": Tolerance({"mean": 0.1}, 0.85),
 }
 
@@ -79,8 +84,11 @@ ARITHMETIC: Mapping[str, Tolerance] = {
 DEVICE: Mapping[str, Mapping[Statistic, float]] = {
     "float32": {"largest": 1e-4, "mean": 1e-5},
     "float16": {"largest": 5e-2, "mean": 1e-2},
+    "w8a8": {"mean": 0.1},
+    "fp8": {"mean": 0.1},
 }
-DEVICE_SCORES: Mapping[str, float] = {"float32": 2e-4, "float16": 0.15}  # in probability, nats or cosine
+# in probability, nats or cosine
+DEVICE_SCORES: Mapping[str, float] = {"float32": 2e-4, "float16": 0.15, "w8a8": 0.5, "fp8": 0.5}
 
 # A decision that differs. fp32: [1.4e-5, 2.0e-5]; fp16: [8.5e-3, 8.5e-3]; int8 and int4 against the own weights
 # [0.06 at the quartiles; against the checkpoint int8 moves single rows by 0.32 and 0.38 nats, int4 by 0.9 and 3.8].
@@ -88,6 +96,8 @@ BANDS: Mapping[str, Band] = {
     "fp32": Band(1e-4, 2e-4),
     "fp16": Band(3e-2, 5e-2),
     "int8": Band(0.35, 0.7),
+    "w8a8": Band(0.35, 0.7),
+    "fp8": Band(0.35, 0.7),
     "int4": Band(0.35, 0.7),
 }
 

@@ -100,6 +100,8 @@ def test_a_matrix_is_as_large_as_its_precision() -> None:
         "fp32": 4,
         "fp16": 2,
         "int8": 1.125,
+        "w8a8": 1 + 4 / 64,
+        "fp8": 1 + 4 / 64,
         "int4": 0.625,
     }
 

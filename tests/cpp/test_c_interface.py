@@ -34,6 +34,7 @@ class SessionOptions(ct.Structure):
     _fields_ = (
         ("size", ct.c_size_t), ("mode", ct.c_char_p), ("pending_cap", ct.c_int64), ("minimum_depth", ct.c_int64),
         ("budget", ct.c_int64), ("thresholds", ct.POINTER(Threshold)), ("threshold_count", ct.c_size_t),
+        ("kv", ct.c_char_p),
     )  # fmt: skip
 
 
@@ -41,6 +42,7 @@ class GenerateOptions(ct.Structure):
     _fields_ = (
         ("size", ct.c_size_t), ("max_new_tokens", ct.c_int64), ("temperature", ct.c_double), ("top_k", ct.c_int64),
         ("top_p", ct.c_double), ("seed", ct.c_uint64), ("stop", ct.POINTER(ct.c_int64)), ("stop_count", ct.c_size_t),
+        ("sled_rate", ct.c_double),
     )  # fmt: skip
 
 
@@ -153,6 +155,16 @@ def test_a_caller_of_an_older_version_is_understood(c: Any, bundle: Any, opened:
     options = GenerateOptions(size=GenerateOptions.temperature.offset, max_new_tokens=8, temperature=-1, top_k=-1)
     assert c.eecompile_generate(one, ids, len(PROMPT), ct.byref(options), None, None, ct.byref(stats)) == 0, said(c)
     assert (stats.size, stats.tokens, stats.drafted) == (Stats.drafted.offset, 8, -7)
+    c.eecompile_session_free(one)
+
+
+def test_sled_and_the_rules_for_skipped_layers(c: Any, bundle: Any, opened: Bundle) -> None:
+    one, handle = session(c, bundle, kv=b"catch_up"), ct.c_void_p()
+    tokens, _ = generate(c, one, PROMPT, max_new_tokens=12, sled_rate=1.5)
+    assert [t for t, _ in tokens] == tiny.tokens(opened, PROMPT, 12, Sampling(sled=True, sled_rate=1.5))
+    other = sized(SessionOptions, kv=b"propagate")
+    assert c.eecompile_session_new(bundle, ct.byref(other), ct.byref(handle)) == USAGE
+    assert "the bundle has no graphs for propagate" in said(c)
     c.eecompile_session_free(one)
 
 

@@ -5,50 +5,31 @@ and not before, so that whoever reads too early reads NaN. RuleBroken is raised 
 """
 
 import ctypes
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from graphs_double import FAILED, OK, FakeGraphs, RuleBroken, Stream
 
 SPOILED = 0xFF  # every float of these bytes is NaN
-Work = Callable[[], None]
-OK, FAILED = 0, 1
 
 
-class RuleBroken(AssertionError):
-    """CUDA's or TensorRT's rules were not kept."""
-
-
-@dataclass
-class Stream:
-    """Work that waits, and the graph that is being captured, by which thread."""
-
-    queue: list[Work] = field(default_factory=list)
-    graph: "list[Work] | None" = None
-    thread: int = 0
-
-
-class FakeCuda:
+class FakeCuda(FakeGraphs):
     """The functions of the module, under their names. `refuse`: functions that report a failure; `calls`: how
     often each was called; `arguments`: with what, last."""
 
     cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocMapped, cudaHostAllocPortable = 1, 2, 2, 1
     cudaError_t = SimpleNamespace(cudaSuccess=OK)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToDevice=3)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
 
     def __init__(self, gpus: int = 1) -> None:
+        super().__init__()
         self.gpus, self.refuse = gpus, set[str]()
         self.calls: dict[str, int] = {}
         self.arguments: dict[str, tuple[Any, ...]] = {}
         self.memory: dict[int, tuple[str, Any, int]] = {}  # kind, what keeps it, bytes; by address
-        self.streams: dict[int, Stream] = {}
         self.events: dict[int, tuple[int, int]] = {}  # stream, work that was queued before it
-        self.graphs: dict[int, list[Work]] = {}
-        self._next = 7
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -104,7 +85,7 @@ class FakeCuda:
 
     def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> Any:
         self.inside(address, size, "device")
-        return self._work(stream, lambda: ctypes.memset(address, value, size))
+        return self._work(stream, lambda: ctypes.memset(address, value, size), "memset")
 
     def cudaMemset2DAsync(self, address: int, pitch: int, value: int, width: int, height: int, stream: int) -> Any:
         self.inside(address, pitch * (height - 1) + width, "device")
@@ -116,10 +97,10 @@ class FakeCuda:
         return self._work(stream, run)
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> Any:
-        self.inside(to, size, "device")
-        if kind == self.cudaMemcpyKind.cudaMemcpyDeviceToDevice:
+        self.inside(to, size, "host" if kind == self.cudaMemcpyKind.cudaMemcpyDeviceToHost else "device")
+        if kind != self.cudaMemcpyKind.cudaMemcpyHostToDevice:
             self.inside(source, size, "device")
-        return self._work(stream, lambda: ctypes.memmove(to, source, size))
+        return self._work(stream, lambda: ctypes.memmove(to, source, size), "memcpy")
 
     def cudaMemcpy2DAsync(
         self, to: int, pitch: int, source: int, from_pitch: int, width: int, height: int, kind: int, stream: int
@@ -166,69 +147,13 @@ class FakeCuda:
         self.events[event] = (handle, 0)
         return (OK,)
 
-    # -- graphs --
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:
-        found = self.stream(stream)
-        if found.graph is not None:
-            raise RuleBroken("a capture inside a capture")
-        if found.queue:
-            raise RuleBroken("a capture begins before the run before it was waited for")
-        found.graph, found.thread = [], threading.get_ident()
-        return (OK,)
-
-    def cudaStreamEndCapture(self, stream: int) -> Any:
-        found = self.stream(stream)
-        if found.graph is None or found.thread != threading.get_ident():
-            raise RuleBroken("the end of a capture that this thread did not begin")
-        handle = self._handle()
-        self.graphs[handle], found.graph = found.graph, None
-        return OK, handle
-
-    def cudaGraphInstantiate(self, graph: int, flags: int) -> Any:
-        handle = self._handle()
-        self.graphs[handle] = self.graphs[graph]
-        return OK, handle
-
-    def cudaGraphLaunch(self, graph: int, stream: int) -> Any:
-        for work in self.graphs[graph]:
-            self._work(stream, work)
-        return (OK,)
-
-    def cudaGraphDestroy(self, graph: int) -> Any:
-        del self.graphs[graph]
-        return (OK,)
-
-    cudaGraphExecDestroy = cudaGraphDestroy
-
     # -- for the double of TensorRT --
-    def stream(self, handle: int) -> Stream:
-        """The stream of that handle, which is not the default one."""
-        if int(handle) not in self.streams:
-            raise RuleBroken(f"{handle} is no stream that was made: the default stream, or one that is gone")
-        return self.streams[int(handle)]
-
     def inside(self, address: int, size: int, *kinds: str) -> None:
         """That these bytes are in one allocation of these kinds."""
         for start, (kind, _, length) in self.memory.items():
             if start <= address and address + size <= start + length and (not kinds or kind in kinds):
                 return
         raise RuleBroken(f"{size} bytes at {address} are in no {' or '.join(kinds) or 'known'} memory")
-
-    def not_capturing(self, what: str) -> None:
-        """That this thread is in no capture."""
-        here = threading.get_ident()
-        if any(s.graph is not None and s.thread == here for s in self.streams.values()):
-            raise RuleBroken(f"{what} during a capture")
-
-    def _work(self, stream: int, work: Work) -> Any:
-        found = self.stream(stream)
-        if found.graph is not None:
-            if found.thread != threading.get_ident():
-                raise RuleBroken("another thread's work slips into a capture")
-            found.graph.append(work)
-        else:
-            found.queue.append(work)
-        return (OK,)
 
     def _allocate(self, kind: str, size: int) -> int:
         self.not_capturing("memory is allocated")
@@ -244,7 +169,3 @@ class FakeCuda:
             raise RuleBroken(f"{found} memory is freed as {kind}")
         raw[:] = SPOILED
         return (OK,)
-
-    def _handle(self) -> int:
-        self._next += 1
-        return self._next

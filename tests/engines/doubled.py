@@ -35,6 +35,10 @@ EXITS = [
 ]
 BOLD: dict[int, Thresholds | None] = {1: {"learned": 0.4, "max_prob": 0.02}, 3: {"margin": 0.0}}
 COUNT = 24
+_ENUMERATED = {
+    "cudaMemcpyAsync": ("cudaMemcpyKind", 3), "cudaMemcpy2DAsync": ("cudaMemcpyKind", 6),
+    "cudaStreamBeginCapture": ("cudaStreamCaptureMode", 1),
+}  # fmt: skip
 EXACT: dict[str, Any] = {"mode": "exact", "thresholds": BOLD}
 MODES: list[dict[str, Any]] = [
     {"mode": "full"},
@@ -104,6 +108,20 @@ def runtime_of(bundle: Bundle) -> TrtRuntime:
     engine = bundle.graphs.embed
     assert isinstance(engine, TrtEngine)
     return engine.shared
+
+
+def check_arguments(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the package looks at what the double was given, function by function, and takes it as far as it gets
+    without a GPU."""
+    monkeypatch.delitem(sys.modules, "cuda.bindings.runtime")
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaGetDeviceCount()[1]:
+        pytest.skip("there is a GPU, and these addresses are not its own")
+    for name, arguments in cuda.arguments.items():
+        kind, at = _ENUMERATED.get(name, ("", -1))
+        given = [getattr(runtime, kind)(a) if i == at else a for i, a in enumerate(arguments)]
+        status = getattr(runtime, name)(*given)[0]
+        assert isinstance(status, runtime.cudaError_t), name
 
 
 def in_threads(gpu: Bundle, trt: FakeTensorRT) -> list[list[int] | BaseException]:

@@ -1,5 +1,6 @@
 """The back end cuda on doubles: ONNX Runtime's providers as they really are, and caches in the GPU's memory."""
 
+import ctypes
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import tiny
-from cuda_double import FakeCuda, RuleBroken
+from cuda_double import FakeCuda
+from graphs_double import RuleBroken
 
 from eecompile.engines import ort_cuda
 from eecompile.errors import MissingBackend
@@ -18,13 +20,20 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 class Binding:
-    """An IoBinding whose GPU is the host: "cuda" is only taken for memory of the double's device, "cpu" for none."""
+    """An IoBinding whose GPU is the host: "cuda" is only taken for memory of the double's device, "cpu" for none. An
+    input in the host's memory is copied when it is bound, and never again."""
 
     def __init__(self, real: Any, cuda: FakeCuda) -> None:
         self.real, self._cuda = real, cuda
+        self._copies: dict[str, Any] = {}
 
     def bind_input(self, name: str, device: str, number: int, element: Any, shape: Any, address: int) -> None:
-        self.real.bind_input(name, self._checked(device, element, shape, address), 0, element, shape, address)
+        kind = self._checked(device, element, shape, address)
+        if device == "cpu":
+            size = int(np.prod(shape)) * np.dtype(element).itemsize
+            self._copies[name] = np.frombuffer(ctypes.string_at(address, size), np.uint8).copy()
+            address = self._copies[name].ctypes.data
+        self.real.bind_input(name, kind, 0, element, shape, address)
 
     def bind_output(self, name: str, device: str, number: int, element: Any, shape: Any, address: int) -> None:
         self.real.bind_output(name, self._checked(device, element, shape, address), 0, element, shape, address)

@@ -15,6 +15,7 @@ from eecompile.engines.plan import BuildPlan, read_plan
 from eecompile.engines.processes import run_in_process
 from eecompile.engines.records import Machine, check, checked_engine, engines_folder, read_record
 from eecompile.errors import EECompileError
+from eecompile.target import FOLDER
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'eecompile[rtx]'")
 pytestmark = pytest.mark.rtx
@@ -84,6 +85,25 @@ def test_int4_weights_stay_int4(tmp_path: Path) -> None:
     cli("build", source, *options)
     layers = read_record(engines_folder(tmp_path / "bundle", "rtx")).engines["segment_0"].layers
     assert layers["DEQUANTIZE"] == 4 * 4, "query-key-value, output, gate-up and down of four layers"
+
+
+@pytest.mark.parametrize(("precision", "sms"), [("w8a8", SMS), ("fp8", [89, 120])])
+def test_products_of_8_bits(tmp_path: Path, precision: str, sms: list[int]) -> None:
+    """Floats from Ada on, integers everywhere: every product of the layers has quantised rows and weights."""
+    source = tiny.checkpoint(tmp_path / "checkpoint", tiny.config(**{**SIZES, "num_hidden_layers": 2}))
+    (tmp_path / "ids.jsonl").write_text(
+        '{"ids": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}\n{"ids": [9, 8, 7, 6, 5, 4, 3, 2, 1]}\n'
+    )
+    text = (FOLDER / "rtx.toml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith(("name", "sm ", "precisions"))]
+    named = [f'name = "mine"\nsm = {sms}\nprecisions = ["fp16", "{precision}"]', *lines]
+    (tmp_path / "mine.toml").write_text("\n".join(named))
+    options = ("--target", tmp_path / "mine.toml", "--precision", precision, "--texts", tmp_path / "ids.jsonl")
+    cli("build", source, *options, "--context", "64", "-o", tmp_path / "bundle")
+    record = read_record(engines_folder(tmp_path / "bundle", "mine"))
+    layers = record.engines["segment_0"].layers
+    assert (layers["QUANTIZE"], layers["DEQUANTIZE"], layers["MATRIX_MULTIPLY"]) == (8, 16, 8)
+    assert record.sm == sms
 
 
 @pytest.mark.parametrize("changes", [{"num_key_value_heads": 1}, {"head_dim": 8}], ids=["one key head", "heads of 8"])

@@ -19,7 +19,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import tiny
-from cuda_double import SPOILED, FakeCuda, RuleBroken
+from cuda_double import SPOILED, FakeCuda
+from graphs_double import RuleBroken
 
 from eecompile import contract as c
 from eecompile.engines.ort import ELEMENT
@@ -36,12 +37,13 @@ _KINDS = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int8": "INT8
 
 class FakeTensorRT:
     """The module. `deserialised`: names of the ONNX files of engines so far. capturable: whether passes can be
-    captured. pause: waited for inside of every enqueue, to let another thread in."""
+    captured. node_kind: what kind of nodes a capture makes. pause: waited for inside of every enqueue, to let another
+    thread in."""
 
     def __init__(self, cuda: FakeCuda, version: str = "10.16.2") -> None:
         self.__version__, self.cuda = version, cuda
         self.deserialised: list[str] = []
-        self.capturable = True
+        self.capturable, self.node_kind = True, "kernel"
         self.pause: threading.Barrier | None = None
         self.contexts: list[weakref.ref[Context]] = []
         self.DataType = SimpleNamespace(**{kind: kind for kind in _KINDS.values()})
@@ -184,7 +186,7 @@ class Context:
                 raise RuleBroken("a capture without a run of the same shapes and addresses that was waited for")
             if not self.engine.module.capturable:
                 return False
-            self.cuda._work(stream, self._captured(state))
+            self.cuda._work(stream, self._captured(state), self.engine.module.node_kind)
             return True
 
     def _captured(self, state: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from toolchain import CAPABILITIES, SOURCES, compiler, cuda_headers, tensorrt_headers
 
 from eecompile import contract as c
+from eecompile.plugins.conditions import _ARGUMENTS
 from eecompile.plugins.library import LIBRARY
 
 HERE = Path(__file__).parent
@@ -70,7 +71,7 @@ def test_the_contract_is_the_sources() -> None:
     assert f'kName[] = "{c.DECISION_OP}", kVersion[] = "{c.DECISION_VERSION}", kNamespace[] = ""' in text
 
 
-def test_cmake_makes_a_library_that_exports_two_functions(tmp_path: Path) -> None:
+def test_cmake_makes_a_library_that_exports_its_functions_alone(tmp_path: Path) -> None:
     """The whole of it, kernels of one GPU, with nothing of TensorRT but headers."""
     options = [f"-DTENSORRT_INCLUDE={tensorrt_headers()}", "-DCMAKE_CUDA_ARCHITECTURES=80-real"]
     compiler("nvcc")
@@ -80,6 +81,7 @@ def test_cmake_makes_a_library_that_exports_two_functions(tmp_path: Path) -> Non
         [compiler("nm"), "-D", "--defined-only", tmp_path / LIBRARY], check=True, capture_output=True, text=True
     )
     assert sorted(line.split()[2] for line in symbols.stdout.splitlines() if " T " in line) == [
+        *(f"eecompile_condition_{name}" for name in sorted(_ARGUMENTS)),
         "getCreators",
         "setLoggerFinder",
     ]

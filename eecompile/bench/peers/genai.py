@@ -15,7 +15,8 @@ from eecompile import contract as c
 from eecompile.bench.peers.base import Facts, PeerSetup, missing, need_checkpoint
 from eecompile.errors import EECompileError, MissingBackend
 
-PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "int8": "int8", "int4": "int4"}  # its CPU kernels take no float16
+# its CPU kernels take neither float16 nor products of 8-bit numbers
+PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "w8a8": "fp32", "fp8": "fp32", "int8": "int8", "int4": "int4"}
 QUANTISATION = (f"block_size={c.BLOCK}", "accuracy_level=4")  # as the bundle's own
 
 

@@ -22,7 +22,7 @@ NEWEST: Mapping[Dialect, int] = {"modern": 24, "classic": 20}  # opset
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 _BOOL = frozenset({TensorProto.BOOL})
-_QUANTISED = frozenset({TensorProto.INT8, TensorProto.INT4})
+_QUANTISED = frozenset({TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN})
 
 
 def _table(groups: Iterable[tuple[str, Iterable[int]]]) -> Mapping[str, frozenset[int]]:
@@ -36,6 +36,8 @@ _CLASSIC = _table([
     ("Cast Concat Expand Gather GatherElements Identity Reshape Shape Slice Split Squeeze Transpose Unsqueeze Where",
      _FLOATS | _INTEGERS | _BOOL),
     ("And", _BOOL),
+    ("QuantizeLinear", _FLOATS),
+    ("DequantizeLinear", {TensorProto.INT8}),
 ])  # fmt: skip
 _NEWER = _table([
     ("Attention RMSNormalization RotaryEmbedding TensorScatter", _FLOATS),

@@ -3,7 +3,8 @@
 The rules are those of automatic mixed precision (Micikevicius et al. 2018, section 3), applied once, when a graph is
 written, so that an engine may be strongly typed:
 
-- products with weights, attention and rotation take and give the small type;
+- products with weights, attention and rotation take and give the small type; rows that are quantised for a product are
+  quantised from the type that they have, and dequantised into the small one;
 - norms, means and the exit decision take and give float32;
 - everything else is computed in float32 if one of its inputs is float32, constants aside, which take any type.
 
@@ -156,6 +157,8 @@ class _Half:
             return [TensorProto.INT64]
         if node.op_type in BOOL:
             return [TensorProto.BOOL]
+        if node.op_type == "QuantizeLinear":
+            return [self.types[node.input[2]]]
         first = self.types[node.input[1 if node.op_type in ("Where", "DequantizeLinear") else 0]]
         return [first, TensorProto.INT64] if node.op_type == "TopK" else [first] * len(node.output)
 

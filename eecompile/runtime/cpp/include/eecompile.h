@@ -1,4 +1,4 @@
-/* The runtime's C interface, for other languages. Token ids in, token ids out.
+/* The runtime's C interface, for other languages: token ids in, token ids out, and text to ids and back.
  *
  * Every call returns 0 or an eecompile_code; eecompile_last_error() then says what, where and how to mend it. Structs
  * begin with their size, so that a library knows what a caller of another version means: fill in sizeof, set the rest
@@ -57,7 +57,8 @@ typedef struct {
   double value;
 } eecompile_threshold;
 
-/* mode: "full" (NULL), "confident" or "exact". pending_cap, minimum_depth, budget: 0 as the bundle has them. */
+/* mode: "full" (NULL), "confident" or "exact". pending_cap, minimum_depth, budget: 0 as the bundle has them. kv: the
+ * rule for skipped layers (NULL: catch_up, in confident mode the policy's). */
 typedef struct {
   size_t size;
   const char* mode;
@@ -66,10 +67,12 @@ typedef struct {
   int64_t budget;
   const eecompile_threshold* thresholds;
   size_t threshold_count;
+  const char* kv;
 } eecompile_session_options;
 
 /* max_new_tokens: 0 as many as the context holds. temperature 0 is greedy; top_k 0 and top_p 0 keep every token.
- * stop: ids that end the text (NULL: the model's). */
+ * stop: ids that end the text (NULL: the model's). sled_rate: above 0, choose from logits that the exits have evolved at
+ * this rate (2 is the published one), in mode full. */
 typedef struct {
   size_t size;
   int64_t max_new_tokens;
@@ -79,6 +82,7 @@ typedef struct {
   uint64_t seed;
   const int64_t* stop;
   size_t stop_count;
+  double sled_rate;
 } eecompile_generate_options;
 
 /* What a request cost, as in values.h. `size` is the caller's. stop_reason: "stop", "length", "budget" or "cancelled".
@@ -114,6 +118,45 @@ EECOMPILE_API void eecompile_session_free(eecompile_session* session);
 EECOMPILE_API int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count,
                                          const eecompile_generate_options* options, eecompile_on_token on_token,
                                          void* context, eecompile_stats* stats);
+
+/* -- text: a bundle's tokenizer and chat template. A text may be shared by threads; it outlives its bundle if need be.
+ *
+ * Texts are UTF-8 of `bytes` bytes, without a zero at their end; bytes that are none count as U+FFFD. Calls that fill an
+ * array write at most `capacity` elements and say in *count or *bytes how many there are: where that is more, the call
+ * is to be made again with as much room (NULL and 0 just ask). */
+
+typedef struct eecompile_text eecompile_text;
+typedef struct eecompile_stream eecompile_stream;
+
+/* role: "system", "user" or "assistant", with a zero at its end. */
+typedef struct {
+  const char* role;
+  const char* content;
+  size_t bytes;
+} eecompile_message;
+
+/* Reads the tokenizer, which takes about 0.1 s for 50,000 tokens. */
+EECOMPILE_API int32_t eecompile_text_new(const eecompile_bundle* bundle, eecompile_text** text);
+EECOMPILE_API void eecompile_text_free(eecompile_text* text);
+
+/* The ids of a text as it is, with the tokenizer's own special tokens. */
+EECOMPILE_API int32_t eecompile_encode(const eecompile_text* text, const char* data, size_t bytes, int64_t* ids,
+                                       size_t capacity, size_t* count);
+
+/* The ids of a conversation in the model's chat template, ready for the assistant's turn. */
+EECOMPILE_API int32_t eecompile_chat(const eecompile_text* text, const eecompile_message* messages,
+                                     size_t message_count, int64_t* ids, size_t capacity, size_t* count);
+
+/* The text of ids, without special tokens. */
+EECOMPILE_API int32_t eecompile_decode(const eecompile_text* text, const int64_t* ids, size_t count, char* data,
+                                       size_t capacity, size_t* bytes);
+
+/* Ids one after the other to text, which is never cut inside of a character; belongs to one thread at a time. What `push`
+ * gives for an id, and `finish` for what is left, stays valid until the stream's next call. */
+EECOMPILE_API int32_t eecompile_stream_new(const eecompile_text* text, eecompile_stream** stream);
+EECOMPILE_API int32_t eecompile_stream_push(eecompile_stream* stream, int64_t id, const char** data, size_t* bytes);
+EECOMPILE_API int32_t eecompile_stream_finish(eecompile_stream* stream, const char** data, size_t* bytes);
+EECOMPILE_API void eecompile_stream_free(eecompile_stream* stream);
 
 #ifdef __cplusplus
 }

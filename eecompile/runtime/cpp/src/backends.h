@@ -4,7 +4,7 @@
 #pragma once
 
 #include "bundle_files.h"
-#include "staircase.h"
+#include "graphs.h"
 
 namespace eecompile {
 

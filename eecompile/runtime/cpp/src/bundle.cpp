@@ -1,21 +1,47 @@
 #include "eecompile/bundle.h"
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 
 #include "backends.h"
 #include "bundle_state.h"
 #include "classifier_state.h"
 #include "eecompile/contract.h"
+#include "fault.h"
 
 namespace eecompile {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
 Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
 
-// The policy with `options`' thresholds in place of its own.
-Result<Policy> overridden(const BundleFiles& files, const SessionOptions& options) {
+// The K/V rule that requests run by: `options`', or the policy's in confident mode.
+Result<std::string> kv_rule(const BundleFiles& files, const SessionOptions& options) {
+  const Manifest& m = files.manifest;
+  const std::string rule = options.kv.value_or(options.mode == "confident" ? files.policy.kv : "catch_up");
+  const auto& known = contract::kKvRules;
+  if (std::find(known.begin(), known.end(), rule) == known.end())
+    return usage("there is no K/V rule " + rule, "rules: catch_up, propagate, selected");
+  if (options.mode == "exact" && rule != "catch_up")
+    return usage("exact mode verifies with the full model's keys and values, and " + rule + " does not keep them",
+                 "leave the rule to exact mode (catch_up), or use mode confident");
+  if (std::find(m.kv_rules.begin(), m.kv_rules.end(), rule) == m.kv_rules.end())
+    return usage("the bundle has no graphs for " + rule, "build with --kv catch_up," + rule);
+  return rule;
+}
+
+// The policy for the K/V rule `kv`, with `options`' thresholds in place of its own.
+Result<Policy> overridden(const BundleFiles& files, const SessionOptions& options, const std::string& kv) {
+  const bool confident = options.mode == "confident";
   Policy policy = files.policy;
+  if (confident && kv != policy.kv) {  // another rule than the policy's has thresholds of its own
+    const Calibration* found = matching(files.calibrations, files.manifest, policy, kv);
+    for (std::size_t i = 0; i < policy.exits.size(); ++i)
+      policy.exits[i].confident = found == nullptr ? std::nullopt : found->tested.back()[i];
+  }
   for (const auto& [layer, thresholds] : options.thresholds) {
     std::size_t i = 0;
     while (i < policy.exits.size() && policy.exits[i].layer != layer) ++i;
@@ -24,22 +50,20 @@ Result<Policy> overridden(const BundleFiles& files, const SessionOptions& option
       if (const std::string fault = thresholds_fault(*thresholds, files.manifest.exits[i], files.manifest.model.vocab);
           !fault.empty())
         return usage("exit " + std::to_string(layer) + ": " + fault);
-    (options.mode == "confident" ? policy.exits[i].confident : policy.exits[i].draft) = thresholds;
+    (confident ? policy.exits[i].confident : policy.exits[i].draft) = thresholds;
   }
+  policy.minimum_depth = std::max(policy.minimum_depth, options.minimum_depth.value_or(0));
   return policy;
 }
 
-Status check_calibrated(const BundleFiles& files, const Policy& policy) {
+Status check_calibrated(const BundleFiles& files, const Policy& policy, const std::string& kv) {
   const Manifest& m = files.manifest;
-  if (policy.kv != "catch_up")
-    return {Code::kUnsupported, "this runtime does not do confident mode with the rule " + policy.kv, "",
-            "use mode exact, or the Python runtime"};
-  const auto matching = [&](const Calibration& c) { return matches(c, m, files.policy); };
-  if (!m.exits.empty() && std::none_of(files.calibrations.begin(), files.calibrations.end(), matching))
+  if (!m.exits.empty() && matching(files.calibrations, m, files.policy, kv) == nullptr)
     return {Code::kUncalibrated,
-            "no calibration of these exits for " + m.precision + " and catch_up allows any of them", "",
-            "run `eecompile calibrate BUNDLE --data FILE`, or use mode exact, whose drafts need none"};
-  const std::string fault = confident_fault(m, policy, files.calibrations);
+            "no calibration of these exits for " + m.precision + " and " + kv + " allows any of them", "",
+            "run `eecompile calibrate BUNDLE --data FILE" + (kv == "catch_up" ? "" : " --kv " + kv) +
+                "`, or use mode exact, whose drafts need none"};
+  const std::string fault = confident_fault(m, policy, files.calibrations, kv);
   if (fault.empty()) return {};
   return {Code::kUncalibrated, fault, "", "choose thresholds inside the calibrated range, or calibrate at more risk"};
 }
@@ -50,8 +74,7 @@ Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& opt
   if (std::find(contract::kModes.begin(), contract::kModes.end(), options.mode) == contract::kModes.end())
     return usage("there is no mode " + options.mode, "modes: full, confident, exact");
   Settings s;
-  s.full = options.mode == "full";
-  s.exact = options.mode == "exact";
+  s.mode = options.mode;
   s.cap = options.pending_cap.value_or(m.pending_cap);
   if (s.cap < 1 || s.cap > m.pending_cap)
     return usage("pending cap " + std::to_string(s.cap) + " is not from 1 to " + std::to_string(m.pending_cap));
@@ -64,32 +87,54 @@ Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& opt
   s.budget = files.policy.budget && options.budget ? std::min(files.policy.budget, options.budget)
              : files.policy.budget                 ? files.policy.budget
                                                    : options.budget;
-  if (s.full) return s;
-  Result<Policy> policy = overridden(files, options);
+  Result<std::string> kv = kv_rule(files, options);
+  if (!kv.ok()) return kv.status();
+  s.kv = std::move(*kv);
+  s.rules.resize(m.exits.size());
+  if (s.full()) return s;
+  Result<Policy> policy = overridden(files, options, s.kv);
   if (!policy.ok()) return policy.status();
-  if (!s.exact)
-    if (Status status = check_calibrated(files, *policy); !status.ok()) return status;
-  const std::int64_t depth = std::max(files.policy.minimum_depth, asked);
-  for (const ExitPolicy& e : policy->exits) {
-    const std::optional<Thresholds>& thresholds = s.exact ? e.draft : e.confident;
-    s.rules.push_back(thresholds && e.layer >= depth ? ExitRule::of(*thresholds) : std::nullopt);
+  if (!s.exact())
+    if (Status status = check_calibrated(files, *policy, s.kv); !status.ok()) return status;
+  for (std::size_t i = 0; i < m.exits.size(); ++i) {
+    const ExitPolicy& e = policy->exits[i];
+    const std::optional<Thresholds>& thresholds = s.exact() ? e.draft : e.confident;
+    if (thresholds && e.layer >= policy->minimum_depth) s.rules[i] = ExitRule::of(i, *thresholds, m.exits[i].schedule);
   }
+  s.rules = with_listeners(std::move(s.rules), m.exits);
   return s;
 }
 
 }  // namespace
 
+Askers Bundle::State::askers(std::size_t slots) const {
+  const Manifest& m = files.manifest;
+  Askers found;
+  for (std::size_t i = 0; i < m.exits.size(); ++i) {
+    const ExitPolicy& chosen = files.policy.exits[i];
+    if (graphs.exits[i]->info().layers > 0)
+      found.push_back(std::make_unique<LayerAsker>(graphs.exits[i], m, i, chosen, slots));
+    else
+      found.push_back(
+          std::make_unique<ExitAsker>(graphs.exits[i], m, i, chosen, static_cast<std::int64_t>(slots)));
+  }
+  return found;
+}
+
 Bundle::Bundle(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
 Result<Bundle> Bundle::open(const std::string& path, const OpenOptions& options) {
   try {
+    const Clock::time_point began = Clock::now();
     Result<BundleFiles> files = read_bundle(path, options.integrity);
     if (!files.ok()) return files.status();
+    const Clock::time_point read = Clock::now();
     Result<LoadedGraphs> graphs = load_graphs(*files, options);
     if (!graphs.ok()) return graphs.status();
-    return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs)}));
+    const OpenSeconds seconds{Seconds(read - began).count(), Seconds(Clock::now() - read).count()};
+    return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs), seconds}));
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the bundle cannot be opened: ") + e.what(), path, ""};
+    return thrown("the bundle cannot be opened", e, path);
   }
 }
 
@@ -104,6 +149,10 @@ std::vector<ExitDescription> Bundle::exits() const {
   return found;
 }
 
+const std::string& Bundle::backend() const { return state_->graphs.backend; }
+
+std::string Bundle::gpu() const { return state_->graphs.memory().gpu(); }
+
 const std::string& Bundle::task() const { return state_->files.manifest.task; }
 
 std::vector<std::string> Bundle::labels() const { return state_->files.manifest.labels; }
@@ -112,13 +161,15 @@ std::string Bundle::tokenizer() const {
   return state_->files.manifest.tokenizer ? state_->files.path + "/tokenizer/tokenizer.json" : "";
 }
 
+OpenSeconds Bundle::open_seconds() const { return state_->seconds; }
+
 Result<Session> Bundle::session(const SessionOptions& options) const {
   try {
     Result<Settings> settings = settings_of(state_->files, options);
     if (!settings.ok()) return settings.status();
     return Session(std::make_unique<Session::State>(state_, std::move(*settings)));
   } catch (const std::exception& e) {
-    return Status{Code::kInternal, std::string("the session cannot be made: ") + e.what(), "", ""};
+    return thrown("the session cannot be made", e);
   }
 }
 

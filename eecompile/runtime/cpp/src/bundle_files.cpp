@@ -70,6 +70,18 @@ Status check_hashes(const std::string& root, const Manifest& m) {
   return status;
 }
 
+// The folders of engines/ that have a record.
+std::vector<std::string> engine_targets(const Sizes& sizes) {
+  constexpr std::string_view kFolder = "engines/", kRecord = "/record.json";
+  std::vector<std::string> found;
+  for (const auto& [name, size] : sizes) {
+    const std::size_t end = name.rfind('/');
+    if (name.rfind(kFolder, 0) == 0 && end > kFolder.size() && name.substr(end) == kRecord)
+      found.push_back(name.substr(kFolder.size(), end - kFolder.size()));
+  }
+  return found;
+}
+
 Status read_overlays(BundleFiles& files, const Sizes& sizes) {
   bool found = false;
   for (const auto& [name, size] : sizes) {
@@ -112,18 +124,18 @@ Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   const Result<Sizes> sizes = list_files(files.path);
   if (!sizes.ok()) return sizes.status();
   if (Status status = check_files(files.path, files.manifest, *sizes); !status.ok()) return status;
+  files.engine_targets = engine_targets(*sizes);
   if (!files.manifest.missing.empty())
     return Status{Code::kUnsupported, "this runtime does not do " + files.manifest.missing, files.path,
                   "run the bundle with the Python runtime"};
   if (integrity == Integrity::kHash)
     if (Status status = check_hashes(files.path, files.manifest); !status.ok()) return status;
   if (Status status = read_overlays(files, *sizes); !status.ok()) return status;
-  if (!files.manifest.generates() || files.policy.kv == "catch_up")
-    if (const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations,
-                                                  files.manifest.generates() ? "catch_up" : "");
-        !fault.empty())
-      return damaged(fault, files.path + "/" + std::string(contract::kPolicy),
-                     "restore it from a copy of the bundle, or build the bundle again");
+  const std::string rule = files.manifest.generates() ? files.policy.kv : "";
+  const std::string fault = confident_fault(files.manifest, files.policy, files.calibrations, rule);
+  if (!fault.empty())
+    return damaged(fault, files.path + "/" + std::string(contract::kPolicy),
+                   "restore it from a copy of the bundle, or build the bundle again");
   return files;
 }
 

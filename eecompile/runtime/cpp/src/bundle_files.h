@@ -17,6 +17,7 @@ struct BundleFiles {
   Manifest manifest;
   Policy policy;
   std::vector<Calibration> calibrations;
+  std::vector<std::string> engine_targets;  // whose engines lie in it
 };
 
 Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity);

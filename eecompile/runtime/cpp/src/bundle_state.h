@@ -1,24 +1,44 @@
 // What Bundle and Session hide. Thread safety and cost: theirs.
 #pragma once
 
+#include <optional>
+
 #include "bundle_files.h"
 #include "decode.h"
 #include "eecompile/bundle.h"
+#include "sled.h"
 
 namespace eecompile {
 
 struct Bundle::State {
   BundleFiles files;
   LoadedGraphs graphs;
+  OpenSeconds seconds;
+
+  // The exits' adapters and gates, for the sequences in the `slots` of one pool.
+  Askers askers(std::size_t slots) const;
 };
 
 struct Session::State {
-  State(std::shared_ptr<const Bundle::State> opened, Settings settings)
+  State(std::shared_ptr<const Bundle::State> opened, Settings how)
       : bundle(std::move(opened)),
-        decoder(bundle->files.manifest, bundle->graphs, bundle->files.policy, std::move(settings)) {}
+        settings(std::move(how)),
+        askers(bundle->askers(1)),
+        pool(bundle->files.manifest, bundle->graphs, 1),
+        stairs(pool),
+        decoder(bundle->files.manifest, bundle->graphs, askers, 1, bundle->files.manifest.pending_cap + 1) {}
+
+  Result<Generation> run(const Ids& prompt, const GenerateOptions& options, const OnToken& on_token);
+  Result<std::vector<Outcome>> run_many(const std::vector<Ids>& prompts, const GenerateOptions& options,
+                                        const OnBatchToken& on_token, std::size_t slots) const;
 
   std::shared_ptr<const Bundle::State> bundle;
+  Settings settings;
+  Askers askers;
+  Pool pool;
+  Staircase stairs;
   Decoder decoder;
+  std::optional<SledDecoder> sled;
 };
 
 }  // namespace eecompile

@@ -1,16 +1,10 @@
-#include "eecompile.h"
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
 
-#include "eecompile/bundle.h"
+#include "c_parts.h"
 
 using namespace eecompile;
-
-struct eecompile_bundle {
-  Bundle bundle;
-};
 
 struct eecompile_session {
   Session session;
@@ -26,21 +20,9 @@ static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
 
 thread_local std::string last_error;
 
-std::int32_t fail(const Status& status) noexcept {
-  try {
-    last_error = status.text();
-  } catch (const std::exception&) {
-    last_error.clear();
-  }
-  return static_cast<std::int32_t>(status.code);
-}
-
-std::int32_t fail(const char* what) noexcept {
-  try {
-    return fail(Status{Code::kUsage, what, "", ""});
-  } catch (const std::exception&) {
-    return EECOMPILE_INTERNAL;
-  }
+std::int32_t out_of_memory() noexcept {
+  last_error = "out of memory";  // short enough for any string to hold without memory
+  return EECOMPILE_INTERNAL;
 }
 
 // A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
@@ -62,6 +44,7 @@ SessionOptions session_options(const eecompile_session_options& given) {
   options.pending_cap = unless_zero(given.pending_cap);
   options.minimum_depth = unless_zero(given.minimum_depth);
   options.budget = unless_zero(given.budget);
+  if (given.kv != nullptr) options.kv = given.kv;
   for (std::size_t i = 0; i < given.threshold_count; ++i) {
     const eecompile_threshold& one = given.thresholds[i];
     std::optional<Thresholds>& own = options.thresholds[one.layer];
@@ -75,7 +58,8 @@ SessionOptions session_options(const eecompile_session_options& given) {
 GenerateOptions generate_options(const eecompile_generate_options& given) {
   GenerateOptions options;
   options.max_new_tokens = unless_zero(given.max_new_tokens);
-  options.sampling = {given.temperature, given.top_k, given.top_p == 0 ? 1 : given.top_p, given.seed};
+  const double top_p = given.top_p == 0 ? 1 : given.top_p, rate = given.sled_rate == 0 ? 2 : given.sled_rate;
+  options.sampling = {given.temperature, given.top_k, top_p, given.seed, given.sled_rate != 0, rate};
   if (given.stop != nullptr) options.stop = Ids(given.stop, given.stop + given.stop_count);
   return options;
 }
@@ -91,17 +75,28 @@ void tell(const Stats& s, eecompile_stats* stats) {
   std::memcpy(stats, &own, std::min(stats->size, sizeof own));
 }
 
-// Runs `work`, which returns a code; nothing it throws gets out.
-template <typename Work>
-std::int32_t guarded(Work work) noexcept {
+}  // namespace
+
+namespace eecompile {
+
+std::int32_t fail(const Status& status) noexcept {
   try {
-    return work();
+    last_error = status.text();
+    return static_cast<std::int32_t>(status.code);
   } catch (const std::exception&) {
-    return EECOMPILE_INTERNAL;
+    return out_of_memory();
   }
 }
 
-}  // namespace
+std::int32_t fail(const char* what) noexcept {
+  try {
+    return fail(Status{Code::kUsage, what, "", ""});
+  } catch (const std::exception&) {
+    return out_of_memory();
+  }
+}
+
+}  // namespace eecompile
 
 std::int32_t eecompile_abi(void) { return EECOMPILE_ABI; }
 

@@ -40,7 +40,7 @@ Status check_text(const ModelInfo& model, const EncodedText& text, std::size_t n
 
 // A unit's label and scores.
 template <typename Named>
-Named named(const Manifest& m, const Walk& walk, std::size_t unit) {
+Named named(const Manifest& m, const LabelWalk& walk, std::size_t unit) {
   const auto classes = static_cast<std::size_t>(m.classes());
   Named found;
   found.scores = m.task == "regression" ? std::vector<double>{walk.logits(unit)[0]}
@@ -51,7 +51,7 @@ Named named(const Manifest& m, const Walk& walk, std::size_t unit) {
   return found;
 }
 
-Classification of_tokens(const Manifest& m, const Walk& walk, std::size_t text, const Ids& ids) {
+Classification of_tokens(const Manifest& m, const LabelWalk& walk, std::size_t text, const Ids& ids) {
   Classification whole;
   std::int64_t deepest = 0, deepest_special = 0;
   for (std::size_t place = 0; place < ids.size(); ++place) {
@@ -95,7 +95,7 @@ Status Classifier::State::run_batch(const std::vector<EncodedText>& texts, const
   const bool labels_tokens = m.task == contract::kTokens;
   std::vector<const EncodedText*> those;
   for (const std::size_t i : chosen) those.push_back(&texts[i]);
-  Walk walk(m, bundle->graphs, settings, askers, those);
+  LabelWalk walk(m, bundle->graphs, settings, askers, those);
   if (Status status = walk.run(); !status.ok()) return status;
   walk.batch().account(all.stats);
   for (std::size_t i = 0; i < chosen.size(); ++i) {

@@ -12,7 +12,7 @@ constexpr std::string_view kSentence = "sentence", kToken = "token";
 Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
 
 // What becomes of the keys and values of deeper layers: nobody reads those of a text that left.
-std::string_view rule_of(std::string_view granularity) { return granularity == kToken ? "propagate" : "none"; }
+std::string rule_of(std::string_view granularity) { return granularity == kToken ? "propagate" : "none"; }
 
 std::vector<const Calibration*> matching(const BundleFiles& files, std::string_view granularity) {
   std::vector<const Calibration*> found;

@@ -15,7 +15,7 @@ struct Classifier::State {
 
   std::shared_ptr<const Bundle::State> bundle;
   ClassifierSettings settings;
-  Askers askers;
+  LabelAskers askers;
 
  private:
   // Checks every text, and prices it at full depth, before any runs.

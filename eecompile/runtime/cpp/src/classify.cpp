@@ -17,12 +17,12 @@ bool any(const std::vector<bool>& flags) { return std::find(flags.begin(), flags
 
 }  // namespace
 
-Askers::Askers(const Manifest& manifest, const LoadedGraphs& graphs) : head(asked(manifest, graphs.head)) {
+LabelAskers::LabelAskers(const Manifest& manifest, const LoadedGraphs& graphs) : head(asked(manifest, graphs.head)) {
   for (const SharedEngine& engine : graphs.exits) exits.push_back(asked(manifest, engine));
 }
 
-Walk::Walk(const Manifest& manifest, const LoadedGraphs& graphs, const ClassifierSettings& settings,
-           const Askers& askers, const std::vector<const EncodedText*>& texts)
+LabelWalk::LabelWalk(const Manifest& manifest, const LoadedGraphs& graphs, const ClassifierSettings& settings,
+           const LabelAskers& askers, const std::vector<const EncodedText*>& texts)
     : manifest_(manifest),
       settings_(settings),
       askers_(askers),
@@ -37,7 +37,7 @@ Walk::Walk(const Manifest& manifest, const LoadedGraphs& graphs, const Classifie
   depth_.resize(units, manifest.model.layers);
 }
 
-Status Walk::run() {
+Status LabelWalk::run() {
   if (Status status = batch_.embed(); !status.ok()) return status;
   const auto open = [&](std::size_t first) {
     return std::any_of(settings_.rules.begin() + static_cast<std::ptrdiff_t>(first), settings_.rules.end(),
@@ -53,7 +53,7 @@ Status Walk::run() {
 }
 
 // Asks an exit of the units that go on and answers those that fire, which go no further.
-Status Walk::leave(std::size_t exit) {
+Status LabelWalk::leave(std::size_t exit) {
   const std::optional<ClassRule>& rule = settings_.rules[exit];
   if (!rule && !regression_) return {};
   const Rows those = units();
@@ -69,7 +69,7 @@ Status Walk::leave(std::size_t exit) {
   return {};
 }
 
-Status Walk::finish() {
+Status LabelWalk::finish() {
   const Rows left = units();
   if (left.empty()) return {};
   const Result<Said> said = askers_.head(states(left), left.size(), std::nullopt, {});
@@ -81,7 +81,7 @@ Status Walk::finish() {
   return {};
 }
 
-void Walk::answer(const Rows& units, const std::vector<bool>& which, const Said& said, std::int64_t depth) {
+void LabelWalk::answer(const Rows& units, const std::vector<bool>& which, const Said& said, std::int64_t depth) {
   for (std::size_t i = 0; i < units.size(); ++i) {
     if (!which[i]) continue;
     std::copy_n(&said.logits[i * classes_], classes_, &logits_[units[i] * classes_]);
@@ -90,7 +90,7 @@ void Walk::answer(const Rows& units, const std::vector<bool>& which, const Said&
 }
 
 // Which of `units` leave: those whose gate fired, but a text's tokens only all together unless per token.
-std::vector<bool> Walk::fired(const Rows& units, const std::vector<bool>& fires) const {
+std::vector<bool> LabelWalk::fired(const Rows& units, const std::vector<bool>& fires) const {
   if (!labels_tokens_ || settings_.per_token) return fires;
   std::vector<bool> unsure(batch_.texts()), whole(units.size());
   for (std::size_t i = 0; i < units.size(); ++i)
@@ -100,7 +100,7 @@ std::vector<bool> Walk::fired(const Rows& units, const std::vector<bool>& fires)
 }
 
 // Takes the rows of units out of what goes on. A text that only has special tokens left is done.
-void Walk::remove(const Rows& units, const std::vector<bool>& which) {
+void LabelWalk::remove(const Rows& units, const std::vector<bool>& which) {
   std::vector<bool> gone(depth_.size()), unanswered(batch_.texts());
   for (std::size_t i = 0; i < units.size(); ++i) gone[units[i]] = which[i];
   for (std::size_t row = 0; row < going_.size(); ++row) {
@@ -111,7 +111,7 @@ void Walk::remove(const Rows& units, const std::vector<bool>& which) {
     if (!unanswered[batch_.text(row)]) going_[row] = false;
 }
 
-Rows Walk::units() const {
+Rows LabelWalk::units() const {
   Rows found;
   const std::size_t count = depth_.size();
   for (std::size_t unit = 0; unit < count; ++unit)
@@ -119,7 +119,7 @@ Rows Walk::units() const {
   return found;
 }
 
-std::vector<float> Walk::states(const Rows& units) const {
+std::vector<float> LabelWalk::states(const Rows& units) const {
   if (labels_tokens_) return batch_.states(units);
   Rows rows;
   for (const std::size_t unit : units) rows.push_back(batch_.first(unit));

@@ -21,17 +21,17 @@
 namespace eecompile {
 
 // What the walks of one bundle ask, in exits' order; shared.
-struct Askers {
-  Askers(const Manifest& manifest, const LoadedGraphs& graphs);
+struct LabelAskers {
+  LabelAskers(const Manifest& manifest, const LoadedGraphs& graphs);
 
   std::vector<AskedExit> exits;
   AskedExit head;
 };
 
 // One batch on its way down. Its units are its texts, or its rows where each token has a label.
-class Walk {
+class LabelWalk {
  public:
-  Walk(const Manifest& manifest, const LoadedGraphs& graphs, const ClassifierSettings& settings, const Askers& askers,
+  LabelWalk(const Manifest& manifest, const LoadedGraphs& graphs, const ClassifierSettings& settings, const LabelAskers& askers,
        const std::vector<const EncodedText*>& texts);
 
   Status run();
@@ -51,7 +51,7 @@ class Walk {
 
   const Manifest& manifest_;
   const ClassifierSettings& settings_;
-  const Askers& askers_;
+  const LabelAskers& askers_;
   EncoderBatch batch_;
   const bool labels_tokens_, regression_;
   const std::size_t classes_;

@@ -1,67 +1,88 @@
-// Decoding: the loop that walks a sequence down the staircase in each mode (decode.py), and its exits' rules
-// (gates.py).
+// Decoding: the loop that walks sequences down the staircase in each mode, one of them or many at once (decode.py).
 //
-// Thread safety: belongs to one session. Cost: the staircase's and the heads'.
+// In a step of many, each token leaves where its own exit fires and goes on where it does not: none waits for another,
+// and what a sequence emits is what it would emit alone.
+// Thread safety: belongs to one session or batch. Cost: the staircases' and the heads'.
 #pragma once
 
-#include <array>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "eecompile/values.h"
+#include "gates.h"
 #include "heads.h"
 #include "staircase.h"
 
 namespace eecompile {
 
-// When one exit fires: the learned gate's confidence above `cheap` and at most 1, then the head's decision within
-// `bounds`.
-struct ExitRule {
-  std::array<float, 3> bounds;
-  std::optional<double> cheap;
-
-  // The rule of these thresholds; nothing where one of them is `never`.
-  static std::optional<ExitRule> of(const Thresholds& thresholds);
-};
-
-// How requests run: the rule of each exit (none in full mode), limits.
+// How requests run: the rule of each exit (all closed in full mode), limits, the rule for skipped layers.
 struct Settings {
-  bool exact = false, full = true;
-  std::vector<std::optional<ExitRule>> rules;
-  std::int64_t cap = 1;
+  std::string mode = "full", kv = "catch_up";
+  Rules rules;
+  std::int64_t cap = 1;  // tokens that may be pending
   std::optional<std::int64_t> budget;
+
+  bool full() const { return mode == "full"; }
+  bool exact() const { return mode == "exact"; }
 };
 
-// One sequence being generated. `certain` are the tokens that the last step made certain.
+// One sequence being generated. `certain` are the tokens that the last step made certain, `fault` is why there will be
+// no more.
+struct Continuation {
+  Continuation(Staircase& stairs, const Settings& settings, const Sampling& how)
+      : stairs(stairs), settings(settings), state(settings.rules, how, settings.exact()) {}
+
+  // Whether this exit is to be asked: it has a rule, and with catch_up not too many tokens have left early in a row.
+  bool may_exit(std::size_t exit) const;
+  void leave(const Token& token, std::size_t step);  // emits `token` from the exit after `step`; in exact mode a draft
+  void account(Stats& stats) const;                  // notes what the sequence has cost so far
+
+  Staircase& stairs;
+  const Settings& settings;
+  GateState state;
+  std::vector<Token> drafts, certain;
+  std::int64_t last = -1, early = 0, drafted = 0, rejected = 0;  // early: tokens since the last one from full depth
+  Status fault;
+};
+using Those = std::vector<Continuation*>;
+
+// Steps sequences of one pool, in the same passes.
 class Decoder {
  public:
-  Decoder(const Manifest& manifest, const LoadedGraphs& graphs, const Policy& policy, Settings settings);
+  // asked, finished: rows that exits are asked about and that a head decides at once, at most.
+  Decoder(const Manifest& manifest, const LoadedGraphs& graphs, Askers& askers, std::int64_t asked,
+          std::int64_t finished)
+      : manifest_(manifest),
+        heads_(heads_by_name(manifest, graphs, finished, asked)),
+        gates_(manifest, askers, heads_) {}
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
 
-  Status start(const Ids& prompt, const Sampling& sampling);  // runs the prompt and chooses the first token
-  Status step();   // embeds the last token and walks down: makes one token certain; in exact mode any number
-  Status flush();  // runs what is pending to full depth without new tokens, so that drafts become certain
+  // Chooses the first token of sequences whose prompts have just run through every step.
+  Status start(const Those& those);
 
-  const std::vector<Token>& certain() const { return certain_; }
-  std::size_t drafts() const { return drafts_.size(); }
-  std::int64_t last() const { return last_; }
-  void account(Stats& stats) const;  // notes what the sequence has cost so far
-  const Settings& settings() const { return settings_; }
+  // Embeds each one's last token and walks down: makes one token certain; in exact mode any number.
+  Status step(const Those& those);
+
+  // Runs what is pending to full depth without new tokens, so that drafts become certain.
+  Status flush(const Those& those);
 
  private:
-  Result<std::optional<std::int64_t>> ask(std::size_t exit);  // the token that the exit emits, or nothing
-  Status finish();
-  Status verify(const Decisions& decided, std::int64_t count);
-  std::int64_t choose(const Decisions& decided, std::int64_t row, std::int64_t position) const;
+  Status make_room(const Those& those);
+  Status riding(std::size_t k, const Those& walking, const Those& left, Those& found);
+  Status ask(std::size_t k, std::size_t exit, Those& walking, Those& left);
+  Status finish(const Those& those);
+  Status emit(const Those& those, bool alone);
+  void verify(Continuation& one, const Decisions& decided, std::size_t at, std::int64_t count) const;
 
   const Manifest& manifest_;
-  Settings settings_;
-  Staircase stairs_;
-  Head head_;
   std::map<std::string, Head> heads_;
-  std::vector<ExitAsker> askers_;
-  Sampling sampling_;
-  std::vector<Token> drafts_, certain_;
-  std::int64_t last_ = -1, early_ = 0, drafted_ = 0, rejected_ = 0, declined_ = 0;
+  ExitGates gates_;
+  std::vector<float> rows_;
 };
+
+// The fault of logits from which nothing can be chosen.
+Status not_finite(std::int64_t position);
 
 }  // namespace eecompile

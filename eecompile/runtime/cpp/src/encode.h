@@ -11,7 +11,7 @@
 
 #include "eecompile/classifier.h"
 #include "manifest.h"
-#include "staircase.h"
+#include "graphs.h"
 
 namespace eecompile {
 

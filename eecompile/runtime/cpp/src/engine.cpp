@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 
+thread_local double seconds_in_passes = 0;
+
 // Of a slot of [slots, KV, T, ..] in the host's memory: its first byte, bytes from head to head, bytes of a row, heads.
 struct Slot {
   std::byte* data;
@@ -68,6 +70,12 @@ std::size_t Buffer::bytes() const {
 std::size_t element_bytes(std::string_view dtype) {
   return dtype == "float32" ? 4 : dtype == "float16" ? 2 : dtype == "int64" ? 8 : 1;
 }
+
+PassClock::~PassClock() {
+  seconds_in_passes += std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+}
+
+double PassClock::seconds() { return seconds_in_passes; }
 
 std::shared_ptr<Memory> host_memory() {
   static const std::shared_ptr<Memory> memory = std::make_shared<HostMemory>();

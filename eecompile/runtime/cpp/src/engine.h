@@ -7,8 +7,10 @@
 // goes before its engine and before the buffers that it is bound to. Cost: an engine holds its graph's weights.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -57,6 +59,20 @@ class Memory {
 // The process's own memory: engines read and write the very bytes that the host does.
 std::shared_ptr<Memory> host_memory();
 
+// Counts the time of passes: each run of one has a clock while it works.
+class PassClock {
+ public:
+  PassClock() : began_(std::chrono::steady_clock::now()) {}
+  ~PassClock();
+  PassClock(const PassClock&) = delete;
+  PassClock& operator=(const PassClock&) = delete;
+
+  static double seconds();  // that this thread has spent in passes
+
+ private:
+  std::chrono::steady_clock::time_point began_;
+};
+
 // A graph bound to buffers of fixed shapes and addresses. Running it is one pass; when it returns, the buffers hold the
 // result.
 class Pass {
@@ -84,5 +100,6 @@ class Engine {
   virtual Result<std::unique_ptr<Pass>> bind(const Buffers& buffers) const = 0;
 };
 using SharedEngine = std::shared_ptr<const Engine>;
+using LoadEngine = std::function<Result<SharedEngine>(const GraphInfo&)>;  // loads one of a bundle's graphs
 
 }  // namespace eecompile

@@ -40,46 +40,51 @@ bool is_temporary(std::string_view name) { return starts(name, "overlays/.") && 
 
 class File {
  public:
-  explicit File(int number) : number_(number) {}
+  File(int number, std::int64_t bytes) : number_(number), bytes_(bytes) {}
   ~File() {
     if (number_ >= 0) close(number_);
   }
-  File(File&& other) noexcept : number_(other.number_) { other.number_ = -1; }
+  File(File&& other) noexcept : number_(other.number_), bytes_(other.bytes_) { other.number_ = -1; }
   File(const File&) = delete;
   File& operator=(const File&) = delete;
   File& operator=(File&&) = delete;
-  int number() const { return number_; }
+
+  std::int64_t bytes() const { return bytes_; }  // when it was opened
+
+  // Reads up to `size` bytes, fewer only at the end; negative where that fails.
+  std::int64_t fill(char* data, std::size_t size) const {
+    std::size_t done = 0;
+    while (done < size) {
+      const ssize_t count = read(number_, data + done, size - done);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return -1;
+      if (count == 0) break;
+      done += static_cast<std::size_t>(count);
+    }
+    return static_cast<std::int64_t>(done);
+  }
 
  private:
   int number_;
+  std::int64_t bytes_;
 };
+
+Status unreadable(const std::string& path) {
+  return damaged(std::string("the file cannot be read (") + std::strerror(errno) + ")", path,
+                 "check its type and its permissions");
+}
 
 Result<File> open_regular(const std::string& path) {
   const int number = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
   if (number < 0 && errno == ENOENT) return damaged("the file is missing", path);
   if (number < 0 && errno == ELOOP)
     return damaged("the file is a symbolic link", path, "copy the files themselves (cp -rL)");
-  if (number < 0)
-    return damaged(std::string("the file cannot be read (") + std::strerror(errno) + ")", path,
-                   "check its type and its permissions");
-  File file(number);
+  if (number < 0) return unreadable(path);
   struct stat info{};
-  if (fstat(number, &info) != 0 || !S_ISREG(info.st_mode)) return damaged("not a regular file", path);
+  const bool regular = fstat(number, &info) == 0 && S_ISREG(info.st_mode);
+  File file(number, info.st_size);
+  if (!regular) return damaged("not a regular file", path);
   return file;
-}
-
-// Gives every chunk of the file to `take`, until that says no.
-template <typename Take>
-Status read_chunks(const std::string& path, Take take) {
-  Result<File> file = open_regular(path);
-  if (!file.ok()) return file.status();
-  const std::unique_ptr<char[]> buffer(new char[kChunk]);
-  while (true) {
-    const ssize_t count = read(file->number(), buffer.get(), kChunk);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return damaged(std::string("the file cannot be read (") + std::strerror(errno) + ")", path);
-    if (count == 0 || !take(buffer.get(), static_cast<std::size_t>(count))) return {};
-  }
 }
 
 }  // namespace
@@ -153,26 +158,49 @@ Result<std::map<std::string, std::int64_t>> list_files(const std::string& root) 
 }
 
 Result<std::string> read_regular(const std::string& path, std::int64_t limit) {
-  std::string data;
-  const auto most = static_cast<std::size_t>(limit);
-  const Status read = read_chunks(path, [&](const char* chunk, std::size_t size) {
-    data.append(chunk, size);
-    return data.size() <= most;
-  });
-  if (!read.ok()) return read;
-  if (data.size() > most)
+  const Result<File> file = open_regular(path);
+  if (!file.ok()) return file.status();
+  std::string data(static_cast<std::size_t>(std::clamp<std::int64_t>(file->bytes(), 0, limit) + 1), '\0');
+  const std::int64_t count = file->fill(data.data(), data.size());
+  if (count < 0) return unreadable(path);
+  if (count > file->bytes() && count <= limit) return damaged("the file grows while it is read", path);
+  if (count > limit)
     return damaged("the file has more than the " + std::to_string(limit) + " bytes that a reader accepts", path);
+  data.resize(static_cast<std::size_t>(count));
   return data;
 }
 
+Status write_whole(const std::string& path, std::string_view data) {
+  const std::size_t slash = path.rfind('/') + 1;
+  const std::string temporary =
+      path.substr(0, slash) + "." + path.substr(slash) + ".tmp-" + std::to_string(getpid());
+  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+  bool good = file >= 0;
+  while (good && !data.empty()) {
+    const ssize_t written = write(file, data.data(), data.size());
+    if (written < 0 && errno == EINTR) continue;
+    good = written > 0;
+    data.remove_prefix(good ? static_cast<std::size_t>(written) : 0);
+  }
+  good = good && fsync(file) == 0;
+  if (file >= 0) good = close(file) == 0 && good;
+  if (good && rename(temporary.c_str(), path.c_str()) == 0) return {};
+  const std::string why = std::strerror(errno);
+  unlink(temporary.c_str());
+  return {Code::kInternal, "the file cannot be written (" + why + ")", path, "check its permissions and free space"};
+}
+
 Result<std::string> file_sha256(const std::string& path) {
+  const Result<File> file = open_regular(path);
+  if (!file.ok()) return file.status();
+  const std::unique_ptr<char[]> buffer(new char[kChunk]);
   Sha256 hash;
-  const Status read = read_chunks(path, [&](const char* chunk, std::size_t size) {
-    hash.update(chunk, size);
-    return true;
-  });
-  if (!read.ok()) return read;
-  return hash.hex();
+  while (true) {
+    const std::int64_t count = file->fill(buffer.get(), kChunk);
+    if (count < 0) return unreadable(path);
+    hash.update(buffer.get(), static_cast<std::size_t>(count));
+    if (count < static_cast<std::int64_t>(kChunk)) return hash.hex();
+  }
 }
 
 }  // namespace eecompile

@@ -24,6 +24,9 @@ Result<std::map<std::string, std::int64_t>> list_files(const std::string& root);
 // The content of a regular file of at most `limit` bytes; never follows a link, never waits on a FIFO.
 Result<std::string> read_regular(const std::string& path, std::int64_t limit);
 
+// Replaces `path` by a file of `data`, through a temporary beside it.
+Status write_whole(const std::string& path, std::string_view data);
+
 // SHA-256 of a regular file, a megabyte at a time.
 Result<std::string> file_sha256(const std::string& path);
 

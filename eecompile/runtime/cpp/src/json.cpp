@@ -16,31 +16,70 @@ const Json kEmptyObject = Json::object();
 
 bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
 
-// The text without whitespace outside strings.
-std::string dense(std::string_view data) {
-  std::string out;
-  out.reserve(data.size());
-  bool inside = false, escaped = false;
-  for (const char c : data) {
-    if (!inside && is_space(c)) continue;
-    if (inside) {
-      inside = escaped || c != '"';
-      escaped = !escaped && c == '\\';
-    } else {
-      inside = c == '"';
-    }
-    out += c;
-  }
-  return out;
+// What follows the string that opens at `at`.
+std::size_t behind_string(std::string_view data, std::size_t at) {
+  for (++at; at < data.size() && data[at] != '"'; ++at)
+    if (data[at] == '\\') ++at;
+  return std::min(at + 1, data.size());
 }
+
+std::size_t behind_space(std::string_view data, std::size_t at) {
+  while (at < data.size() && is_space(data[at])) ++at;
+  return at;
+}
+
+// Whether the string at `at` is the key "digest" of a string, and what follows that one; else `at`.
+std::size_t behind_digest(std::string_view data, std::size_t at) {
+  static constexpr std::string_view kKey = "\"digest\"";
+  if (data.substr(at, kKey.size()) != kKey) return at;
+  const std::size_t colon = behind_space(data, at + kKey.size());
+  if (colon == data.size() || data[colon] != ':') return at;
+  const std::size_t value = behind_space(data, colon + 1);
+  return value < data.size() && data[value] == '"' ? behind_string(data, value) : at;
+}
+
+// Where the outermost object has its member "digest", with the one comma that goes with it; two ends where it has none.
+std::pair<std::size_t, std::size_t> digest_span(std::string_view data) {
+  int depth = 0;
+  std::size_t comma = data.npos;
+  for (std::size_t at = 0; at < data.size();) {
+    const char c = data[at];
+    if (c == '{' || c == '[') ++depth;
+    if (c == '}' || c == ']') --depth;
+    if (c == ',' && depth == 1) comma = at;
+    const std::size_t end = c == '"' && depth == 1 ? behind_digest(data, at) : at;
+    if (end != at) {
+      const std::size_t next = behind_space(data, end);
+      if (next < data.size() && data[next] == ',') return {at, next + 1};
+      return {std::min(at, comma), end};
+    }
+    at = c == '"' ? behind_string(data, at) : at + 1;
+  }
+  return {data.size(), data.size()};
+}
+
+// Hashes the text without its whitespace outside strings.
+void hash_dense(std::string_view data, Sha256& hash) {
+  for (std::size_t at = 0; at < data.size();) {
+    const std::size_t begin = behind_space(data, at);
+    for (at = begin; at < data.size() && !is_space(data[at]);) at = data[at] == '"' ? behind_string(data, at) : at + 1;
+    hash.update(data.data() + begin, at - begin);
+  }
+}
+
+// What a tree of JSON costs, roughly; `kFree` bytes are allowed whatever the text's size.
+constexpr std::size_t kPerValue = 32, kPerKey = 96, kFree = std::size_t{1} << 25;
 
 }  // namespace
 
 Result<Json> parse_object(std::string_view data, const std::string& where) {
   std::vector<std::set<std::string>> keys;
   std::string fault;
+  std::size_t spent = 0;
   const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
     if (depth > kDeepest) fault = "nested too deeply";
+    spent += event == Json::parse_event_t::key ? kPerKey : kPerValue;
+    if (spent > data.size() + kFree) fault = "more members than memory is given for";
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.empty() &&
@@ -56,25 +95,11 @@ Result<Json> parse_object(std::string_view data, const std::string& where) {
 }
 
 std::string document_digest(std::string_view data) {
-  std::string text = dense(data);
-  int depth = 0;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '{' || text[i] == '[') ++depth;
-    if (text[i] == '}' || text[i] == ']') --depth;
-    if (text[i] != '"') continue;
-    std::size_t end = i + 1;
-    while (end < text.size() && text[end] != '"') end += text[end] == '\\' ? 2 : 1;
-    if (depth == 1 && text.compare(i, 10, "\"digest\":\"") == 0) {
-      const std::size_t close = text.find('"', i + 10);
-      if (close == std::string::npos) break;
-      const bool last = close + 1 < text.size() && text[close + 1] != ',';
-      const std::size_t from = last && text[i - 1] == ',' ? i - 1 : i;
-      text.erase(from, close + (last ? 1 : 2) - from);
-      break;
-    }
-    i = end;
-  }
-  return sha256(text);
+  const auto [begin, end] = digest_span(data);
+  Sha256 hash;  // fed piece by piece: the text may be large, and there is one copy of it already
+  hash_dense(data.substr(0, begin), hash);
+  hash_dense(data.substr(end), hash);
+  return hash.hex();
 }
 
 Fields::Fields(const Json& object, std::string path, std::string& fault)

@@ -1,6 +1,7 @@
 // JSON that nobody vouches for: one meaning only, members in range, none unknown.
 //
-// Thread safety: functions of their arguments. Cost: the parsed document, a few times the text.
+// Thread safety: functions of their arguments. Cost: the parsed document, a few times the text, but no more than that
+// and 32 MB above it.
 #pragma once
 
 #include <array>
@@ -17,7 +18,8 @@ namespace eecompile {
 
 using Json = nlohmann::json;
 
-// The object in `data`. Refuses duplicate keys, numbers that are not finite, nesting beyond 64, and bad UTF-8.
+// The object in `data`. Refuses duplicate keys, numbers that are not finite, nesting beyond 64, bad UTF-8, and more
+// members than a bundle has use for.
 Result<Json> parse_object(std::string_view data, const std::string& where);
 
 // The digest of a document (digest.py): of its text without whitespace outside strings and without its top-level

@@ -14,8 +14,7 @@ using contract::kMaxLayers;
 constexpr std::array<std::string_view, 5> kDtypes = {"float32", "float16", "int8", "int64", "bool"};
 constexpr std::array<std::string_view, 5> kAdapters = {"norm", "affine", "mlp", "layer", "classifier"};
 constexpr std::array<std::string_view, 2> kHeadKinds = {"low_rank", "shortlist"};
-constexpr std::array<std::string_view, 7> kKnownGates = {"learned", "max_prob", "margin", "entropy",
-                                                         "delta",   "fixed",    "never"};
+constexpr std::array<std::string_view, 2> kSchedules = {"decay", "adaptive"};
 constexpr std::size_t kMaxTensors = 4096;
 
 TensorInfo tensor_from(const Json& value, const std::string& path, std::string& fault) {
@@ -32,6 +31,44 @@ TensorInfo tensor_from(const Json& value, const std::string& path, std::string& 
   }
   f.finish();
   return info;
+}
+
+RouterInfo router_from(const Json& value, const std::string& path, std::string& fault) {
+  Fields f(value, path, fault);
+  RouterInfo r;
+  r.choices = f.integer("choices", 2, contract::kMaxExits + 1);
+  r.units = f.integer_or("units", 0, 4096, 0);
+  f.finish();
+  return r;
+}
+
+PredictorInfo predictor_from(const Json& value, const std::string& path, std::string& fault) {
+  Fields f(value, path, fault);
+  PredictorInfo p;
+  p.head = f.text("head", 32, 1);
+  p.units = f.integer_or("units", 1, 4096, 512);
+  f.finish();
+  return p;
+}
+
+ThresholdSchedule schedule_from(const Json& value, const std::string& path, std::string& fault) {
+  Fields f(value, path, fault);
+  ThresholdSchedule s;
+  const auto number = [&](const char* key, double low, double high, double& target) {
+    if (f.has(key)) target = f.number(key, low, high);
+  };
+  s.adaptive = f.choice("kind", kSchedules) == "adaptive";
+  if (s.adaptive) {
+    number("zeta", 0, 1, s.zeta), number("low", 0, 1, s.low), number("high", 0, 1, s.high);
+    s.points = f.integer_or("points", 2, 1000, s.points);
+    s.updates = f.integer_or("updates", 1, 1 << 20, s.updates);
+  } else {
+    number("tau", 0, 1000, s.tau);
+    if (s.tau == 0) f.fail("tau", "is not above 0");
+    s.tokens = f.integer_or("tokens", 1, contract::kMaxContext, s.tokens);
+  }
+  f.finish();
+  return s;
 }
 
 }  // namespace
@@ -83,15 +120,17 @@ ExitInfo exit_from(const Json& value, const std::string& path, std::string& faul
     if ((known == contract::kCriteria.end() && e.gates.back() != "delta") ||
         std::count(e.gates.begin(), e.gates.end(), e.gates.back()) > 1)
       f.fail("gates", "are not criteria, each once");
-    if (std::find(kKnownGates.begin(), kKnownGates.end(), e.gates.back()) == kKnownGates.end())
-      missing = "the gate " + e.gates.back();
+    if (known == contract::kCriteria.end()) missing = "the gate " + e.gates.back();
   }
   if (e.gates.empty()) f.fail("gates", "are none");
   if (e.has("learned") != (e.gate_units > 0))
     f.fail("gate_units", "is the width of the learned gate, and 0 without one");
-  if (e.adapter == "layer") missing = "exits with a " + e.adapter;
-  for (const char* part : {"router", "predictor", "schedule"})
-    if (f.has(part)) missing = std::string("exits with a ") + part;
+  if (f.has("router")) e.router = router_from(f.any("router"), f.path("router"), fault);
+  if (f.has("predictor")) e.predictor = predictor_from(f.any("predictor"), f.path("predictor"), fault);
+  if (f.has("schedule")) e.schedule = schedule_from(f.any("schedule"), f.path("schedule"), fault);
+  if (e.router && !e.has("router")) f.fail("router", "is there without its gate");
+  if (e.has("predictor") != e.predictor.has_value()) f.fail("predictor", "and its gate belong together");
+  if (e.schedule && !e.has("max_prob") && !e.has("margin")) f.fail("schedule", "moves the threshold of neither gate");
   f.finish();
   return e;
 }
@@ -112,14 +151,19 @@ HeadInfo head_from(const Json& value, const std::string& path, std::int64_t voca
   return h;
 }
 
-Step step_from(const Json& value, const std::string& path, std::string& fault, std::string& missing) {
+Step step_from(const Json& value, const std::string& path, std::string& fault) {
   Fields f(value, path, fault);
   Step s;
   s.segment = static_cast<std::size_t>(f.integer("segment", 0, kMaxLayers));
   s.cache = static_cast<std::size_t>(f.integer("cache", 0, kMaxLayers));
   if (f.has("exit")) s.exit = static_cast<std::size_t>(f.integer("exit", 0, kMaxLayers));
-  if (f.has("factors")) missing = "LoRA factors of a step";
-  if (f.has("cycle")) missing = "cyclic gates";
+  if (f.has("factors")) s.factors = f.text("factors", 200, 1);
+  if (f.has("cycle")) {
+    Fields own(f.any("cycle"), f.path("cycle"), fault);
+    s.cycle = CycleInfo{own.number("threshold", 0, 1), own.integer("repeats", 1, contract::kMaxRepeats),
+                        own.text("weights", 200, 1)};
+    own.finish();
+  }
   f.finish();
   return s;
 }

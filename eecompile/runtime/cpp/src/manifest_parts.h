@@ -15,10 +15,16 @@ GraphInfo graph_from(const Json& value, const std::string& path, std::string& fa
 ModelInfo model_from(const Json& value, std::string& fault);
 ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
 HeadInfo head_from(const Json& value, const std::string& path, std::int64_t vocab, std::string& fault);
-Step step_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
+Step step_from(const Json& value, const std::string& path, std::string& fault);
 
 // The labels and the description of an encoder, into `m`: what only a classifier's manifest has.
 void read_encoder(Manifest& m, Fields& fields, std::string& fault);
+
+// What only an encoder-decoder's manifest has, into `m`.
+void read_source(Manifest& m, Fields& fields, std::string& fault);
+
+// Why source, encoder and segments do not go together; empty where they do.
+std::string source_fault(const Manifest& m);
 
 // What the manifest has that one of its task cannot have, or lacks (manifest.py, shapes.py); empty where nothing.
 std::string task_fault(const Manifest& m);

@@ -14,6 +14,10 @@
 namespace eecompile {
 namespace {
 
+constexpr const char* kCuda = "CUDAExecutionProvider";
+constexpr const char* kCudaMend =
+    "name a libonnxruntime.so.1 that has it, with the CUDA and cuDNN that it asks for; or use the back end onnxruntime";
+
 struct Dtype {
   std::string_view name;
   ONNXTensorElementDataType type;
@@ -99,6 +103,7 @@ class OrtPass : public Pass {
   ~OrtPass() override { library_->api().ReleaseIoBinding(binding_); }
 
   Status run() override {
+    const PassClock clock;
     const OrtApi& api = library_->api();
     const std::string said = failure(api, api.RunWithBinding(session_, nullptr, binding_));
     if (said.empty()) return {};
@@ -111,21 +116,74 @@ class OrtPass : public Pass {
   OrtIoBinding* binding_;
 };
 
+// A pass on a GPU. What the host writes is copied there before each run, and what it reads is copied back: ONNX Runtime
+// itself copies a host's input when it is bound and never again (microsoft/onnxruntime issue 5857).
+class OrtGpuPass : public Pass {
+ public:
+  explicit OrtGpuPass(OrtGpu place) : place_(std::move(place)) {}
+
+  // Where the GPU finds `buffer`, a copy of which goes there, or comes from there, with each run.
+  void* mirror(const Buffer& buffer, bool input) {
+    copies_.push_back({place_.memory->scratch(buffer.bytes()), buffer.data, buffer.bytes(), input});
+    return copies_.back().own.get();
+  }
+  void set(std::unique_ptr<Pass> pass) { pass_ = std::move(pass); }
+
+  Status run() override {
+    Gpu& gpu = *place_.gpu;
+    const Gpu::Turn turn(gpu);
+    if (Status status = copy(true); !status.ok()) return status;
+    if (Status status = pass_->run(); !status.ok()) return status;
+    if (Status status = copy(false); !status.ok()) return status;
+    return gpu.wait(turn);
+  }
+
+ private:
+  struct Copy {
+    Block own;
+    void* host;
+    std::size_t bytes;
+    bool input;
+  };
+
+  Status copy(bool input) const {
+    const Gpu& gpu = *place_.gpu;
+    for (const Copy& one : copies_) {
+      if (one.input != input || one.bytes == 0) continue;
+      const auto own = reinterpret_cast<DeviceAddress>(one.own.get());
+      const int code = input ? gpu.driver().cuMemcpyHtoDAsync_v2(own, one.host, one.bytes, gpu.stream())
+                             : gpu.driver().cuMemcpyDtoHAsync_v2(one.host, own, one.bytes, gpu.stream());
+      if (Status status = gpu.checked(code, "cuMemcpyAsync"); !status.ok()) return status;
+    }
+    return {};
+  }
+
+  OrtGpu place_;
+  std::vector<Copy> copies_;
+  std::unique_ptr<Pass> pass_;
+};
+
 class OrtEngine : public Engine {
  public:
-  OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* session, GraphInfo info)
-      : library_(std::move(library)), session_(session), info_(std::move(info)), memory_(host_memory()) {}
+  OrtEngine(std::shared_ptr<const OrtLibrary> library, OrtSession* session, GraphInfo info, OrtGpu gpu)
+      : library_(std::move(library)),
+        session_(session),
+        info_(std::move(info)),
+        gpu_(std::move(gpu)),
+        memory_(gpu_.memory ? std::shared_ptr<Memory>(gpu_.memory) : host_memory()) {}
   ~OrtEngine() override { library_->api().ReleaseSession(session_); }
 
   const GraphInfo& info() const override { return info_; }
   const std::shared_ptr<Memory>& memory() const override { return memory_; }
   Result<std::unique_ptr<Pass>> bind(const Buffers& buffers) const override;
   Status check_interface(const std::string& where) const;
+  Status check_provider(const std::string& where) const;
 
  private:
   std::shared_ptr<const OrtLibrary> library_;
   OrtSession* session_;
   GraphInfo info_;
+  OrtGpu gpu_;
   std::shared_ptr<Memory> memory_;
 };
 
@@ -144,8 +202,8 @@ Status OrtEngine::check_interface(const std::string& where) const {
       char* name = nullptr;
       OrtTypeInfo* type = nullptr;
       chain.then((input ? api.SessionGetInputName : api.SessionGetOutputName)(session_, i, allocator, &name));
+      const Held<char> named(name, [&](char* n) { failure(api, api.AllocatorFree(allocator, n)); });
       const std::string own = name == nullptr ? "" : name;
-      if (name != nullptr) chain.then(api.AllocatorFree(allocator, name));
       chain.then((input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_, i, &type));
       const Held<OrtTypeInfo> held(type, [&](OrtTypeInfo* t) { api.ReleaseTypeInfo(t); });
       const OrtTensorTypeAndShapeInfo* tensor = nullptr;
@@ -170,15 +228,35 @@ Status OrtEngine::check_interface(const std::string& where) const {
   return chain.ok() ? Status{} : damaged("its interface cannot be read: " + chain.said(), where);
 }
 
+// That the session has the GPU: a session without the CUDA provider has no allocator of its memory.
+Status OrtEngine::check_provider(const std::string& where) const {
+  if (!gpu_.gpu) return {};
+  const OrtApi& api = library_->api();
+  OrtMemoryInfo* memory = nullptr;
+  OrtAllocator* allocator = nullptr;
+  Chain chain(api);
+  chain.then(api.CreateMemoryInfo("Cuda", OrtDeviceAllocator, 0, OrtMemTypeDefault, &memory));
+  if (chain.ok()) chain.then(api.CreateAllocator(session_, memory, &allocator));
+  if (allocator != nullptr) api.ReleaseAllocator(allocator);
+  if (memory != nullptr) api.ReleaseMemoryInfo(memory);
+  if (chain.ok()) return {};
+  return {Code::kMissingBackend, std::string("the session did not get ") + kCuda + ": " + chain.said(), where,
+          kCudaMend};
+}
+
 Result<std::unique_ptr<Pass>> OrtEngine::bind(const Buffers& buffers) const {
   const OrtApi& api = library_->api();
   OrtIoBinding* binding = nullptr;
   OrtMemoryInfo* memory = nullptr;
   Chain chain(api);
   chain.then(api.CreateIoBinding(session_, &binding))
-      .then(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
+      .then(gpu_.gpu ? api.CreateMemoryInfo("Cuda", OrtDeviceAllocator, 0, OrtMemTypeDefault, &memory)
+                     : api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
   const Held<OrtMemoryInfo> held(memory, [&](OrtMemoryInfo* m) { api.ReleaseMemoryInfo(m); });
+  Held<OrtIoBinding> own(binding, [&](OrtIoBinding* b) { api.ReleaseIoBinding(b); });
   std::unique_ptr<Pass> pass = std::make_unique<OrtPass>(library_, session_, binding);
+  own.release();
+  std::unique_ptr<OrtGpuPass> outer = gpu_.gpu ? std::make_unique<OrtGpuPass>(gpu_) : nullptr;
   for (const bool input : {true, false})
     for (const TensorInfo& tensor : input ? info_.inputs : info_.outputs) {
       const auto found = buffers.find(tensor.name);
@@ -186,14 +264,28 @@ Result<std::unique_ptr<Pass>> OrtEngine::bind(const Buffers& buffers) const {
         return Status{Code::kInternal, "the graph's input " + tensor.name + " has no buffer", info_.path, ""};
       if (found == buffers.end() || !chain.ok()) continue;
       const Buffer& b = found->second;
+      if (gpu_.gpu)
+        if (Status status = gpu_.memory->check(b, tensor.name); !status.ok()) return status;
+      void* data = gpu_.gpu && !gpu_.memory->on_gpu(b) ? outer->mirror(b, input) : b.data;
       OrtValue* value = nullptr;
-      chain.then(api.CreateTensorWithDataAsOrtValue(memory, b.data, b.bytes(), b.shape.data(), b.shape.size(),
+      chain.then(api.CreateTensorWithDataAsOrtValue(memory, data, b.bytes(), b.shape.data(), b.shape.size(),
                                                     dtype_of(b.dtype).type, &value));
       if (chain.ok()) chain.then((input ? api.BindInput : api.BindOutput)(binding, tensor.name.c_str(), value));
       if (value != nullptr) api.ReleaseValue(value);
     }
   if (!chain.ok()) return Status{Code::kInternal, "the graph cannot be bound: " + chain.said(), info_.path, ""};
-  return pass;
+  if (!outer) return pass;
+  outer->set(std::move(pass));
+  return std::unique_ptr<Pass>(std::move(outer));
+}
+
+// Adds the CUDA provider, on the GPU's stream.
+void add_cuda(const OrtApi& api, OrtSessionOptions* options, const Gpu& gpu, Chain& chain) {
+  OrtCUDAProviderOptionsV2* cuda = nullptr;
+  chain.then(api.CreateCUDAProviderOptions(&cuda));
+  if (chain.ok()) chain.then(api.UpdateCUDAProviderOptionsWithValue(cuda, "user_compute_stream", gpu.stream()));
+  if (chain.ok()) chain.then(api.SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda));
+  if (cuda != nullptr) api.ReleaseCUDAProviderOptions(cuda);
 }
 
 }  // namespace
@@ -229,8 +321,26 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
   return std::shared_ptr<const OrtLibrary>(made);
 }
 
+Status OrtLibrary::check_cuda() const {
+  char** names = nullptr;
+  int count = 0;
+  Chain chain(*api_);
+  chain.then(api_->GetAvailableProviders(&names, &count));
+  std::string all;
+  bool found = false;
+  for (int i = 0; i < count && names != nullptr; ++i) {
+    found |= std::string_view(names[i]) == kCuda;
+    all += (i == 0 ? "" : ", ") + std::string(names[i]);
+  }
+  if (names != nullptr) chain.then(api_->ReleaseAvailableProviders(names, count));
+  if (found) return {};
+  return {Code::kMissingBackend,
+          std::string("the back end cuda needs ") + kCuda + ", and this ONNX Runtime has " + (all.empty() ? "none" : all),
+          "", kCudaMend};
+}
+
 Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
-                              bool varied) {
+                              const OrtGpu& gpu, bool varied) {
   const OrtApi& api = library->api();
   OrtSessionOptions* options = nullptr;
   OrtSession* session = nullptr;
@@ -240,12 +350,18 @@ Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const s
     chain.then(api.DisablePerSessionThreads(options))
         .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
         .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
+  if (chain.ok() && gpu.gpu) add_cuda(api, options, *gpu.gpu, chain);
   if (chain.ok() && varied) chain.then(api.DisableCpuMemArena(options)).then(api.DisableMemPattern(options));
   if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
   if (options != nullptr) api.ReleaseSessionOptions(options);
+  if (!chain.ok() && gpu.gpu)
+    return Status{Code::kMissingBackend, "ONNX Runtime cannot load it on a GPU: " + chain.said(), path, kCudaMend};
   if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");
-  auto engine = std::make_shared<const OrtEngine>(std::move(library), session, std::move(info));
+  Held<OrtSession> own(session, [&](OrtSession* s) { api.ReleaseSession(s); });
+  auto engine = std::make_shared<const OrtEngine>(std::move(library), session, std::move(info), gpu);
+  own.release();
   if (Status status = engine->check_interface(path); !status.ok()) return status;
+  if (Status status = engine->check_provider(path); !status.ok()) return status;
   return SharedEngine(std::move(engine));
 }
 

@@ -1,4 +1,5 @@
-// ONNX Runtime on the CPU: graphs bound to buffers in place, one thread pool for the whole process.
+// ONNX Runtime: graphs bound to buffers in place, one thread pool for the whole process; on a GPU through its CUDA
+// provider (engines/ort.py, engines/ort_cuda.py).
 //
 // The library is loaded at run time by its C interface, so that nothing here is linked with it.
 // Thread safety: the engines' (engine.h). Cost: a pass holds a few hundred bytes for each tensor.
@@ -8,6 +9,7 @@
 #include <string>
 
 #include "engine.h"
+#include "gpu_memory.h"
 
 struct OrtApi;
 struct OrtEnv;
@@ -21,6 +23,9 @@ class OrtLibrary {
   // later is refused. kMissingBackend where there is no such library or it is too old.
   static Result<std::shared_ptr<const OrtLibrary>> open(const std::string& path, int threads);
 
+  // Whether this ONNX Runtime has the CUDA provider, as it says itself; kMissingBackend where it has not.
+  Status check_cuda() const;
+
   const OrtApi& api() const { return *api_; }
   OrtEnv* environment() const { return environment_; }
 
@@ -32,9 +37,16 @@ class OrtLibrary {
   int threads_ = 0;
 };
 
-// The engine of one ONNX graph, in the process's memory. Refuses one whose interface is not what the manifest says.
-// varied: shapes change from pass to pass, so that the memory of one is not kept for the next (engines/ort.py).
+// The GPU that sessions run on, and the memory of their buffers; neither on the CPU.
+struct OrtGpu {
+  std::shared_ptr<Gpu> gpu;
+  std::shared_ptr<GpuMemory> memory;
+};
+
+// The engine of one ONNX graph. Refuses one whose interface is not what the manifest says; and, since ONNX Runtime falls
+// back to the CPU without a word, a session on a GPU that did not get it. varied: shapes change from pass to pass, so
+// that the memory of one is not kept for the next (engines/ort.py).
 Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
-                              bool varied = false);
+                              const OrtGpu& gpu = {}, bool varied = false);
 
 }  // namespace eecompile

@@ -1,4 +1,7 @@
-// SHA-256 (FIPS 180-4). Thread safety: one hash belongs to one thread at a time. Cost: 104 bytes, no allocation.
+// SHA-256 (FIPS 180-4), by the processor's own instructions where an x86 has them.
+//
+// Thread safety: one hash belongs to one thread at a time. Cost: 112 bytes, no allocation; 0.25 GB/s, with
+// instructions 1.5 GB/s or more.
 #pragma once
 
 #include <array>
@@ -11,12 +14,16 @@ namespace eecompile {
 
 class Sha256 {
  public:
+  // plain: whatever the processor has.
+  explicit Sha256(bool plain = false);
+
   void update(const void* data, std::size_t size);
   std::string hex();  // ends the hash: lower-case hexadecimal, 64 characters
 
  private:
-  void block(const std::uint8_t* data);
+  using Blocks = void (*)(std::uint32_t* state, const std::uint8_t* data, std::size_t count);
 
+  Blocks blocks_;
   std::array<std::uint32_t, 8> state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::array<std::uint8_t, 64> rest_{};

@@ -38,11 +38,6 @@ std::optional<Ids> ids_from(const std::string& text) {
   return ids;
 }
 
-std::optional<std::size_t> count_from(const std::string& text) {
-  const std::optional<std::int64_t> value = integer(text);
-  return value && *value > 0 ? std::optional(static_cast<std::size_t>(*value)) : std::nullopt;
-}
-
 // The one gate that a threshold is for; empty where that is not clear.
 std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
   if (criterion.empty()) return exit.gates.size() == 1 ? exit.gates[0] : "";
@@ -52,15 +47,19 @@ std::string gate_of(const std::string& criterion, const ExitDescription& exit) {
 }  // namespace
 
 const char* const kHelp =
-    "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 [options]: generate from a bundle of a language model\n"
+    "eecompile-run BUNDLE PROMPT --raw | --prompt-ids 1,2,3 | --input FILE --output FILE [options]: generate from a "
+    "bundle of a language model\n"
     "eecompile-run BUNDLE TEXT | --prompt-ids 1,2,3 | --input FILE [options]: classify with a bundle of an encoder\n"
-    "  --raw: continue the text as it is, without the chat template, which this command does not know\n"
+    "  --raw: continue the text as it is, without the model's chat template\n"
     "  --mode full|confident|exact   --max-new-tokens N   --temperature T --top-k K --top-p P --seed N\n"
+    "  --kv catch_up|propagate|selected   --sled --sled-rate R: logits that the exits correct, in mode full\n"
+    "  --input FILE: prompts, .jsonl or .txt, one a line   --output FILE: a line of JSON for each   --batch N: side by "
+    "side\n"
     "  --threshold LAYER[:CRITERION]=V or LAYER=never (repeats)   --pending-cap N --minimum-depth N --budget N\n"
-    "  classifiers: --pair TEXT   --granularity sentence|token   --truncate   --input FILE.jsonl|FILE.txt   --output FILE "
-    "--batch N\n"
+    "  classifiers: --pair TEXT   --granularity sentence|token   --truncate\n"
     "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "
     "hand)\n"
+    "  --backend auto|onnxruntime|tensorrt|cuda   --plugin FILE: the exit decision's library, where engines call it\n"
     "  --integrity hash|size   --onnxruntime FILE (default: the libonnxruntime.so.1 that the loader finds)\n";
 
 Result<Arguments> parse(const std::vector<std::string>& words) {
@@ -80,11 +79,13 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       return value.has_value();
     };
   };
-  std::int64_t seed = 0, threads = 0;
+  std::int64_t seed = 0, threads = 0, batch = 0;
   const std::map<std::string, std::function<bool(const std::string&)>> options = {
       {"--prompt-ids", [&](const std::string& text) { return (a.prompt_ids = ids_from(text)).has_value(); }},
       {"--mode", [&](const std::string& text) { return a.session.mode = text, true; }},
       {"--threshold", [&](const std::string& text) { return a.thresholds.push_back(text), true; }},
+      {"--backend", [&](const std::string& text) { return a.open.backend = text, !text.empty(); }},
+      {"--plugin", [&](const std::string& text) { return a.open.plugin = text, !text.empty(); }},
       {"--onnxruntime", [&](const std::string& text) { return a.open.onnxruntime = text, !text.empty(); }},
       {"--integrity",
        [&](const std::string& text) {
@@ -93,9 +94,6 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
        }},
       {"--pair", [&](const std::string& text) { return (a.pair = text).has_value(); }},
       {"--granularity", [&](const std::string& text) { return (a.granularity = text).has_value(); }},
-      {"--input", [&](const std::string& text) { return (a.input = text).has_value(); }},
-      {"--output", [&](const std::string& text) { return (a.output = text).has_value(); }},
-      {"--batch", [&](const std::string& text) { return (a.batch = count_from(text)).has_value(); }},
       {"--max-new-tokens", whole(a.generate.max_new_tokens)},
       {"--pending-cap", whole(a.session.pending_cap)},
       {"--minimum-depth", whole(a.session.minimum_depth)},
@@ -104,6 +102,11 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       {"--top-k", whole(a.generate.sampling.top_k)},
       {"--top-p", number(a.generate.sampling.top_p)},
       {"--seed", whole(seed)},
+      {"--kv", [&](const std::string& text) { return a.session.kv = text, true; }},
+      {"--sled-rate", number(a.generate.sampling.sled_rate)},
+      {"--input", [&](const std::string& text) { return a.input = text, !text.empty(); }},
+      {"--output", [&](const std::string& text) { return a.output = text, !text.empty(); }},
+      {"--batch", [&](const std::string& text) { return whole(batch)(text) && batch > 0; }},
       {"--threads", whole(threads)}};
   bool only_places = false;
   for (std::size_t i = 0; i < words.size(); ++i) {
@@ -116,6 +119,7 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
     bool* const flag = word == "--json"                   ? &a.json
                        : word == "--stream"               ? &a.stream
                        : word == "--raw"                  ? &a.raw
+                       : word == "--sled"                 ? &a.generate.sampling.sled
                        : word == "--truncate"             ? &a.truncate
                        : word == "--help" || word == "-h" ? &a.help
                                                           : nullptr;
@@ -135,14 +139,25 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
     return usage("--threads is not from 1 to 4096");
   a.bundle = places[0];
   if (places.size() == 2) a.prompt = places[1];
-  if (a.prompt.has_value() + a.prompt_ids.has_value() + a.input.has_value() != 1)
-    return usage("give either a PROMPT or --prompt-ids, or --input FILE");
+  if (a.prompt.has_value() + a.prompt_ids.has_value() + !a.input.empty() != 1)
+    return usage("give either a PROMPT or --prompt-ids, or a file of prompts with --input");
   if (a.json && a.stream) return usage("--json prints one object, once it is whole", "leave --stream out");
   if (a.session.mode == "full" && !a.thresholds.empty())
     return usage("--threshold is for exits, and mode full asks none", "use --mode exact or confident");
   a.generate.sampling.seed = static_cast<std::uint64_t>(seed);
   a.open.threads = static_cast<int>(threads);
+  a.batch = static_cast<std::size_t>(batch);
   return a;
+}
+
+Status check_generating(const Arguments& a) {
+  if (Status status = refuse_given(a, {"--pair", "--granularity", "--truncate"}, "generates text"); !status.ok())
+    return status;
+  if (a.input.empty() != a.output.empty()) return usage("--input and --output go together");
+  if (a.input.empty() && a.batch > 0) return usage("--batch goes with --input", "one prompt runs by itself");
+  if (!a.input.empty() && (a.json || a.stream))
+    return usage("--json and --stream are for one prompt", "--output has a line of JSON for each");
+  return {};
 }
 
 Status refuse_given(const Arguments& arguments, std::initializer_list<const char*> options, const std::string& kind) {
@@ -185,7 +200,9 @@ Status add_thresholds(const std::vector<std::string>& values, const Bundle& bund
     const ExitDescription& exit = *exit_at(layer);
     const std::optional<Thresholds>& known = options.mode == "confident" ? exit.confident : exit.draft;
     for (const std::string& gate : exit.gates) {
-      const double widest = gate == "entropy" ? std::log(static_cast<double>(classes)) : 0;
+      const double widest = gate == "entropy"      ? std::log(static_cast<double>(classes))
+                            : gate == "saturation" ? -1
+                                                   : 0;
       const auto own = known ? known->find(gate) : Thresholds::const_iterator();
       change->emplace(gate, known && own != known->end() ? own->second : widest);
     }

@@ -19,8 +19,9 @@ struct Arguments {
   OpenOptions open;
   SessionOptions session;
   GenerateOptions generate;
-  std::optional<std::string> pair, granularity, input, output;  // of classifiers
-  std::optional<std::size_t> batch;
+  std::string input, output;  // a file of prompts, and where its answers go
+  std::size_t batch = 0;      // prompts of it that run side by side; 0: the bundle's choice
+  std::optional<std::string> pair, granularity;  // of classifiers
   bool truncate = false;
   std::set<std::string> given;  // the options' words
   bool json = false, stream = false, raw = false, help = false;
@@ -35,6 +36,9 @@ Status add_thresholds(const std::vector<std::string>& values, const Bundle& bund
 
 // kUsage if one of these options was given: a model that does this (`kind`) has none.
 Status refuse_given(const Arguments& arguments, std::initializer_list<const char*> options, const std::string& kind);
+
+// kUsage for options that a language model has no use for, or that the others leave without a meaning.
+Status check_generating(const Arguments& arguments);
 
 extern const char* const kHelp;
 

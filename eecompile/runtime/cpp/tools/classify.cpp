@@ -70,7 +70,7 @@ void print(const Bundle& bundle, const Classification& found, const ReadText& re
 }
 
 Status run_one(const Bundle& bundle, const Classifier& classifier, const Arguments& a) {
-  if (a.output) return usage("--output goes with --input", "a single text is printed");
+  if (!a.output.empty()) return usage("--output goes with --input", "a single text is printed");
   const TextEncoder encoder(bundle, a.truncate);
   Result<ReadText> read = encoder(TextInput{a.prompt.value_or(""), a.pair, a.prompt_ids});
   if (!read.ok()) return read.status();
@@ -96,7 +96,7 @@ class Answers {
   Answers(const Bundle& bundle, const Classifier& classifier, const Arguments& a)
       : classifier_(classifier),
         encoder_(bundle, a.truncate),
-        batch_(a.batch.value_or(Classifier::kBatch)),
+        batch_(a.batch > 0 ? a.batch : Classifier::kBatch),
         labels_tokens_(bundle.task() == "token-classification") {}
 
   Result<std::string> lines(const std::vector<TextInput>& texts) {
@@ -169,23 +169,23 @@ Status write_file(TextFile& texts, Answers& answers, const std::string& target, 
 }
 
 Status run_file(const Bundle& bundle, const Classifier& classifier, const Arguments& a) {
-  TextFile texts(*a.input);
+  TextFile texts(a.input);
   Answers answers(bundle, classifier, a);
   std::size_t done = 0;
   const Status status =
-      a.output ? write_file(texts, answers, *a.output, done) : write_all(texts, answers, std::cout, done);
+      a.output.empty() ? write_all(texts, answers, std::cout, done) : write_file(texts, answers, a.output, done);
   if (!status.ok()) return status;
   std::fprintf(stderr, "%zu texts\n", done);
   if (answers.failed() == 0) return {};
   return {Code::kInternal, std::to_string(answers.failed()) + " of " + std::to_string(done) + " texts failed",
-          a.output.value_or("stdout"), "see \"error\" in their lines"};
+          a.output.empty() ? "stdout" : a.output, "see \"error\" in their lines"};
 }
 
 }  // namespace
 
 Status classify(const Bundle& bundle, const Arguments& a) {
   if (Status status = refuse_given(a, {"--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-                                       "--pending-cap", "--raw", "--stream"},
+                                       "--pending-cap", "--raw", "--stream", "--kv", "--sled", "--sled-rate"},
                                    "classifies texts");
       !status.ok())
     return status;
@@ -199,7 +199,7 @@ Status classify(const Bundle& bundle, const Arguments& a) {
   options.thresholds = std::move(parsed.thresholds);
   const Result<Classifier> classifier = bundle.classifier(options);
   if (!classifier.ok()) return classifier.status();
-  return a.input ? run_file(bundle, *classifier, a) : run_one(bundle, *classifier, a);
+  return !a.input.empty() ? run_file(bundle, *classifier, a) : run_one(bundle, *classifier, a);
 }
 
 }  // namespace eecompile

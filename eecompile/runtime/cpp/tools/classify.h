@@ -6,10 +6,6 @@
 
 namespace eecompile {
 
-// Options that a bundle which generates text has no use for.
-inline constexpr std::initializer_list<const char*> kClassifying = {"--pair",  "--granularity", "--truncate",
-                                                                    "--input", "--output",      "--batch"};
-
 // Classifies what the arguments say and prints it, or writes it to the output file.
 Status classify(const Bundle& bundle, const Arguments& arguments);
 

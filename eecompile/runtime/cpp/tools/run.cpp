@@ -1,13 +1,13 @@
 // eecompile-run: generate from a bundle, with the flags and the JSON of the Python command.
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
 #include "arguments.h"
 #include "classify.h"
-#include "words.h"
+#include "eecompile/text.h"
+#include "many.h"
 
 namespace eecompile {
 namespace {
@@ -15,22 +15,6 @@ namespace {
 int fail(const Status& status) {
   std::fprintf(stderr, "error %s\n", status.text().c_str());
   return status.exit_status();
-}
-
-std::string json_of(const Ids& prompt, const Generation& found, const nlohmann::ordered_json& text,
-                    const std::string& mode) {
-  const Stats& s = found.stats;
-  nlohmann::ordered_json stats = {{"tokens_per_second", s.tokens_per_second()},
-                                  {"prefill_seconds", s.prefill_seconds},
-                                  {"mean_depth", s.mean_depth()},
-                                  {"drafted", s.drafted},
-                                  {"rejected", s.rejected},
-                                  {"segment_passes", s.segment_passes},
-                                  {"layer_rows", s.layer_rows}};
-  const nlohmann::ordered_json whole = {
-      {"prompt_ids", prompt}, {"token_ids", found.ids},       {"text", text},  {"exit_layers", found.exit_layers},
-      {"mode", mode},         {"stop_reason", s.stop_reason}, {"stats", stats}};
-  return whole.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 int run(const std::vector<std::string>& arguments) {
@@ -43,19 +27,28 @@ int run(const std::vector<std::string>& arguments) {
     const Status status = classify(*bundle, *a);
     return status.ok() ? 0 : fail(status);
   }
-  if (Status status = refuse_given(*a, kClassifying, "generates text"); !status.ok()) return fail(status);
-  Words words(bundle->tokenizer());
+  if (Status status = check_generating(*a); !status.ok()) return fail(status);
+  const Result<Text> known = Text::open(*bundle);
+  std::optional<StreamDecoder> decoder;
+  if (known.ok()) decoder = known->stream();
   if (a->prompt) {
-    Result<Ids> ids = words.encode(*a->prompt, a->raw);
+    if (!known.ok()) return fail(known.status());
+    Result<Ids> ids = a->raw ? known->encode(*a->prompt) : known->prompt(*a->prompt);
     if (!ids.ok()) return fail(ids.status());
     a->prompt_ids = std::move(*ids);
   }
   if (Status status = add_thresholds(a->thresholds, *bundle, a->session); !status.ok()) return fail(status);
   Result<Session> session = bundle->session(a->session);
   if (!session.ok()) return fail(session.status());
+  if (!a->input.empty()) {
+    std::size_t failed = 0;
+    if (Status status = run_file(*a, *session, known, failed); !status.ok()) return fail(status);
+    if (failed > 0) std::fprintf(stderr, "error %zu prompts failed: see \"error\" in %s\n", failed, a->output.c_str());
+    return failed > 0 ? 1 : 0;
+  }
   std::string text;
   const OnToken print = [&](const Token& token) {
-    const std::string piece = words.known() ? words.piece(token.id) : std::to_string(token.id) + " ";
+    const std::string piece = decoder ? decoder->push(token.id) : std::to_string(token.id) + " ";
     text += piece;
     if (a->stream) std::fwrite(piece.data(), 1, piece.size(), stdout), std::fflush(stdout);
     return true;
@@ -63,8 +56,7 @@ int run(const std::vector<std::string>& arguments) {
   const Result<Generation> found = session->generate(*a->prompt_ids, a->generate, print);
   if (!found.ok()) return fail(found.status());
   if (a->json) {
-    const nlohmann::ordered_json said = words.known() ? nlohmann::ordered_json(text) : nlohmann::ordered_json();
-    std::puts(json_of(*a->prompt_ids, *found, said, a->session.mode).c_str());
+    std::puts(result_line(*a->prompt_ids, *found, decoder ? &text : nullptr, a->session.mode).c_str());
     return 0;
   }
   const Stats& s = found->stats;

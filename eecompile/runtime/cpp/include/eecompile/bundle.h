@@ -5,10 +5,11 @@
 //   auto session = bundle->session({"exact"});
 //   session->generate({1, 450, 7483}, {}, [](const eecompile::Token& t) { return show(t.id); });
 //
-// Language models in modes full, confident and exact, with the rule catch_up, and gates max_prob, margin, entropy and
-// learned; a bundle that needs anything else is refused with kUnsupported. Nothing here throws.
+// Language models in every mode, with every K/V rule, criterion, head and schedule, one at a time or side
+// by side; an encoder or an encoder-decoder is refused with kUnsupported. Nothing here throws.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,15 +26,29 @@ enum class Integrity {
 };
 
 // threads: of the process-wide pool (0: the processors at hand). onnxruntime: its shared library, by a path or a name
-// that the loader finds.
+// that the loader finds. backend: "onnxruntime", "cuda" (ONNX Runtime on a GPU), "tensorrt" (the bundle's engines of
+// this machine), or "auto": tensorrt where the bundle has engines and this machine what it takes, else onnxruntime.
+// plugin: the exit decision's library, where engines call it, or its folder.
 struct OpenOptions {
   int threads = 0;
   Integrity integrity = Integrity::kHash;
   std::string onnxruntime = "libonnxruntime.so.1";
+  std::string backend = "auto", plugin;
 };
 
-// Generates one sequence at a time. Not thread-safe: sessions of a bundle are, from each other. Cost: the K/V cache of
-// one sequence, as far as it was used, and a pass's rows for each step. A session may outlive its Bundle.
+// What became of one prompt; where `status` is not fine, `generation` is what there was until then.
+struct Outcome {
+  Status status;
+  Generation generation;
+};
+
+// Called for every token as it becomes certain, with the number of its prompt, in the thread that generates; false
+// ends that request ("cancelled").
+using OnBatchToken = std::function<bool(std::size_t, const Token&)>;
+
+// Generates one sequence at a time, or many side by side. Not thread-safe: sessions of a bundle are, from each other.
+// Cost: the K/V cache of one sequence, as far as it was used, and a pass's rows for each step. A session may outlive
+// its Bundle.
 class Session {
  public:
   Session(Session&&) noexcept;
@@ -44,6 +59,12 @@ class Session {
   // prompt and new tokens do not fit, kNumeric where the logits are not finite; what `on_token` was given by then
   // stands.
   Result<Generation> generate(const Ids& prompt, const GenerateOptions& options = {}, const OnToken& on_token = {});
+
+  // Continues every prompt, up to `slots` of them at once (0: as many as the bundle has slots for, at most 8), in order
+  // as slots fall free; each gives what it would give alone. A prompt that cannot be served and a sequence that fails
+  // have their own status, and the others go on. Cost: in each slot the K/V cache of the longest, while it runs.
+  Result<std::vector<Outcome>> generate_many(const std::vector<Ids>& prompts, const GenerateOptions& options = {},
+                                             const OnBatchToken& on_token = {}, std::size_t slots = 0);
 
  private:
   friend class Bundle;
@@ -60,9 +81,12 @@ class Bundle {
 
   const ModelInfo& model() const;
   std::vector<ExitDescription> exits() const;
+  const std::string& backend() const;  // that runs it
+  std::string gpu() const;             // the GPU's name, empty on the processor
   const std::string& task() const;          // causal-lm, or what a classifier does
   std::vector<std::string> labels() const;  // of a classifier; none: the bundle generates text
   std::string tokenizer() const;            // path of its tokenizer.json, or empty
+  OpenSeconds open_seconds() const;
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
   Result<Session> session(const SessionOptions& options = {}) const;

@@ -21,6 +21,11 @@ constexpr std::string_view kDevicePrefix = "device_";
 constexpr std::string_view kDevicePlan = "segments/device_plan.json";
 constexpr std::string_view kEarlyExit = "early_exit.json";
 constexpr std::string_view kEarlyExitWeights = "early_exit.safetensors";
+constexpr std::string_view kRuntime = "runtime";  // the C++ runtime's sources
+constexpr std::string_view kChat = "tokenizer/chat.json";  // the chat template as a table
+constexpr std::array<std::string_view, 3> kChatRoles = {"system", "user", "assistant"};
+constexpr std::string_view kChatStart = "start";  // what the table calls a conversation's beginning
+constexpr std::string_view kChatEnd = "end";  // where the assistant's turn begins
 
 constexpr std::string_view kTokenIds = "token_ids";  // int64 [B, R]
 constexpr std::string_view kHidden = "hidden";  // float32 [B, R, D] in embed and segments, [N, D] in exits and the head
@@ -106,8 +111,13 @@ constexpr std::int64_t kShortlist = 2048;  // tokens, unless asked for otherwise
 constexpr std::array<std::string_view, 3> kSchedules = {"none", "decay", "adaptive"};
 constexpr std::int64_t kCandidateCount = 4;  // K, tokens that a predictor looks at
 constexpr float kCosineSlack = 1e-05f;  // a cosine may come out this much above one
-constexpr std::array<std::string_view, 4> kPrecisions = {"fp32", "fp16", "int8", "int4"};
-constexpr std::array<std::string_view, 2> kQuantised = {"int8", "int4"};
+// from fine to coarse
+constexpr std::array<std::string_view, 6> kPrecisions = {"fp32", "fp16", "int8", "w8a8", "fp8", "int4"};
+constexpr std::array<std::string_view, 2> kQuantised = {"int8", "int4"};  // weights in blocks that share a scale
+// weights with a scale an output, rows with a scale a product; the head in float16
+constexpr std::array<std::string_view, 2> kScaled = {"w8a8", "fp8"};
+// products that round their rows too
+constexpr std::array<std::string_view, 4> kRounded = {"int8", "int4", "w8a8", "fp8"};
 constexpr std::int64_t kBlock = 32;  // weights that share one scale, along the input dimension
 // cache lengths are multiples of this, the widest vector that processors have
 constexpr std::int64_t kCacheBucket = 16;
@@ -117,6 +127,8 @@ constexpr std::int64_t kSlack = 64;  // positions past the context: padding rows
 
 // cuda: ONNX Runtime on a GPU
 constexpr std::array<std::string_view, 3> kBackends = {"onnxruntime", "tensorrt", "cuda"};
+// who decides at exits: the host by a pinned flag, or the GPU
+constexpr std::array<std::string_view, 3> kDecisions = {"auto", "pinned", "conditional"};
 
 constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxExits = 64;
@@ -135,5 +147,7 @@ constexpr std::int64_t kMaxManifestBytes = 16777216;
 constexpr std::int64_t kMaxOverlayBytes = 67108864;
 constexpr std::int64_t kMaxGraphBytes = 268435456;
 constexpr std::int64_t kMaxFileBytes = 1099511627776;
+constexpr std::int64_t kMaxChatText = 10000;  // characters of what a chat template looks for in messages
+constexpr std::int64_t kMaxChatSpecial = 64;
 
 }  // namespace eecompile::contract

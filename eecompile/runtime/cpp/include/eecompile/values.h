@@ -15,6 +15,11 @@ namespace eecompile {
 using Ids = std::vector<std::int64_t>;
 using Thresholds = std::map<std::string, double>;  // criterion -> threshold; `fixed` and `never` carry 0
 
+// What opening a bundle took, in seconds: reading and checking its files, and loading its graphs into engines.
+struct OpenSeconds {
+  double files = 0, engines = 0;
+};
+
 // What a runtime knows of the model; `context` in tokens.
 struct ModelInfo {
   std::string family;
@@ -31,12 +36,15 @@ struct ExitDescription {
   std::optional<Thresholds> confident, draft;
 };
 
-// temperature 0 is greedy. top_k 0 and top_p 1 keep every token. The same seed gives the Python runtime's tokens.
+// temperature 0 is greedy. top_k 0 and top_p 1 keep every token. The same seed gives the Python runtime's tokens. sled:
+// choose from logits that the exits have evolved at `sled_rate` (Zhang et al. 2024), in mode full only.
 struct Sampling {
   double temperature = 0;
   std::int64_t top_k = 0;
   double top_p = 1;
   std::uint64_t seed = 0;
+  bool sled = false;
+  double sled_rate = 2;
 
   bool greedy() const { return temperature == 0; }
 };
@@ -46,11 +54,13 @@ struct Sampling {
 // mode: "full", "confident" (calibrated, lossy) or "exact" (the full model's tokens, sooner). pending_cap: tokens that
 // may wait, at most the bundle's. minimum_depth: layers that every token runs, at least the policy's. budget:
 // layer-rows that a request may spend, at most the policy's. thresholds: by exit layer, in place of the policy's
-// (nullopt closes the exit); confident mode takes only what the calibration allows.
+// (nullopt closes the exit); confident mode takes only what the calibration allows. kv: the rule for skipped layers,
+// catch_up, or in confident mode another of the bundle's.
 struct SessionOptions {
   std::string mode = "full";
-  std::optional<std::int64_t> pending_cap, minimum_depth, budget;
-  std::map<std::int64_t, std::optional<Thresholds>> thresholds;
+  std::optional<std::int64_t> pending_cap = {}, minimum_depth = {}, budget = {};
+  std::map<std::int64_t, std::optional<Thresholds>> thresholds = {};
+  std::optional<std::string> kv = {};
 };
 
 // An emitted token: its id and the layers that ran before it was emitted (exact mode: before it was drafted).
@@ -76,8 +86,9 @@ struct Stats {
   std::int64_t prompt_tokens = 0, tokens = 0, drafted = 0, rejected = 0, declined = 0, segment_passes = 0,
                layer_rows = 0;
   double prefill_seconds = 0, decode_seconds = 0;
+  double engine_seconds = 0;  // of decode_seconds, those inside of engines: their passes
   std::map<std::int64_t, std::int64_t> exit_layers;  // tokens by depth
-  std::string stop_reason;                           // "stop", "length", "budget" or "cancelled"
+  std::string stop_reason;                           // "stop", "length", "budget", "cancelled"; of a batch also "error"
 
   // Decoding speed after the first token, which prefill pays for.
   double tokens_per_second() const {

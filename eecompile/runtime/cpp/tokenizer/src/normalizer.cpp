@@ -1,5 +1,6 @@
 #include "normalizer.h"
 
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -11,6 +12,9 @@
 namespace eecompile::tok {
 
 namespace {
+
+// Bytes that a text may become: steps of a hostile file that each make it longer would take all memory.
+constexpr std::size_t kMostMade = std::size_t{1} << 22, kMostOfByte = 256;
 
 // One that looks at a character at a time: `Map(point, put)` calls put(char32_t) for what it becomes.
 template <typename Map>
@@ -118,8 +122,10 @@ std::unique_ptr<const Normalizer> replace_from(const Field& field) {
   Pattern pattern = Pattern::from(field.at("pattern"));
   std::string content = field.at("content").text();
   return simple([pattern = std::move(pattern), content = std::move(content)](Text& text) {
+    const std::vector<Span> spans = pattern.spans(text.bytes);
+    if (spans.size() * content.size() > kMostMade + kMostOfByte * text.bytes.size()) throw std::bad_alloc();
     Rewriter out(text);
-    for (const Span& span : pattern.spans(text.bytes)) {
+    for (const Span& span : spans) {
       if (span.match) {
         out.put(content, span.end - 1);
       } else {
@@ -136,7 +142,11 @@ std::unique_ptr<const Normalizer> sequence_from(const Field& field) {
   const Field all = field.at("normalizers");
   for (std::size_t i = 0; i < all.size(); ++i) steps.push_back(normalizer_from(all.element(i)));
   return simple([steps = std::move(steps)](Text& text) {
-    for (const auto& step : steps) step->apply(text);
+    const std::size_t most = kMostMade + kMostOfByte * text.bytes.size();
+    for (const auto& step : steps) {
+      step->apply(text);
+      if (text.bytes.size() > most) throw std::bad_alloc();
+    }
   });
 }
 

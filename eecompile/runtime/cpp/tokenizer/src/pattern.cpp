@@ -17,43 +17,60 @@ struct Rest {
   const Rest* next;
 };
 
-bool match(const Rest* rest, std::string_view text, std::size_t at, std::size_t& end);
+// A text that is looked through. Patterns of real tokenizers take a few steps for each byte; one made to go back and forth
+// without end finds nothing more once its steps are spent.
+struct Search {
+  std::string_view text;
+  std::size_t end = 0;  // of what matched
+  std::size_t steps = kSteps + kStepsOfByte * text.size();
+
+  bool spend(std::size_t count) {
+    steps -= std::min(steps, count);
+    return steps > 0;
+  }
+
+ private:
+  static constexpr std::size_t kSteps = 1'000'000, kStepsOfByte = 100;
+};
+
+bool match(const Rest* rest, Search& search, std::size_t at);
 
 // As many as there are, then one less each time.
-bool match_repeated(const Pattern::Item& item, const Rest& behind, std::string_view text, std::size_t at,
-                    std::size_t& end) {
+bool match_repeated(const Pattern::Item& item, const Rest& behind, Search& search, std::size_t at) {
   std::size_t taken = 0;
-  while (taken < item.most && at < text.size()) {
-    const Decoded next = decode(text, at);
+  while (taken < item.most && at < search.text.size()) {
+    const Decoded next = decode(search.text, at);
     if (!item.set.has(next.point)) break;
     at += next.size;
     ++taken;
   }
+  if (!search.spend(taken)) return false;
   for (; taken >= item.least; --taken) {
-    if (match(&behind, text, at, end)) return true;
+    if (match(&behind, search, at)) return true;
     if (taken == 0) break;
-    at -= decode_before(text, at).size;
+    at -= decode_before(search.text, at).size;
   }
   return false;
 }
 
-bool match(const Rest* rest, std::string_view text, std::size_t at, std::size_t& end) {
+bool match(const Rest* rest, Search& search, std::size_t at) {
   while (rest != nullptr && rest->item == rest->sequence->size()) rest = rest->next;
   if (rest == nullptr) {
-    end = at;
+    search.end = at;
     return true;
   }
+  if (!search.spend(1)) return false;
   const Pattern::Item& item = (*rest->sequence)[rest->item];
   const Rest behind{rest->sequence, rest->item + 1, rest->next};
-  if (item.kind == Pattern::Kind::kRepeat) return match_repeated(item, behind, text, at, end);
+  if (item.kind == Pattern::Kind::kRepeat) return match_repeated(item, behind, search, at);
   if (item.kind == Pattern::Kind::kGroup) {
     return std::any_of(item.alternatives.begin(), item.alternatives.end(), [&](const Pattern::Sequence& one) {
       const Rest inside{&one, 0, &behind};
-      return match(&inside, text, at, end);
+      return match(&inside, search, at);
     });
   }
-  const bool ahead = at < text.size() && item.set.has(decode(text, at).point);
-  return ahead == (item.kind == Pattern::Kind::kAhead) && match(&behind, text, at, end);
+  const bool ahead = at < search.text.size() && item.set.has(decode(search.text, at).point);
+  return ahead == (item.kind == Pattern::Kind::kAhead) && match(&behind, search, at);
 }
 
 }  // namespace
@@ -96,20 +113,21 @@ std::vector<Span> Pattern::spans(std::string_view text) const {
     found.push_back({begin, end, true});
     last = end;
   };
-  for (std::size_t at = 0, end = 0; at < text.size();) {
+  Search search{text};
+  for (std::size_t at = 0; at < text.size() && search.steps > 0;) {
     bool matched = false;
     if (!literal_.empty()) {
       at = text.find(literal_, at);
       if (at == std::string_view::npos) break;
       matched = true;
-      end = at + literal_.size();
+      search.end = at + literal_.size();
     }
     for (std::size_t i = 0; !matched && i < alternatives_.size(); ++i) {
       const Rest whole{&alternatives_[i], 0, nullptr};
-      matched = match(&whole, text, at, end);
+      matched = match(&whole, search, at);
     }
-    if (matched) add(at, end);
-    at = matched ? end : at + decode(text, at).size;
+    if (matched) add(at, search.end);
+    at = matched ? search.end : at + decode(text, at).size;
   }
   if (last < text.size()) found.push_back({last, text.size(), false});
   return found;

@@ -1,0 +1,32 @@
+// A bundle's graphs, loaded. Thread safety: shared by all sessions, which only read it. Cost: the weights.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "caches.h"
+#include "cycles.h"
+#include "engine.h"
+#include "manifest.h"
+
+namespace eecompile {
+
+// heads: the small ones, by name. kv: K/V-only graphs by segment, null where there is none. factors: LoRA by step and
+// graph input. cycles: gates that have a step run again, by step. encoder: of an encoder-decoder, else null.
+struct LoadedGraphs {
+  SharedEngine embed, head, encoder;
+  std::vector<SharedEngine> segments, exits, kv;
+  std::map<std::string, SharedEngine> heads;
+  std::vector<std::map<std::string, Tensor>> factors;
+  std::map<std::size_t, CycleGate> cycles;
+  std::string backend;  // that they are loaded into
+
+  Memory& memory() const { return *embed->memory(); }  // which all of them share
+};
+
+// What of LoRA factors and cyclic gates lies in the files of the bundle at `root`.
+Status read_factors(const std::string& root, const Manifest& manifest, LoadedGraphs& graphs);
+
+}  // namespace eecompile

@@ -1,0 +1,51 @@
+"""The C++ runtime cross-compiled for arm64 and run under qemu: the tokens that the Python runtime has here."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compiled import ROOT, SOURCES
+
+from eecompile.runtime import Bundle, Sampling
+
+pytestmark = pytest.mark.slow
+COMPILER = "aarch64-linux-gnu-g++"
+SYSROOT = Path("/usr/aarch64-linux-gnu")
+DEPS = ROOT / "build" / "deps-arm64"
+DRAFTS = {1: {"max_prob": 0.04}, 3: {"max_prob": 0.04}}
+
+
+@pytest.fixture(scope="module")
+def emulated() -> list[str]:
+    """The words of eecompile-run for arm64."""
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None or shutil.which(COMPILER) is None:
+        pytest.skip("no cross-compiler or no qemu: apt-get install g++-aarch64-linux-gnu qemu-user")
+    library = DEPS / "lib" / "libonnxruntime.so.1"
+    if not library.exists():
+        pytest.skip(f"no {library}: run `make arm64`")
+    folder = ROOT / "build" / "cpp-arm64"
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
+    for command in (["-S", SOURCES, "-B", folder, f"-DCMAKE_PREFIX_PATH={DEPS}", *options], ["--build", folder, "-j2"]):
+        done = subprocess.run(["cmake", *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return [emulator, "-L", str(SYSROOT), str(folder / "eecompile-run"), "--onnxruntime", str(library), "--threads", "1"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("mode", ["full", "exact"])
+def test_tokens_are_those_of_this_machine(shelf: Any, emulated: list[str], precision: str, mode: str) -> None:
+    opened: Bundle = shelf.bundle(at=[1, 3], precision=precision, gain=0.35)
+    prompt, overrides = [3, 1, 4, 1, 5], {} if mode == "full" else {"thresholds": DRAFTS}
+    words = [str(opened.files.path), "--prompt-ids", ",".join(map(str, prompt)), "--mode", mode, "--json"]
+    for layer in () if mode == "full" else DRAFTS:
+        words += ["--threshold", f"{layer}:max_prob={DRAFTS[layer]['max_prob']}"]
+    for how in (Sampling(), Sampling(temperature=0.8, seed=4)):
+        sampled = ["--max-new-tokens", "16", "--temperature", str(how.temperature), "--seed", str(how.seed)]
+        done = subprocess.run([*emulated, *words, *sampled], capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, done.stderr[-4000:]
+        generation = opened.session(mode=mode, **overrides).generate(prompt, max_new_tokens=16, sampling=how)
+        assert json.loads(done.stdout)["token_ids"] == [token.id for token in generation]
