@@ -125,4 +125,6 @@ Result<Session> Bundle::session(const SessionOptions& options) const {
   }
 }
 
+double engine_seconds() { return PassClock::seconds(); }
+
 }  // namespace eecompile

@@ -72,20 +72,25 @@ void tell(const Stats& s, eecompile_stats* stats) {
 
 namespace eecompile {
 
+std::int32_t out_of_memory() noexcept {
+  last_error = "out of memory";  // short enough for any string to hold without memory
+  return EECOMPILE_INTERNAL;
+}
+
 std::int32_t fail(const Status& status) noexcept {
   try {
     last_error = status.text();
+    return static_cast<std::int32_t>(status.code);
   } catch (const std::exception&) {
-    last_error.clear();
+    return out_of_memory();
   }
-  return static_cast<std::int32_t>(status.code);
 }
 
 std::int32_t fail(const char* what) noexcept {
   try {
     return fail(Status{Code::kUsage, what, "", ""});
   } catch (const std::exception&) {
-    return EECOMPILE_INTERNAL;
+    return out_of_memory();
   }
 }
 

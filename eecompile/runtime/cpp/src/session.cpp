@@ -75,12 +75,10 @@ class Request {
         return std::move(found_);
       }
       began = Clock::now();
-      const double in_engines = PassClock::seconds();
       if (Status status = decoder_.step(); !status.ok()) return status;
       if (wants_flush())
         if (Status status = decoder_.flush(); !status.ok()) return status;
       stats.decode_seconds += seconds_since(began);
-      stats.engine_seconds += PassClock::seconds() - in_engines;
     }
   }
 

@@ -1,13 +1,12 @@
 // eecompile-run: generate from a bundle, with the flags and the JSON of the Python command.
 #include <cstdio>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "arguments.h"
-#include "eecompile/text.h"
+#include "words.h"
 
 namespace eecompile {
 namespace {
@@ -39,12 +38,9 @@ int run(const std::vector<std::string>& arguments) {
   if (a->help) return std::fputs(kHelp, stdout), 0;
   const Result<Bundle> bundle = Bundle::open(a->bundle, a->open);
   if (!bundle.ok()) return fail(bundle.status());
-  const Result<Text> known = Text::open(*bundle);
-  std::optional<StreamDecoder> decoder;
-  if (known.ok()) decoder = known->stream();
+  Words words(bundle->tokenizer());
   if (a->prompt) {
-    if (!known.ok()) return fail(known.status());
-    Result<Ids> ids = a->raw ? known->encode(*a->prompt) : known->prompt(*a->prompt);
+    Result<Ids> ids = words.encode(*a->prompt, a->raw);
     if (!ids.ok()) return fail(ids.status());
     a->prompt_ids = std::move(*ids);
   }
@@ -53,7 +49,7 @@ int run(const std::vector<std::string>& arguments) {
   if (!session.ok()) return fail(session.status());
   std::string text;
   const OnToken print = [&](const Token& token) {
-    const std::string piece = decoder ? decoder->push(token.id) : std::to_string(token.id) + " ";
+    const std::string piece = words.known() ? words.piece(token.id) : std::to_string(token.id) + " ";
     text += piece;
     if (a->stream) std::fwrite(piece.data(), 1, piece.size(), stdout), std::fflush(stdout);
     return true;
@@ -61,7 +57,7 @@ int run(const std::vector<std::string>& arguments) {
   const Result<Generation> found = session->generate(*a->prompt_ids, a->generate, print);
   if (!found.ok()) return fail(found.status());
   if (a->json) {
-    const nlohmann::ordered_json said = decoder ? nlohmann::ordered_json(text) : nlohmann::ordered_json();
+    const nlohmann::ordered_json said = words.known() ? nlohmann::ordered_json(text) : nlohmann::ordered_json();
     std::puts(json_of(*a->prompt_ids, *found, said, a->session.mode).c_str());
     return 0;
   }
