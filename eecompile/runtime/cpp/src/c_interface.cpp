@@ -79,6 +79,11 @@ void tell(const Stats& s, eecompile_stats* stats) {
 
 namespace eecompile {
 
+std::int32_t out_of_memory() noexcept {
+  last_error = "out of memory";  // short enough for any string to hold without memory
+  return EECOMPILE_INTERNAL;
+}
+
 std::int32_t fail(const Status& status) noexcept {
   try {
     last_error = status.text();
