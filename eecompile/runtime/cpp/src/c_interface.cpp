@@ -116,6 +116,8 @@ std::int32_t eecompile_open(const char* path, const eecompile_open_options* opti
     own.threads = given.threads;
     own.integrity = given.sizes_only != 0 ? Integrity::kSize : Integrity::kHash;
     if (given.onnxruntime != nullptr) own.onnxruntime = given.onnxruntime;
+    if (given.backend != nullptr) own.backend = given.backend;
+    if (given.plugin != nullptr) own.plugin = given.plugin;
     Result<Bundle> opened = Bundle::open(path, own);
     if (!opened.ok()) return fail(opened.status());
     *bundle = new eecompile_bundle{std::move(opened).value()};
