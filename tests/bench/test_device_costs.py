@@ -18,7 +18,7 @@ from eecompile.bundle.write import write_overlay
 from eecompile.errors import UsageError
 from eecompile.pipeline import BuildOptions, build
 from eecompile.student.student import open_student
-from eecompile.target import Target, load_target
+from eecompile.target import load_target
 
 ORIN = load_target("jetson-orin")
 
@@ -56,8 +56,8 @@ def test_a_profile_takes_the_place_of_the_model(bundle: Path) -> None:
 def test_exits_are_chosen_for_the_device(bundle: Path) -> None:
     """Every token could leave at the first exit: worth it where passes take their bytes' time, as on paper here."""
     calibrate(bundle, traces=["aa" * 40], draft_traces=["aa" * 40], draft=CHOSEN)
-    paper = {**ORIN.model_dump(), "name": "paper", "bandwidth": 1e6, "launch": 0.0, "kernel": 0.0}
-    policy = apply_default_policy(bundle, target=Target.model_validate(paper))
+    paper = ORIN.model_copy(update={"name": "paper", "bandwidth": 1e6, "launch": 0.0, "kernel": 0.0})
+    policy = apply_default_policy(bundle, target=paper)
     assert [e.confident for e in policy.exits] == [CHOSEN[0], None]
     assert "on paper by its data sheet" in policy.exits[0].reason
     assert read_bundle(bundle).policy == policy
