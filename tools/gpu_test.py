@@ -24,6 +24,7 @@ from eecompile.engines.cuda import CudaDevice, Gpu
 from eecompile.engines.trt_runtime import load_tensorrt
 from eecompile.errors import EECompileError, MissingBackend
 from eecompile.target import Target, load_target, target_names
+from eecompile.verify.captured import NAME as CAPTURED
 
 PROMPT_IDS = "504,3575,282,4649,314"  # "The capital of France is", for SmolLM2; any ids of a model will do
 TOKENS = 64
@@ -134,6 +135,8 @@ def check_steps(steps: Sequence[Step]) -> dict[str, bool]:
     checks["every step ran"] = "bench on onnxruntime" in by_name
     if len(ids) == 2:
         checks["exact is full on the GPU"] = ids["exact on tensorrt"] == ids["full on tensorrt"]
+    if captured := _captured(steps):
+        checks["each pass that repeats is captured"] = captured["figures"]["uncaptured"] == 0
     return checks
 
 
@@ -147,6 +150,7 @@ def as_text(machine: Machine, target: Target, steps: Sequence[Step], checks: dic
         f"target {target.name}",
         *(f"{'pass' if held else 'FAIL'}  {name}" for name, held in checks.items()),
         *(f"{step.name}: {_first_words(step.said)}" for step in steps if step.status),
+        *(f"captured: {captured['detail']}" for captured in [_captured(steps)] if captured),
         *_speeds(steps),
     ]
     return "\n".join(lines) + "\n"
@@ -167,6 +171,12 @@ def _step(name: str, words: list[str], run: Run) -> Step:
     except ValueError:
         said = text
     return Step(name, ["eecompile", *words], status, round(time.monotonic() - begun, 2), said)
+
+
+def _captured(steps: Sequence[Step]) -> dict[str, Any]:
+    """What `verify` said of passes that are no CUDA graphs; nothing where it did not come so far."""
+    said = next((step.said for step in steps if step.name == "verify" and isinstance(step.said, dict)), {})
+    return next((check for check in said.get("checks", []) if check["name"] == CAPTURED), {})
 
 
 def _speeds(steps: Sequence[Step]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eecompile.bundle.ranges import criterion_range
-from eecompile.errors import NumericError
+from eecompile.errors import NumericError, UsageError
 from eecompile.runtime import Bundle, Sampling, Session
 from eecompile.runtime.sampling import gumbel_noise
 from eecompile.runtime.source import sequence
@@ -20,6 +20,8 @@ from eecompile.verify.criteria import Values
 from eecompile.verify.report import Check, at_least, at_most
 from eecompile.verify.rows import Walker
 
+LEAST_TOKENS = 2  # of a prompt: its own pass gives the first, at full depth
+LEAST_WALKS = 10  # tokens; of fewer, that exits at the median drafted none says nothing
 SAMPLED = Sampling(temperature=0.8, seed=20)
 Forced = Mapping[int, Thresholds | None]
 Run = tuple[list[int], str]  # token ids, why they ended
@@ -27,18 +29,22 @@ Run = tuple[list[int], str]  # token ids, why they ended
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of running exact mode. thresholds None: the policy's own."""
+    """One way of running exact mode. thresholds None: the policy's own. drafts_of: of so many tokens after the first
+    one at least has to be a draft, or the comparison showed nothing; None: none has to."""
 
     name: str
     sampling: Sampling
     thresholds: Forced | None
     cap: int
+    drafts_of: int | None = None
 
 
 @dataclass
 class Tally:
-    """Counts over the prompts of one setting; `faults` are mismatches in words."""
+    """Counts over the prompts of one setting; `faults` are mismatches in words. walks: tokens that exits were asked of,
+    which of each prompt's are all but the first."""
 
+    walks: int = 0
     compared: int = 0
     mismatches: int = 0
     ties: int = 0
@@ -54,11 +60,18 @@ def settings(bundle: Bundle, values: Sequence[Values]) -> list[Setting]:
     middle = _forced(bundle, values)
     return [
         Setting("exact greedy, policy drafts", greedy, None, cap),
-        Setting("exact greedy, forced drafts, cap 1", greedy, bold, 1),
-        Setting(f"exact greedy, forced drafts, cap {cap}", greedy, bold, cap),
-        Setting(f"exact greedy, mixed drafts, cap {cap}", greedy, middle, cap),
-        Setting(f"exact sampled, mixed drafts, cap {cap}", SAMPLED, middle, cap),
+        Setting("exact greedy, forced drafts, cap 1", greedy, bold, 1, 1),
+        Setting(f"exact greedy, forced drafts, cap {cap}", greedy, bold, cap, 1),
+        Setting(f"exact greedy, mixed drafts, cap {cap}", greedy, middle, cap, LEAST_WALKS),
+        Setting(f"exact sampled, mixed drafts, cap {cap}", SAMPLED, middle, cap, LEAST_WALKS),
     ]
+
+
+def check_tokens(tokens: int) -> None:
+    """Raise UsageError where so few tokens of a prompt have no draft among them."""
+    if tokens < LEAST_TOKENS:
+        what = f"{tokens} tokens show nothing of exact mode: no draft can be the first, which the prompt's pass gives"
+        raise UsageError(what, where="--tokens", mend=f"generate {LEAST_TOKENS} or more for each prompt")
 
 
 def check_exact(bundle: Bundle, walker: Walker, prompts: Sequence[list[int]], tokens: int, values: Sequence[Values],
@@ -89,6 +102,7 @@ def _tally(bundle: Bundle, walker: Walker, setting: Setting, prompts: Sequence[l
     tally = Tally()
     for number, (ids, wanted) in enumerate(zip(prompts, full, strict=True)):
         found, drafted, rejected = _generate(session, ids, tokens, setting.sampling)
+        tally.walks += max(len(found[0]) - 1, 0)
         tally.drafted += drafted
         tally.rejected += rejected
         at = _first_difference(wanted, found)
@@ -106,14 +120,18 @@ def _tally(bundle: Bundle, walker: Walker, setting: Setting, prompts: Sequence[l
 
 
 def _check(setting: Setting, tally: Tally, can_draft: bool) -> Check:
-    must_draft = can_draft and setting.thresholds is not None
+    must_draft = can_draft and setting.drafts_of is not None and tally.walks >= setting.drafts_of
     passed = not tally.mismatches and (tally.drafted > 0 or not must_draft)
     figures = {
         "tokens": tally.compared, "mismatches": tally.mismatches, "ties": tally.ties, "drafted": tally.drafted,
         "rejected": tally.rejected,
     }  # fmt: skip
     tolerance = {"mismatches": at_most(0), **({"drafted": at_least(1)} if must_draft else {})}
-    detail = f"differs from mode full at {', '.join(tally.faults[:3])}" if tally.faults else "the tokens of mode full"
+    detail = "the tokens of mode full"
+    if tally.faults:
+        detail = f"differs from mode full at {', '.join(tally.faults[:3])}"
+    elif not passed:
+        detail = "no token was a draft, so that nothing was compared"
     return Check(setting.name, passed, figures, tolerance, detail)
 
 

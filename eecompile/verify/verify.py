@@ -21,13 +21,14 @@ from eecompile.student.encoder_decoder_reference import reference_model
 from eecompile.student.model import DecoderSpec
 from eecompile.student.reference import ReferenceModel
 from eecompile.student.student import Student, open_student
+from eecompile.verify.captured import check_captured
 from eecompile.verify.classifier import verify_classifier
 from eecompile.verify.commands import polygraphy_commands
 from eecompile.verify.compare import Comparator, find_comparator
 from eecompile.verify.criteria import Values, criteria_of
 from eecompile.verify.decisions import check_flips, check_node, engine_values, node_rows
 from eecompile.verify.device import check_device
-from eecompile.verify.exact import check_exact
+from eecompile.verify.exact import check_exact, check_tokens
 from eecompile.verify.exits import check_exits, check_modules, exit_math
 from eecompile.verify.gates import check_gates
 from eecompile.verify.heads import check_small_heads, small_head_logits
@@ -95,8 +96,8 @@ def verify_bundle(
     checkpoint: the Hugging Face directory it was built from. With torch and transformers the engines are held against
     Hugging Face in float32, without them against the numpy model on the same weights; without a checkpoint only against
     the rows recorded at build. prompts: texts, token ids or a file of them (None: built-in ones). tokens: to generate
-    for each prompt. polygraphy: a folder for what Polygraphy's own command line needs to check each graph; its commands
-    then run, too. backend, plugin: as of Bundle.open.
+    for each prompt, at least two. polygraphy: a folder for what Polygraphy's own command line needs to check each
+    graph; its commands then run, too. backend, plugin: as of Bundle.open.
     A check that does not hold is in the report; raises IntegrityError where the bundle is not intact, UsageError for a
     checkpoint or prompts that cannot be used, MissingBackend without Polygraphy where it is asked for.
     """
@@ -106,6 +107,7 @@ def verify_bundle(
         check_polygraphy(bundle, polygraphy)
     if bundle.manifest.task != c.CAUSAL_LM:
         return verify_classifier(bundle, _hashes(bundle), checkpoint=checkpoint, prompts=prompts, progress=progress)
+    check_tokens(tokens)
     ids = prompt_ids(bundle, prompts, tokens)
     full = bundle.session(mode="full")
     for prompt in ids:
@@ -131,7 +133,7 @@ def verify_bundle(
         check_engines(bundle.files.path)
         recorded, *_ = read_recorded(bundle.files.path, bundle.manifest)
         checks += check_device(bundle.files.path, bundle.manifest, recorded, subject.compare)
-    checks += check_exact(bundle, walker, ids, tokens, said, noise, progress)
+    checks += check_exact(bundle, walker, ids, tokens, said, noise, progress) + check_captured(bundle)
     commands = polygraphy_commands(bundle)
     if polygraphy is not None:
         ran = write_folder(bundle, polygraphy)

@@ -28,6 +28,7 @@ from eecompile.bench import profile
 from eecompile.engines.records import EngineOptions
 from eecompile.errors import IntegrityError
 from eecompile.runtime import Bundle, Sampling
+from eecompile.verify.captured import check_captured
 
 
 @pytest.mark.parametrize("how", MODES, ids=lambda how: "-".join(str(v) for v in how.values() if v is not BOLD))
@@ -72,7 +73,9 @@ def test_verify_bench_and_run_take_the_back_end(built: dict[str, Path], trt: Fak
     words = ("run", built["engines"], "--prompt-ids", "5,6,7", "--max-new-tokens", "9", "--backend")
     assert cli_json(*words, "tensorrt")["token_ids"] == cli_json(*words, "onnxruntime")["token_ids"]
     launched = trt.cuda.calls["cudaGraphLaunch"]
-    assert cli_json("verify", built["engines"], "--backend", "tensorrt", "--tokens", "4")["passed"]
+    verified = cli_json("verify", built["engines"], "--backend", "tensorrt", "--tokens", "4")
+    assert verified["passed"]
+    assert {check["name"]: check["figures"] for check in verified["checks"]}["captured"] == {"uncaptured": 0}
     assert trt.cuda.calls["cudaGraphLaunch"] > launched
     measured = cli_json(
         "bench", built["engines"], "--backend", "tensorrt", "--rounds", "1", "--max-new-tokens", "4"
@@ -143,6 +146,10 @@ def test_what_cannot_be_captured_is_enqueued(built: dict[str, Path], trt: FakeTe
     )
     assert "cudaGraphLaunch" not in trt.cuda.calls
     assert "segments/device_head.onnx" in runtime_of(gpu).uncaptured
+    (check,) = check_captured(gpu)
+    assert check.figures["uncaptured"] == len(runtime_of(gpu).uncaptured)
+    assert "enqueued one by one: " in check.detail
+    assert "segments/device_head.onnx: " in check.detail
     assert all(stream.graph is None for stream in trt.cuda.streams.values())
 
 

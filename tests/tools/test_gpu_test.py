@@ -25,7 +25,8 @@ IDS = [4, 5, 6]
 def answers(words: Sequence[str]) -> tuple[int, str]:
     """What commands say that all end well."""
     mode = {"tokens_per_second": 90.0, "speedup": 1.5, "agreement": 1.0}
-    said: dict[str, Any] = {"token_ids": IDS, "modes": {"exact": mode}}
+    captured = {"name": "captured", "passed": True, "figures": {"uncaptured": 0}, "detail": "uncaptured 0; all"}
+    said: dict[str, Any] = {"token_ids": IDS, "modes": {"exact": mode}, "checks": [captured]}
     return 0, json.dumps(said)
 
 
@@ -56,11 +57,13 @@ def test_all_that_holds_passes_and_is_told() -> None:
     assert [s.name for s in ran][:3] == ["build", "engines", "verify"]
     assert all(checks.values())
     assert checks["exact is full on the GPU"]
+    assert checks["each pass that repeats is captured"]
     text = as_text(HERE, load_target("jetson-orin"), ran, checks)
     for part in (
         "Double, SM 87, 8.6 GB; driver CUDA 13.2",
         "TensorRT 10.16.2",
         "pass  verify",
+        "captured: uncaptured 0; all",
         "exact: 90.0 tokens/s, 1.50 x",
     ):
         assert part in text
@@ -83,7 +86,14 @@ def test_what_fails_is_told() -> None:
     def verify_fails(words: Sequence[str]) -> tuple[int, str]:
         return (1, "the rows differ") if words[0] == "verify" else answers(words)
 
+    def captures_nothing(words: Sequence[str]) -> tuple[int, str]:
+        status, text = answers(words)
+        return status, text.replace('"uncaptured": 0', '"uncaptured": 2').replace("0; all", "2; head.onnx: no")
+
     assert not check_steps(steps(exact_differs))["exact is full on the GPU"]
+    ran = steps(captures_nothing)
+    assert not check_steps(ran)["each pass that repeats is captured"]
+    assert "captured: uncaptured 2; head.onnx: no" in as_text(HERE, load_target("jetson-orin"), ran, {})
     ran = steps(verify_fails)
     assert not check_steps(ran)["verify"]
     assert "verify: the rows differ" in as_text(HERE, load_target("jetson-orin"), ran, check_steps(ran))

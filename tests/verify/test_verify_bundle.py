@@ -348,8 +348,9 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_runs(pristine: Path
     assert said == ["hashes"]
     with pytest.raises(UsageError, match="outside"):
         verify_bundle(pristine, prompts=[[9999]], tokens=2)
-    with pytest.raises(UsageError, match="not positive"):
-        verify_bundle(pristine, tokens=0)
+    for tokens in (-1, 0, 1):
+        with pytest.raises(UsageError, match=rf"--tokens: {tokens} tokens show nothing(.|\n)*mend: generate 2 or more"):
+            verify_bundle(pristine, tokens=tokens)
     with pytest.raises(UsageError, match="tokenizer"):
         verify_bundle(pristine, prompts=["text"])
     with pytest.raises(UsageError):

@@ -18,7 +18,7 @@ from eecompile.runtime.gates import ExitGates
 from eecompile.verify.compare import Comparator, find_comparator, measure_with_numpy, measure_with_polygraphy
 from eecompile.verify.criteria import criteria_of, fires
 from eecompile.verify.decisions import check_flips
-from eecompile.verify.exact import check_exact
+from eecompile.verify.exact import LEAST_WALKS, check_exact
 from eecompile.verify.prompts import prompt_ids
 from eecompile.verify.report import Check, VerifyReport
 from eecompile.verify.rows import Walker
@@ -139,12 +139,14 @@ def test_a_gate_that_decides_nothing_has_no_flips() -> None:
 
 # -- exact mode ------------------------------------------------------------------------------------------------
 
+MIXED = "exact greedy, mixed drafts, cap 8"
 
-def _exact(bundle: Bundle, noise: float) -> dict[str, Check]:
+
+def _exact(bundle: Bundle, noise: float, tokens: int = 8) -> dict[str, Check]:
     walker = Walker(bundle)
     asked = len(bundle.manifest.exits)
     values = [{name: np.array([0.1, 0.2]) for name in ("learned", *c.HEAD_CRITERIA)}] * asked
-    checks = check_exact(bundle, walker, [[1, 2, 3]], 8, values, noise, lambda stage: None)
+    checks = check_exact(bundle, walker, [[1, 2, 3]], tokens, values, noise, lambda stage: None)
     return {check.name: check for check in checks}
 
 
@@ -180,6 +182,16 @@ def test_forced_drafts_that_are_never_made_fail(pristine: Path, monkeypatch: pyt
     forced = checks["exact greedy, forced drafts, cap 1"]
     assert not forced.passed
     assert (forced.figures["mismatches"], forced.figures["drafted"]) == (0, 0)
+    assert "no token was a draft" in forced.detail
+    mixed = {tokens: _exact(Bundle.open(pristine), 0.0, tokens)[MIXED] for tokens in (LEAST_WALKS, LEAST_WALKS + 1)}
+    assert {tokens: check.passed for tokens, check in mixed.items()} == {LEAST_WALKS: True, LEAST_WALKS + 1: False}
+
+
+def test_two_tokens_are_enough_for_forced_drafts(pristine: Path) -> None:
+    checks = _exact(Bundle.open(pristine), 0.0, 2)
+    assert all(check.passed for check in checks.values())
+    assert checks["exact greedy, forced drafts, cap 1"].figures["drafted"] == 1
+    assert not any("drafted" in check.tolerance for check in _exact(Bundle.open(pristine), 0.0, 1).values())
 
 
 def test_a_budget_may_end_exact_mode_sooner(bundle: Path) -> None:
