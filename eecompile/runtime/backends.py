@@ -67,8 +67,11 @@ def load_graphs(backend: str, files: BundleFiles, *, hashed: bool = True, plugin
 
     backend: of contract.BACKENDS. hashed: also check engines, which the core does not vouch for, by SHA-256. plugin: as
     of Bundle.open.
-    Raises MissingBackend, IntegrityError; UsageError where the bundle has nothing for the back end.
+    Raises MissingBackend, IntegrityError; UsageError where the bundle has nothing for the back end, or it for a plugin.
     """
+    if plugin is not None and backend != "tensorrt":
+        what = f"engines alone call the exit decision's library, and the back end is {backend}"
+        raise UsageError(what, where=str(plugin), mend="leave --plugin out, or name --backend tensorrt")
     return _LOADERS[backend](_Request(files, hashed, plugin))
 
 
@@ -116,6 +119,9 @@ def _engines_for_here(
         except (MissingBackend, EngineMismatch) as e:
             faults.append(e)
             continue
+        if record.plugin is None and asked.plugin is not None:
+            what = f"the engines in {folder} call no library of the exit decision"
+            raise UsageError(what, where=str(asked.plugin), mend="leave --plugin out")
         if record.plugin is not None and library is not None:
             load_library(trt, library)
         return folder, record, trt

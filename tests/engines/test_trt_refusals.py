@@ -139,3 +139,8 @@ def test_the_plugin_that_engines_call_is_checked(
     assert trt.deserialised == []
     Bundle.open(bundle, backend="tensorrt", plugin=library)
     assert loaded == [library]
+    with pytest.raises(UsageError, match=r"call no library(.|\n)*mend: leave --plugin out"):
+        Bundle.open(built["engines"], backend="tensorrt", plugin=library)
+    for backend in ("onnxruntime", "auto"):
+        with pytest.raises(UsageError, match=r"libeecompile_plugins\.so: engines alone call .* is onnxruntime\n"):
+            Bundle.open(built["plain"], backend=backend, plugin=library)
