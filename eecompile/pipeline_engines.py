@@ -23,7 +23,8 @@ def engines(
 ) -> EnginesBuilt:  # fmt: skip
     """Build what is missing of a bundle's engines on this machine.
 
-    target: another one than the bundle's. plugin: where the exit decision's library is, unless `make plugin` made it.
+    target: another one than the bundle's. plugin: where the exit decision's library is, unless `make plugin` made it or
+    the request wants its kernel inside of the engines.
 
     Raises IntegrityError where the bundle is not intact, UsageError where it needs no engines or this is another
     device, MissingBackend where this machine cannot build them.
@@ -31,7 +32,9 @@ def engines(
     files = read_bundle(bundle)
     plan = device_plan(files)
     plan = plan if target is None else plan_for_target(plan, target)
-    return _build(files, plan, builder_for(plan, find_library(plugin)), request, progress)
+    _check_plugin(plan, request, plugin)
+    library = None if request.aot else find_library(plugin)
+    return _build(files, plan, builder_for(plan, library, aot=request.aot), request, progress)
 
 
 def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> EnginesBuilt | str:
@@ -43,6 +46,16 @@ def engines_here(bundle: Path, *, progress: Progress = lambda stage: None) -> En
     except (MissingBackend, UsageError) as e:
         return _why(plan, e)
     return _build(files, plan, builder, EngineRequest(), progress)
+
+
+def _check_plugin(plan: BuildPlan, request: EngineRequest, plugin: Path | None) -> None:
+    """Refuse what the engines would have no use for."""
+    if plugin is not None and request.aot:
+        raise UsageError("engines that carry the exit decision call no library", mend="leave out --plugin or --aot")
+    if plan.plugin == "never" and (plugin is not None or request.aot):
+        option = "--aot" if request.aot else "--plugin"
+        what = f"TensorRT-RTX has no plugins, and builds {plan.target}'s engines"
+        raise UsageError(what, where=option, mend="leave it out: the decision's ONNX function is built")
 
 
 def _build(

@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 @click.option("--strip", is_flag=True, help="Plans without weights, which are put in from the bundle at loading.")
 @click.option("--refit", is_flag=True, help="Plans whose weights may be replaced by others.")
 @click.option("--plugin", type=click.Path(path_type=Path), help="The library of the exit decision (make plugin).")
+@click.option("--aot", is_flag=True, help="Engines carry its kernel and need no library; TensorRT 10.9 on, and nvcc.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="A file to share. Default: beside the engines.")
 @JSON
 @user_faults
 def engines(
-    bundle: Path, target: str | None, strip: bool, refit: bool, plugin: Path | None, timing_cache: Path | None,
-    as_json: bool,
+    bundle: Path, target: str | None, strip: bool, refit: bool, plugin: Path | None, aot: bool,
+    timing_cache: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build BUNDLE's engines on this machine, the device that they are for. Goes on where it was interrupted."""
     from eecompile.engines.build import EngineRequest
     from eecompile.pipeline_engines import engines as build
     from eecompile.target import load_target
 
-    request = EngineRequest(strip, refit, None if timing_cache is None else timing_cache.absolute())
+    request = EngineRequest(strip, refit, None if timing_cache is None else timing_cache.absolute(), aot)
     other = None if target is None else load_target(target)
     with stages("engines") as begin:
         found = build(

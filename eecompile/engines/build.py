@@ -31,16 +31,19 @@ from eecompile.errors import IntegrityError, MissingBackend, UsageError
 Progress = Callable[[str], None]
 Run = Callable[[EngineJob, Progress, int], EngineDone]
 TIMING_CACHE = "timing.cache"
+CARRIED = "AOT_PLUGIN"  # among the flags of a record: engines have the exit decision's kernel in them
 
 
 @dataclass(frozen=True)
 class EngineRequest:
     """stripped: plans without weights. refit: weights may be replaced by others. timing_cache: a file that builds
-    share; None: one beside the engines."""
+    share; None: one beside the engines. aot: the exit decision's kernel goes into the engines that have one, which then
+    need no plugin library."""
 
     stripped: bool = False
     refit: bool = False
     timing_cache: Path | None = None
+    aot: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,11 @@ def build_engines(
 def _heading(core: str, plan: BuildPlan, builder: Builder, request: EngineRequest) -> EngineRecord:
     """A record without engines: what all of them are to have in common."""
     flags = ["STRONGLY_TYPED", *builder_flags(request.stripped, request.refit)]
+    decides = any(graph.plugin for graph in plan.graphs)
+    if decides and request.aot:
+        flags.append(CARRIED)
     options = EngineOptions(compute=plan.compute, stripped=request.stripped, refit=request.refit, flags=flags)
-    plugin = builder.plugin if any(graph.plugin for graph in plan.graphs) else None
+    plugin = builder.plugin if decides and not request.aot else None
     return EngineRecord(
         core=core, target=plan.target, backend=builder.module, sm=list(builder.sm), tensorrt=builder.version,
         cuda=builder.cuda, plugin=None if plugin is None else plugin.sha256, built_on=builder.device,
@@ -121,10 +127,11 @@ def _job(
 ) -> EngineJob:
     own = folder / TIMING_CACHE if builder.times else None
     cache = request.timing_cache or own
+    plugin = builder.plugin if graph.plugin and not request.aot else None
     return EngineJob(
         module=builder.module, graph=graph.name, onnx=str(bundle / graph.path), out=str(folder / f"{graph.name}.plan"),
         profiles=graph.profiles, sm=list(builder.sm) if builder.several else [],
-        plugin=str(builder.plugin.path) if builder.plugin is not None and graph.plugin else None, decides=graph.plugin,
+        plugin=None if plugin is None else str(plugin.path), decides=graph.plugin, aot=request.aot and graph.plugin,
         stripped=request.stripped, refit=request.refit, timing_cache=None if cache is None else str(cache),
     )  # fmt: skip
 
@@ -146,7 +153,7 @@ def _remove_others(folder: Path, record: EngineRecord) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """One build at a time. A building process inherits the lock, so that one whose parent was killed holds it still."""
+    """One build at a time. Building processes inherit the lock, so that it is held until the last of them has ended."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,7 +163,6 @@ def _locked(folder: Path) -> Iterator[int]:
         finally:
             remove_temporaries(folder)
     except BlockingIOError as e:
-        mend = "wait for it to end; a build that was killed may have left its last engine's process running"
-        raise UsageError("another process builds engines here", where=str(folder), mend=mend) from e
+        raise UsageError("another process builds engines here", where=str(folder), mend="wait for it to end") from e
     finally:
         os.close(lock)

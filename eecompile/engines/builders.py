@@ -9,10 +9,11 @@ from eecompile.plugins.library import PluginLibrary
 from eecompile.target import Target
 
 
-def builder_for(plan: BuildPlan, plugin: PluginLibrary | None = None) -> Builder:
-    """What builds the plan's engines on this machine. plugin: the exit decision's library, which TensorRT-RTX has no
-    use for. Raises MissingBackend and UsageError, saying what is missing or different here."""
-    return rtx_builder(plan) if plan.backend == "tensorrt_rtx" else tensorrt_builder(plan, plugin)
+def builder_for(plan: BuildPlan, plugin: PluginLibrary | None = None, *, aot: bool = False) -> Builder:
+    """What builds the plan's engines on this machine. plugin: the exit decision's library; aot: engines are to carry
+    its kernel. TensorRT-RTX has no use for either. Raises MissingBackend and UsageError, saying what is missing or
+    different here."""
+    return rtx_builder(plan) if plan.backend == "tensorrt_rtx" else tensorrt_builder(plan, plugin, aot=aot)
 
 
 def plan_for_target(plan: BuildPlan, target: Target) -> BuildPlan:

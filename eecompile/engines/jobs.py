@@ -15,8 +15,9 @@ class EngineJob(Strict):
     """Build `onnx` into `out` with the package `module`.
 
     sm: compute capabilities of one engine for several GPUs (TensorRT-RTX alone; empty: the GPU at hand). plugin: the
-    library that has the exit decision. decides: the graph has that node, which has to become a plugin layer where
-    there is a library. stripped, refit: as EngineOptions. timing_cache: a file that builds share.
+    library that has the exit decision. aot: the engine is to carry it instead. decides: the graph has that node, which
+    has to become a plugin layer in both cases. stripped, refit: as EngineOptions. timing_cache: a file that builds
+    share.
     """
 
     module: Module
@@ -26,6 +27,7 @@ class EngineJob(Strict):
     profiles: Annotated[list[ProfileShapes], Field(min_length=1, max_length=16)]
     sm: Annotated[list[Annotated[int, Field(ge=50, le=199)]], Field(max_length=32)] = Field(default_factory=list)
     plugin: Text | None = None
+    aot: bool = False
     decides: bool = False
     stripped: bool = False
     refit: bool = False

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from eecompile.engines.files import write_whole
 from eecompile.engines.jobs import EngineDone, EngineJob
 from eecompile.engines.machine import ON_DEVICE
 from eecompile.engines.plan import ProfileShapes
 from eecompile.engines.resident import peak_bytes
 from eecompile.errors import EECompileError, MissingBackend
+from eecompile.plugins.exit_decision.aot import ask_for_aot
 
 Progress = Callable[[str], None]
 PLUGIN_LAYER, ATTENTION_LAYER = "PLUGIN_V3", "ATTENTION_INPUT"
@@ -35,7 +38,7 @@ def build_engine(trt: Any, job: EngineJob, progress: Progress = lambda stage: No
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # keeps the weights: it has to outlive the build
     progress("parse")
-    if not parser.parse_from_file(job.onnx):
+    if not _parse(parser, job):
         raise EECompileError(f"the parser refuses it: {_parser_errors(parser)}", where=job.graph)
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
     _check_decision(job, layers)
@@ -65,12 +68,22 @@ def _builder(trt: Any, log: Any, job: EngineJob) -> Any:
         raise MissingBackend(what, where=job.graph, mend=ON_DEVICE) from e
 
 
+def _parse(parser: Any, job: EngineJob) -> bool:
+    """Parse the job's graph; its weights lie beside it, wherever its bytes come from."""
+    if not job.aot:
+        return bool(parser.parse_from_file(job.onnx))
+    model = onnx.load(job.onnx, load_external_data=False)
+    ask_for_aot(model)
+    return bool(parser.parse(model.SerializeToString(), job.onnx))
+
+
 def _check_decision(job: EngineJob, layers: Counter[str]) -> None:
     """The parser takes the node's ONNX function, silently, where it does not find the plugin."""
-    if job.decides and job.plugin is not None and not layers[PLUGIN_LAYER]:
+    if job.decides and (job.plugin is not None or job.aot) and not layers[PLUGIN_LAYER]:
+        library = "a plugin library for this TensorRT: `make plugin` on this machine"
         raise EECompileError(
             f"the exit decision did not become the plugin: there is no {PLUGIN_LAYER} layer", where=job.graph,
-            mend="a plugin library for this TensorRT: `make plugin` on this machine",
+            mend=f"leave --aot out, or use {library}" if job.aot else library,
         )  # fmt: skip
 
 

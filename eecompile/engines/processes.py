@@ -1,6 +1,7 @@
 """Run one engine's build in a process of its own, and say what ended it where it does not say so itself."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ def run_in_process(job: EngineJob, progress: Callable[[str], None], lock: int) -
     """Build `job` (child.py). lock: a file descriptor that the process keeps open. Raises EECompileError."""
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(
-            CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, pass_fds=(lock,), text=True
-        ) as process:
+            [*CHILD, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, pass_fds=(lock,),
+            text=True,
+        ) as process:  # fmt: skip
             try:
                 answer = _converse(process, job, progress)
             except BaseException:

@@ -7,14 +7,16 @@ from eecompile.engines.machine import Builder, Gpu, check_version, read_gpu
 from eecompile.engines.packages import load_module
 from eecompile.engines.plan import BuildPlan
 from eecompile.errors import MissingBackend, UsageError
+from eecompile.plugins.exit_decision.aot import FIRST_AOT
 from eecompile.plugins.library import MEND, PluginLibrary
 
 
 def tensorrt_builder(
-    plan: BuildPlan, plugin: PluginLibrary | None, *,
+    plan: BuildPlan, plugin: PluginLibrary | None, *, aot: bool = False,
     gpu: Callable[[], Gpu] = read_gpu, load: Callable[[str], Any] = load_module,
 ) -> Builder:  # fmt: skip
-    """TensorRT on this machine, which has to be the plan's device. plugin: the exit decision's library, if any.
+    """TensorRT on this machine, which has to be the plan's device. plugin: the exit decision's library, if any. aot:
+    engines are to carry its kernel instead.
 
     Raises MissingBackend where GPU, TensorRT or a plugin that the graphs need is missing, UsageError where this is
     another GPU or version than the plan is for.
@@ -28,7 +30,9 @@ def tensorrt_builder(
         )
     check_version("TensorRT", version, plan.tensorrt, plan.tensorrt_below)
     check_version("the driver's CUDA", found.cuda, plan.cuda)
-    if plan.plugin == "required" and plugin is None:
+    if aot:
+        check_version("engines that carry the exit decision: TensorRT", version, FIRST_AOT)
+    elif plan.plugin == "required" and plugin is None:
         raise MissingBackend(
             "the exit decision's plugin library is missing, and these graphs need it",
             mend=f"{MEND}; then name it with --plugin",

@@ -11,7 +11,7 @@ from eecompile import pipeline_engines
 from eecompile.engines.machine import ON_DEVICE
 from eecompile.engines.plan import BuildPlan
 from eecompile.errors import MissingBackend
-from eecompile.target import FOLDER
+from eecompile.target import load_target
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def orin(checkpoint: Path) -> Path:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine has."""
 
-    def none_here(plan: BuildPlan, plugin: object) -> None:
+    def none_here(plan: BuildPlan, plugin: object, *, aot: bool) -> None:
         raise MissingBackend("there is no NVIDIA GPU here", mend=ON_DEVICE)
 
     monkeypatch.setattr("eecompile.engines.builders.tensorrt_builder", none_here)
@@ -56,11 +56,11 @@ def test_a_build_leaves_the_plan_and_a_line(checkpoint: Path, tmp_path: Path, mo
     assert "tensorrt_rtx cannot be imported" in cli("engines", tmp_path / "b", status=3).stderr
 
 
-def test_a_build_that_does_not_fit_says_so(checkpoint: Path, tmp_path: Path) -> None:
-    small = tmp_path / "small.toml"
-    lines = (FOLDER / "jetson-orin.toml").read_text().splitlines()
-    small.write_text("\n".join("memory = 1000" if line.startswith("memory") else line for line in lines))
-    said = cli("build", checkpoint, "--target", small, "--exits", "2", "--context", "64", "-o", tmp_path / "b").stderr
+def test_a_build_that_does_not_fit_says_so(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_target("jetson-orin").model_copy(update={"memory": 1000})
+    monkeypatch.setattr("eecompile.target.load_target", lambda name: small)
+    options = ("--exits", "2", "--context", "64", "-o", tmp_path / "b")
+    said = cli("build", checkpoint, "--target", "jetson-orin", *options).stderr
     assert "warning: it needs" in said
 
 

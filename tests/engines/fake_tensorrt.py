@@ -34,9 +34,11 @@ def make(
     rtx: bool = False,
     libraries: tuple[str, ...] = (),
     prefers_function: bool = False,
+    python: Any = None,
 ) -> Any:
     """A module. libraries: paths of plugin libraries with the exit decision, which a parser that prefers a
-    node's function does not take, as 10.6 and older."""
+    node's function does not take, as 10.6 and older. python: a double of what has plugins with ahead-of-time kernels
+    (plugin_double.py)."""
     number = tuple(int(part) for part in version.split(".")[:2])
     trt: Any = types.ModuleType("tensorrt")
     trt.__version__, trt.calls, trt.registered, trt.float32 = version, [], [], object()
@@ -83,6 +85,8 @@ def make(
             return None
 
         def get_creator(self, name: str, version: str, plugin_namespace: str) -> Any:
+            if python is not None and plugin_namespace:
+                return python.get_plugin_registry().get_creator(name, version, plugin_namespace)
             assert (name, version, plugin_namespace) == (DECISION, "1", "")
             return object() if trt.registered else None
 
@@ -91,6 +95,8 @@ def make(
 
     registry, trt.dlopen = Registry(), dlopen
     trt.get_plugin_registry = lambda: registry
+    if python is not None:
+        trt.DataType, trt.QuickPluginCreationRequest = python.DataType, python.QuickPluginCreationRequest
 
     class Layer:
         def __init__(self, kind: str) -> None:
@@ -118,6 +124,7 @@ def make(
     class Network:
         def __init__(self, builder: Any) -> None:
             self.builder, self.layers, self.inputs, self.parser = builder, [], [], lambda: None
+            self.carried: Any = None
 
         num_layers = property(lambda self: len(self.layers))
         num_inputs = property(lambda self: len(self.inputs))
@@ -156,8 +163,16 @@ def make(
             return self.errors[index]
 
         def parse_from_file(self, path: str) -> bool:
-            model = onnx.load(path)  # with its weights, from beside it
             trt.calls.append(("parse", Path(path).name))
+            return self._parse(onnx.load(path))  # with its weights, from beside it
+
+        def parse(self, data: bytes, path: str | None = None) -> bool:
+            model = onnx.load_model_from_string(data)
+            if path is not None:
+                onnx.load_external_data_for_model(model, str(Path(path).parent))
+            return self._parse(model)
+
+        def _parse(self, model: Any) -> bool:
             newest = next((o for first, o in reversed(_OPSETS) if number >= first), 0)
             known = {initializer.name for initializer in model.graph.initializer}
             self.network.inputs = [Tensor(v) for v in model.graph.input if v.name not in known]
@@ -170,7 +185,15 @@ def make(
             return not self.errors
 
         def _node(self, i: int, node: Any, functions: set[str], opset: int, newest: int) -> None:
-            if node.domain == "eecompile":
+            asked = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if node.domain == "eecompile" and asked.get("plugin_namespace") == b"eecompile" and not prefers_function:
+                definition = registry.get_creator(node.op_type, "1", "eecompile")
+                parts = definition and (definition.register, definition.autotune, definition.aot_impl)
+                if not parts or None in parts or asked.get("aot") != 1:
+                    self.errors.append(ParserError(node, i, "Plugin has no ahead-of-time kernels"))
+                self.network.layers.append(Layer("PLUGIN_V3"))
+                self.network.carried = ("eecompile::" + node.op_type, [python.DataType.FLOAT] * 2, [[1, 64], [1, 3]])
+            elif node.domain == "eecompile":
                 by_function = node.op_type in functions and (prefers_function or not trt.registered)
                 if not by_function and not trt.registered:
                     self.errors.append(ParserError(node, i, "Plugin not found"))
@@ -251,6 +274,7 @@ def make(
             if fault := _profile_fault(varying, config.profiles):
                 self.logger.log(ILogger.Severity.ERROR, fault)
                 return None
+            kernel = None if network.carried is None else python.kernel_for(*network.carried)
             if config.cache is not None:
                 config.cache.known.append(str(len(network.layers)).encode())
             engine = {
@@ -259,6 +283,7 @@ def make(
                 "profiles": [profile.shapes for profile in config.profiles], "aux": config.max_aux_streams,
                 "sms": [config.sms[i] for i in range(config.num_compute_capabilities)],
                 "weights": 0 if "STRIP_PLAN" in config.flags else network.weights, "plugins": trt.registered,
+                "ptx": kernel and kernel.ptx.decode(),
             }  # fmt: skip
             return json.dumps(engine).encode()
 

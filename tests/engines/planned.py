@@ -17,6 +17,7 @@ from eecompile.engines.machine import Gpu
 from eecompile.engines.plan import BuildPlan, GraphPlan, ProfileShapes, ShapeRange
 from eecompile.engines.records import engines_folder
 from eecompile.engines.tensorrt import tensorrt_builder
+from eecompile.plugins.exit_decision.aot import compile_ptx
 from eecompile.plugins.library import PluginLibrary, load_library
 from eecompile.schema import GraphInfo
 
@@ -56,18 +57,21 @@ def _profile(info: GraphInfo, name: Any, least: int, most: int) -> ProfileShapes
     return ProfileShapes(name=name, shapes=shapes)
 
 
-def inside(trt: Any) -> Callable[[EngineJob, Any, int], EngineDone]:
-    """Runs jobs in this process, with `trt` in place of the module."""
+def inside(trt: Any, kernels: Callable[[], bytes] = compile_ptx) -> Callable[[EngineJob, Any, int], EngineDone]:
+    """Runs jobs in this process, with `trt` in place of the module. kernels: gives the PTX that engines carry."""
 
     def run(job: EngineJob, progress: Callable[[str], None], lock: int) -> EngineDone:
         os.fstat(lock)
-        return run_job(job, progress, load=lambda name: trt, register=partial(load_library, dlopen=trt.dlopen))
+        return run_job(
+            job, progress, load=lambda name: trt, register=partial(load_library, dlopen=trt.dlopen),
+            kernels=kernels,
+        )  # fmt: skip
 
     return run
 
 
-def orin(plan: BuildPlan, trt: Any, plugin: PluginLibrary | None = None, gpu: Gpu = ORIN) -> Any:
-    return tensorrt_builder(plan, plugin, gpu=lambda: gpu, load=lambda name: trt)
+def orin(plan: BuildPlan, trt: Any, plugin: PluginLibrary | None = None, gpu: Gpu = ORIN, *, aot: bool = False) -> Any:
+    return tensorrt_builder(plan, plugin, aot=aot, gpu=lambda: gpu, load=lambda name: trt)
 
 
 def engine(bundle: Path, name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from eecompile.errors import EECompileError, MissingBackend
 NAMESPACE = c.DECISION_DOMAIN
 PLUGIN_ID = f"{NAMESPACE}::{c.DECISION_OP}"
 SOURCE = Path(__file__).with_name("aot.cu")
+FIRST_AOT = "10.9"  # of TensorRT
 PTX_TARGET = "compute_80"  # every GPU that targets name runs it
 TILE = 4096  # logits that kTile of tile.cuh has
 TILES_AT_ONCE = 4  # kTilesAtOnce of aot.cu
@@ -59,7 +60,7 @@ def register_aot(trt: Any, compile: Compile = compile_ptx) -> None:
     compile: gives the PTX, asked once, when an engine first wants it. Raises MissingBackend below TensorRT 10.9.
     """
     if not hasattr(trt, "QuickPluginCreationRequest"):
-        what = f"TensorRT {trt.__version__} has no plugins with ahead-of-time kernels (10.9 has)"
+        what = f"TensorRT {trt.__version__} has no plugins with ahead-of-time kernels ({FIRST_AOT} has)"
         raise MissingBackend(what, where=PLUGIN_ID, mend="the plugin library: `make plugin`")
     if trt.get_plugin_registry().get_creator(c.DECISION_OP, c.DECISION_VERSION, NAMESPACE) is not None:
         return
