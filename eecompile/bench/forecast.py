@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from eecompile import contract as c
-from eecompile.bench.cost import Mode, PassCosts, full_depth_seconds, simulate
-from eecompile.bench.cost_model import TYPICAL_LENGTH, Setting, outline, pass_bytes, predict_costs
-from eecompile.bench.defaults import best_subset, sample_traces
+from eecompile.bench.cost import Mode, PassCosts
+from eecompile.bench.cost_model import TYPICAL_LENGTH, Setting, outline, predict_costs
+from eecompile.bench.defaults import sample_traces
 from eecompile.bench.machine import measure_rates
 from eecompile.bench.memory import Memory, memory_needed
+from eecompile.bench.player import Forecast, Player
 from eecompile.bench.rates import Rates, rates_from_target
 from eecompile.bench.work import Work
 from eecompile.bench.work_student import plan_of, stored_weights, works_from_student
@@ -37,29 +38,16 @@ class GraphCost:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Decoding in one mode with the exits after these layers open. basis: what is known of when they fire. speedup:
-    over full depth. layer_rows, bytes: of a token, everything included."""
-
-    mode: Mode
-    exits: Sequence[int]
-    basis: str
-    tokens_per_second: float
-    speedup: float
-    mean_depth: float
-    layer_rows: float
-    bytes: float
-
-
-@dataclass(frozen=True)
 class Prediction:
-    """basis: where the rates are from ("" where there are none). length: tokens in the cache of what is priced."""
+    """basis: where the rates are from ("" where there are none). length: tokens in the cache of what is priced. batch:
+    the forecasts for as many sequences as the build has slots, where these are several."""
 
     basis: str
     length: int
     graphs: Sequence[GraphCost]
     forecasts: Sequence[Forecast]
     memory: Memory
+    batch: Sequence[Forecast] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the memory's total and verdict included."""
@@ -93,8 +81,11 @@ def predict_build(
     if rates is None:
         return Prediction("", length, _graphs(works, None, setting, length), [], memory)
     costs = predict_costs(works, rates, setting)
-    forecasts = _forecasts(student, _Player(_outline(student), works, rates, setting, costs, length))
-    return Prediction(rates.basis, length, _graphs(works, costs, setting, length), forecasts, memory)
+    player = Player(_outline(student), works, rates, setting, costs, length)
+    found = _forecasts(student, player)
+    batch = _batch(player, found, plan["slots"])
+    graphs = _graphs(works, costs, setting, length)
+    return Prediction(rates.basis, length, graphs, [forecast for forecast, _ in found], memory, batch)
 
 
 def rates_of(target: Target, plan: Mapping[str, Any], width: int, weights: float) -> Rates | None:
@@ -138,64 +129,32 @@ def _graphs(works: Mapping[str, Work], costs: PassCosts | None, setting: Setting
     return found
 
 
-@dataclass(frozen=True)
-class _Player:
-    """Replays letters through the loop, priced by the cost model."""
-
-    manifest: Manifest
-    works: Mapping[str, Work]
-    rates: Rates
-    setting: Setting
-    costs: PassCosts
-    length: int
-
-    def full(self) -> Forecast:
-        """Every token runs every layer."""
-        steps = [(f"segment_{step.segment}", 1) for step in self.manifest.schedule]
-        passes = [("embed", 1), *steps, ("head", 1)]
-        moved = sum(pass_bytes(self.works, self.rates, self.setting, {passed: 1}) for passed in passes)
-        depth = self.manifest.model.layers
-        return Forecast("full", [], "", 1 / self._full_seconds(), 1.0, depth, depth, moved)
-
-    def play(self, mode: Mode, letters: Sequence[str], exits: Sequence[int], basis: str) -> Forecast:
-        """In `mode`, with these exits open."""
-        played = simulate(
-            self.manifest, self.costs, letters, open_exits=exits, mode=mode, cap=self.setting.cap, length=self.length
-        )
-        return Forecast(
-            mode=mode,
-            exits=[self.manifest.exits[i].layer for i in exits],
-            basis=basis,
-            tokens_per_second=1 / played.seconds_per_token,
-            speedup=self._full_seconds() / played.seconds_per_token,
-            mean_depth=played.mean_depth,
-            layer_rows=played.layer_rows_per_token,
-            bytes=pass_bytes(self.works, self.rates, self.setting, played.passes) / played.tokens,
-        )
-
-    def best(self, mode: Mode, letters: Sequence[str], able: Sequence[int], basis: str) -> Forecast:
-        """With those of the exits open that together take the least time."""
-        chosen = best_subset(able, lambda some: 1 / self.play(mode, letters, sorted(some), basis).tokens_per_second)
-        return self.play(mode, letters, sorted(chosen), basis)
-
-    def _full_seconds(self) -> float:
-        return full_depth_seconds(self.manifest, self.costs, self.length)
-
-
-def _forecasts(student: Student, player: _Player) -> list[Forecast]:
-    """Full depth, and then each mode with the exits that pay by the student's calibration. Without one: each exit
-    alone, if every token left there and were right, which is more than any student reaches."""
-    found, exits = [player.full()], len(player.manifest.exits)
+def _forecasts(student: Student, player: Player) -> list[tuple[Forecast, Sequence[str]]]:
+    """Full depth, and then each mode with the exits that pay by the student's calibration, with the letters that said
+    so. Without a calibration: each exit alone, if every token left there and were right, which is more than any student
+    reaches."""
+    exits = len(player.manifest.exits)
+    found: list[tuple[Forecast, Sequence[str]]] = [(player.full(), [])]
     calibrated = next((r for r in student.exits.schema.calibrations if r.kv == "catch_up" and r.traces), None)
     for mode in MODES if exits else ():
         if calibrated is not None:
             letters, able = _traced(calibrated, mode)
-            found.append(player.best(mode, letters, able, f"as in the {calibrated.precision} calibration"))
+            found.append((player.best(mode, letters, able, f"as in the {calibrated.precision} calibration"), letters))
             continue
-        found += [
-            player.play(mode, [_all_leave(i, exits)], [i], "every token leaves, and is right") for i in range(exits)
-        ]
+        for i in range(exits):
+            letters = [_all_leave(i, exits)]
+            found.append((player.play(mode, letters, [i], "every token leaves, and is right"), letters))
     return found
+
+
+def _batch(player: Player, found: Sequence[tuple[Forecast, Sequence[str]]], slots: int) -> list[Forecast]:
+    """The forecasts for all slots of the build at once, with the exits that were chosen for one sequence, as a bundle's
+    policy has them; full depth alone where an exit has a layer of its own."""
+    if slots == 1:
+        return []
+    layered = any(info.adapter == "layer" for info in player.manifest.exits)
+    chosen = [(forecast, letters) for forecast, letters in found if forecast.mode == "full" or not layered]
+    return [player.side_by_side(forecast, letters, slots) for forecast, letters in chosen]
 
 
 def _all_leave(exit_: int, exits: int) -> str:

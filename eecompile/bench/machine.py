@@ -2,11 +2,13 @@
 
 One chain of products is timed over one row and over many. It is of the model's own width, precision and size: kernels
 attain other rates in thin matrices and in quantised ones, and how much of a model a processor's caches hold decides how
-fast it is read. The time of no rows is reading, the slope over rows is computing.
+fast it is read. The time of no rows is reading, the slope over rows is computing. A second chain has as many bytes in a
+few matrices as wide as a head: what the first takes longer to read is what each of its products costs by itself.
 """
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -28,6 +30,16 @@ ROWS: Final = 32
 ROUNDS: Final = 7
 _SMALL_NODES: Final = 400
 _WIDENING: Final = 3  # an MLP's width over the hidden state's, about
+_HEADS: Final = 64  # a head's, at most
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A chain over a lone row: its matrices, their bytes, and the seconds that are not arithmetic or small kernels."""
+
+    count: int
+    bytes: float
+    seconds: float
 
 
 def measure_rates(width: int, precision: str, weights: float, *, threads: int, launch: float) -> Rates:
@@ -38,20 +50,46 @@ def measure_rates(width: int, precision: str, weights: float, *, threads: int, l
     """
     use_threads(threads)
     width = max(NARROWEST, -(-width // c.BLOCK) * c.BLOCK)
-    count = max(2, round(min(weights, MOST_BYTES) / (width * _WIDENING * width * STORED[precision])) // 2 * 2)
-    with tempfile.TemporaryDirectory(prefix="eecompile-rates-") as folder:
-        small = _timed(Path(folder), "small", lambda g: _write_small(g, width), {1: width})
-        chain = _timed(
-            Path(folder), "chain", lambda g: _write_chain(g, width, count, precision), {1: width, ROWS: width}
-        )
+    most = min(weights, MOST_BYTES) / STORED[precision]
+    count = max(2, round(most / (width * _WIDENING * width)) // 2 * 2)
+    wide = max(_WIDENING, min(_HEADS, int(most / (2 * width * width)))) * width
+    heads = max(1, round(most / (width * wide)))
+    with tempfile.TemporaryDirectory(prefix="eecompile-rates-") as name:
+        folder, shapes = Path(name), {1: width, ROWS: width}
+        small = _timed(folder, "small", lambda g: _write_small(g, width), {1: width})
+        chain = _timed(folder, "chain", lambda g: _write_chain(g, width, count, precision), shapes)
+        few = _timed(folder, "few", lambda g: _write_heads(g, width, wide, heads, precision), shapes)
     kernel = small[1] / _SMALL_NODES
-    row = max((chain[ROWS] - chain[1]) / (ROWS - 1), 1e-12)
-    reading = max(chain[1] - row - count * kernel, chain[1] / 2)  # whatever noise says, a lone row mostly reads
-    products = float(count * width * _WIDENING * width)
+    thin, broad = float(count * width * _WIDENING * width), float(heads * width * wide)  # multiplications of a row
+    bandwidth, product = _solve(
+        _Reading(count, thin * STORED[precision], _reading(chain, count * kernel)),
+        _Reading(heads, broad * STORED[precision], _reading(few, 2 * heads * kernel)),
+    )
+    flops = 2 * (thin + broad) / (_row(chain) + _row(few))
     return Rates(
-        bandwidth=products * STORED[precision] / reading, flops=2 * products / row, launch=launch, kernel=kernel,
-        overlaps=False, value=4.0, basis=f"this machine by rates measured with {threads} threads",
+        bandwidth=bandwidth, flops=flops, launch=launch, kernel=kernel, overlaps=False, value=4.0,
+        basis=f"this machine by rates measured with {threads} threads", product=product,
     )  # fmt: skip
+
+
+def _row(chain: Mapping[int, float]) -> float:
+    """Seconds that a row more takes."""
+    return max((chain[ROWS] - chain[1]) / (ROWS - 1), 1e-12)
+
+
+def _reading(chain: Mapping[int, float], kernels: float) -> float:
+    return max(chain[1] - _row(chain) - kernels, chain[1] / 2)  # whatever noise says, a lone row mostly reads
+
+
+def _solve(many: _Reading, few: _Reading) -> tuple[float, float]:
+    """Bytes/s and seconds a product, such that both chains take what they took: of each, a price for its products and
+    one for its bytes. Where many matrices are read no slower than few, a product has no price."""
+    dearer = many.seconds / many.bytes - few.seconds / few.bytes
+    oftener = many.count / many.bytes - few.count / few.bytes
+    if dearer <= 0 or oftener <= 0:
+        return (many.bytes + few.bytes) / (many.seconds + few.seconds), 0.0
+    product = dearer / oftener
+    return few.bytes / max(few.seconds - few.count * product, few.seconds / 2), product
 
 
 def _timed(folder: Path, name: str, write: Callable[[GraphWriter], None], rows: Mapping[int, int]) -> dict[int, float]:
@@ -90,6 +128,15 @@ def _write_chain(g: GraphWriter, width: int, count: int, precision: str) -> None
     for number in range(count):
         shape = (width, _WIDENING * width) if number % 2 == 0 else (_WIDENING * width, width)
         x = g.op("MatMul", x, _matrix(g, number, shape, precision))
+    g.output(x, c.HIDDEN_OUT, "float32", "N", width)
+
+
+def _write_heads(g: GraphWriter, width: int, wide: int, count: int, precision: str) -> None:
+    """Products as wide as a head, each over the first numbers of the one before."""
+    x = g.input(c.HIDDEN, "float32", "N", width)
+    for number in range(count):
+        x = g.op("MatMul", x, _matrix(g, number, (width, wide), precision))
+        x = g.op("Slice", x, g.constant([0]), g.constant([width]), g.constant([1]))
     g.output(x, c.HIDDEN_OUT, "float32", "N", width)
 
 

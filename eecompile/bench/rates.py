@@ -15,8 +15,8 @@ from eecompile.target import Target
 @dataclass(frozen=True)
 class Rates:
     """bandwidth: bytes/s. flops: operations/s (0: unknown, and not counted). launch: seconds of a pass beyond its
-    kernels; kernel: the least seconds of one. overlaps: bytes move while it computes. value: bytes of an activation.
-    basis: where the rates are from."""
+    kernels; kernel: the least seconds of one; product: those of one with a matrix, beyond its bytes and operations.
+    overlaps: bytes move while it computes. value: bytes of an activation. basis: where the rates are from."""
 
     bandwidth: float
     flops: float
@@ -25,13 +25,14 @@ class Rates:
     overlaps: bool
     value: float
     basis: str
+    product: float = 0.0
 
-    def seconds(self, work: Work, rows: int, length: int) -> float:
-        """Seconds of one pass of `rows` rows with `length` tokens in the cache."""
-        moving = work.bytes(rows, length, self.value) / self.bandwidth
-        computing = work.operations(rows, length) / self.flops if self.flops else 0.0
+    def seconds(self, work: Work, rows: int, length: int, slots: int = 1) -> float:
+        """Seconds of one pass over so many slots, of `rows` rows each with `length` tokens in the cache."""
+        moving = work.bytes(rows, length, self.value, slots) / self.bandwidth
+        computing = work.operations(rows, length, slots) / self.flops if self.flops else 0.0
         busy = max(moving, computing) if self.overlaps else moving + computing
-        return self.launch + work.kernels * self.kernel + busy
+        return self.launch + work.kernels * self.kernel + work.matrices * self.product + busy
 
 
 def rates_from_target(target: Target, compute: str) -> Rates:

@@ -13,6 +13,7 @@ from eecompile import contract as c
 
 STORED: Final[Mapping[str, float]] = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / c.BLOCK, "int4": 0.5 + 4 / c.BLOCK}
 LAYER_KERNELS: Final = 10  # two norms, four products, rotation, cache update, attention and activation
+LAYER_MATRICES: Final = 4  # of those
 SMALL_KERNELS: Final = 3  # of any other graph: a norm or a decision beside its products
 
 
@@ -65,10 +66,17 @@ class Work:
             layers=layers,
         )
 
-    def bytes(self, rows: int, length: int, value: float = 4.0) -> float:
-        """Bytes that a pass of `rows` rows moves with `length` tokens in the cache; an activation has `value` bytes."""
-        return self.weights + rows * (self.looked_up + 2 * value * self.values) + self.cached * length
+    @property
+    def matrices(self) -> int:
+        """Products that are left once those of the same rows are one: of a graph without layers, its largest."""
+        return LAYER_MATRICES * self.layers or int(self.products > 0)
 
-    def operations(self, rows: int, length: int) -> float:
+    def bytes(self, rows: int, length: int, value: float = 4.0, slots: int = 1) -> float:
+        """Bytes that a pass over so many slots of `rows` rows moves with `length` tokens in each one's cache; an
+        activation has `value` bytes. Weights are read once."""
+        each = rows * (self.looked_up + 2 * value * self.values) + self.cached * length
+        return self.weights + slots * each
+
+    def operations(self, rows: int, length: int, slots: int = 1) -> float:
         """Multiplications and additions, one each, of such a pass."""
-        return 2 * rows * (self.products + self.attended * length)
+        return 2 * slots * rows * (self.products + self.attended * length)

@@ -21,6 +21,14 @@ def print_prediction(prediction: Prediction) -> None:
              f"{f.mean_depth:.1f}", f"{f.layer_rows:.1f}", _size(f.bytes), f.basis]
             for f in prediction.forecasts
         ])  # fmt: skip
+    if prediction.batch:
+        columns = ["mode", "exits", "tokens/s of all", "over one alone", "speed-up", "depth", "layer-rows", "read"]
+        print_table(f"decoding {prediction.batch[0].slots} sequences side by side, a token", columns, [
+            [f.mode, ", ".join(map(str, f.exits)) or "-", f"{f.tokens_per_second:.0f}",
+             f"{f.tokens_per_second / alone.tokens_per_second:.2f}x", f"{f.speedup:.2f}x", f"{f.mean_depth:.1f}",
+             f"{f.layer_rows:.1f}", _size(f.bytes)]
+            for f, alone in zip(prediction.batch, prediction.forecasts, strict=False)
+        ])  # fmt: skip
     m = prediction.memory
     verdict = {True: "fits", False: "DOES NOT FIT", None: "the target's memory is not known"}[m.fits]
     parts = f"weights {_size(m.weights)}, caches {_size(m.caches)}, scratch {_size(m.scratch)}"

@@ -25,8 +25,14 @@ def pass_rows(profiles: Sequence[Profile]) -> float:
     if 1 not in times or len(times) < 2:
         return PASS_ROWS
     few = sorted(times)[-2 if len(times) > 2 else -1]  # the widest is a prefill's, which is bound by arithmetic
-    row = (times[few] - times[1]) / (few - 1)
-    return min(64.0, max(1.0, (times[1] - row) / row)) if row > 0 else 64.0
+    return rows_of_a_pass(times[1], times[few], few)
+
+
+def rows_of_a_pass(one: float, several: float, rows: int) -> float:
+    """How many rows' arithmetic costs as much as the pass itself, from the seconds of one row and of several (`rows` of
+    them)."""
+    row = (several - one) / (rows - 1)
+    return min(64.0, max(1.0, (one - row) / row)) if row > 0 else 64.0
 
 
 @lru_cache(maxsize=4096)
