@@ -15,7 +15,6 @@ namespace {
 
 constexpr std::int64_t kMaxRecordBytes = 4 << 20;
 constexpr std::string_view kBuild = "build them on this machine with `eecompile engines BUNDLE`, or eecompile-engines";
-constexpr std::array<std::string_view, 2> kBackends = {"tensorrt", "tensorrt_rtx"};
 
 std::vector<std::string> texts_from(Fields& f, const char* key, std::size_t most) {
   std::vector<std::string> found;
@@ -52,7 +51,7 @@ EngineRecord record_from(const Json& document, std::string& fault) {
   f.integer("version", 1, 1);
   r.core = f.digest("core");
   r.target = f.text("target", 64, 1);
-  r.backend = f.choice("backend", kBackends);
+  r.backend = f.choice("backend", kEngineBackends);
   for (const Json& sm : f.list("sm", 32)) r.sm.push_back(sm.is_number_unsigned() ? sm.get<int>() : 0);
   r.tensorrt = f.text("tensorrt", 80, 1);
   if (f.has("cuda")) r.cuda = f.text("cuda", 80, 1);
