@@ -10,7 +10,7 @@ import tiny
 from commands import cli_json
 from conditions_double import install_library, library_of
 from cuda_double import FakeCuda
-from doubled import COUNT, EXACT, PROMPTS, add_engines, check_arguments, device_bundle, opened
+from doubled import COUNT, EXACT, PROMPTS, add_engines, check_arguments, device_bundle, in_threads, opened
 from graphs_double import RuleBroken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -153,6 +153,11 @@ def test_sessions_share_a_gpu(built: dict[str, Path], trt: FakeTensorRT) -> None
         for run, ids in zip(runs, found, strict=True):
             ids.append(next(run).id)
     assert found == [tiny.tokens(cpu, prompt, COUNT, stop=(), **EXACT) for prompt in PROMPTS]
+
+
+def test_threads_share_a_gpu_too(both: tuple[Bundle, Bundle], trt: FakeTensorRT) -> None:
+    """Nothing of one slips into what the other captures."""
+    assert in_threads(both[0], trt) == [tiny.tokens(both[1], PROMPTS[0], 3, stop=())] * 2
 
 
 def test_one_launch_and_one_wait_a_token(both: tuple[Bundle, Bundle], trt: FakeTensorRT) -> None:
