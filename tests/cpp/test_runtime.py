@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tiny_t5
 from core_files import replace_file
-from cpp_parity import WITH_TEXT, both, said
+from cpp_parity import both, said
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout
