@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 
 #include "eecompile/contract.h"
@@ -39,7 +40,10 @@ EngineFile engine_from(const Json& value, const std::string& path, std::string& 
   e.seconds = f.number("seconds", 0, 1e7);
   e.peak = f.integer_or("peak", 0, std::int64_t{1} << 50, 0);
   f.finish();
-  if (e.file.find('/') != std::string::npos || e.file.size() < 6 || e.file.substr(e.file.size() - 5) != ".plan")
+  const std::size_t dot = e.file.rfind('.');
+  const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-'; };
+  if (dot == std::string::npos || e.file.substr(dot) != ".plan" ||
+      !std::all_of(e.file.begin(), e.file.begin() + static_cast<std::ptrdiff_t>(dot), plain))
     f.fail("file", "is no name of an engine");
   return e;
 }
