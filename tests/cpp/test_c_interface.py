@@ -23,6 +23,8 @@ class OpenOptions(ct.Structure):
         ("threads", ct.c_int32),
         ("sizes_only", ct.c_int32),
         ("onnxruntime", ct.c_char_p),
+        ("backend", ct.c_char_p),
+        ("plugin", ct.c_char_p),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tiny_t5
 from core_files import replace_file
-from cpp_parity import WITH_TEXT, both, said
+from cpp_parity import both, said
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout
@@ -62,7 +62,7 @@ def built(shelf: Any, kind: str, precision: str) -> Bundle:
 
 @pytest.mark.parametrize(
     ("kind", "precision"),
-    [(k, p) for k in KINDS for p in c.PRECISIONS if p in ("fp32", "int4") or k in ("llama", "learned", "caches")],
+    [(k, p) for k in KINDS for p in tiny.PRECISIONS if p in ("fp32", "int4") or k in ("llama", "learned", "caches")],
 )
 def test_tokens_are_the_python_runtimes(shelf: Any, command: Path, kind: str, precision: str) -> None:
     """Full mode, and exact mode with drafts made and refused, greedy and sampled, prompts of one chunk and of two."""

@@ -41,12 +41,15 @@ typedef struct eecompile_bundle eecompile_bundle;
 typedef struct eecompile_session eecompile_session;
 
 /* threads: of the process-wide pool (0: the processors at hand). sizes_only: do not compare SHA-256 of the core's
- * files. onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). */
+ * files. onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). backend: "auto" (NULL),
+ * "onnxruntime", "tensorrt" or "cuda". plugin: the exit decision's library, where engines call it (NULL: none). */
 typedef struct {
   size_t size;
   int32_t threads;
   int32_t sizes_only;
   const char* onnxruntime;
+  const char* backend;
+  const char* plugin;
 } eecompile_open_options;
 
 /* In place of the policy's thresholds of the exit after `layer` layers, which takes one for each of its gates.

@@ -183,4 +183,6 @@ Result<Classifier> Bundle::classifier(const ClassifierOptions& options) const {
   }
 }
 
+double engine_seconds() { return PassClock::seconds(); }
+
 }  // namespace eecompile

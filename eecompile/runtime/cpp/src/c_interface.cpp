@@ -20,11 +20,6 @@ static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
 
 thread_local std::string last_error;
 
-std::int32_t out_of_memory() noexcept {
-  last_error = "out of memory";  // short enough for any string to hold without memory
-  return EECOMPILE_INTERNAL;
-}
-
 // A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
 template <typename T>
 T known(const T* given) {
@@ -79,6 +74,11 @@ void tell(const Stats& s, eecompile_stats* stats) {
 
 namespace eecompile {
 
+std::int32_t out_of_memory() noexcept {
+  last_error = "out of memory";  // short enough for any string to hold without memory
+  return EECOMPILE_INTERNAL;
+}
+
 std::int32_t fail(const Status& status) noexcept {
   try {
     last_error = status.text();
@@ -111,6 +111,8 @@ std::int32_t eecompile_open(const char* path, const eecompile_open_options* opti
     own.threads = given.threads;
     own.integrity = given.sizes_only != 0 ? Integrity::kSize : Integrity::kHash;
     if (given.onnxruntime != nullptr) own.onnxruntime = given.onnxruntime;
+    if (given.backend != nullptr) own.backend = given.backend;
+    if (given.plugin != nullptr) own.plugin = given.plugin;
     Result<Bundle> opened = Bundle::open(path, own);
     if (!opened.ok()) return fail(opened.status());
     *bundle = new eecompile_bundle{std::move(opened).value()};

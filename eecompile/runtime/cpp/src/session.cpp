@@ -47,12 +47,10 @@ Result<Generation> Session::State::run(const Ids& prompt, const GenerateOptions&
     if (Status status = request.take(one, on_token); !status.ok()) return status;
     if (request.done()) return std::move(request.found());
     began = Clock::now();
-    const double in_engines = PassClock::seconds();
     if (Status status = evolves ? sled->step(one) : decoder.step({&one}); !status.ok()) return status;
     if (request.wants_flush(one))
       if (Status status = decoder.flush({&one}); !status.ok()) return status;
     request.stats().decode_seconds += seconds_since(began);
-    request.stats().engine_seconds += PassClock::seconds() - in_engines;
   }
 }
 

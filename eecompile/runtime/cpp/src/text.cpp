@@ -36,8 +36,9 @@ struct Text::State {
 
 Text::Text(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
-Result<Text> Text::open(const Bundle& bundle) {
-  const std::string path = bundle.tokenizer();
+Result<Text> Text::open(const Bundle& bundle) { return open(bundle.tokenizer()); }
+
+Result<Text> Text::open(const std::string& path) {
   if (path.empty())
     return Status{Code::kUsage, "this bundle has no tokenizer", "", "give token ids: --prompt-ids 1,2,3"};
   Result<Tokenizer> tokenizer = Tokenizer::open(path);

@@ -41,14 +41,20 @@ Result<std::vector<Runner>> sessions(const Bundle& bundle, const std::vector<std
 }
 
 Status run_once(Runner& runner, const MeasureOptions& options, bool counts) {
-  const Result<Generation> done = runner.session.generate(options.prompt, request(options.tokens));
+  double in_engines = 0;  // by the first token, which prefill makes
+  const OnToken note = [&](const Token&) {
+    if (in_engines == 0) in_engines = engine_seconds();
+    return true;
+  };
+  const Result<Generation> done = runner.session.generate(options.prompt, request(options.tokens), note);
+  in_engines = engine_seconds() - in_engines;
   if (!done.ok()) return done.status();
   if (!counts) return {};
   const Stats& stats = done->stats;
   Measured& found = runner.found;
   found.tokens_per_second.push_back(stats.tokens_per_second());
   found.prefill_seconds.push_back(stats.prefill_seconds);
-  found.outside.push_back(stats.decode_seconds > 0 ? 1 - stats.engine_seconds / stats.decode_seconds : 0);
+  found.outside.push_back(stats.decode_seconds > 0 ? 1 - in_engines / stats.decode_seconds : 0);
   found.mean_depth = stats.mean_depth();
   found.tokens = stats.tokens;
   return {};

@@ -102,4 +102,7 @@ class Bundle {
   std::shared_ptr<const State> state_;
 };
 
+// What the calling thread has spent inside of engines by now, in all its requests.
+double engine_seconds();
+
 }  // namespace eecompile

@@ -30,6 +30,9 @@ class Text {
   // kUsage: the bundle has no tokenizer; kUnsupported: it has one that this library does not read.
   static Result<Text> open(const Bundle& bundle);
 
+  // The same of the path of a tokenizer.json, with the files beside it; of none where it is empty.
+  static Result<Text> open(const std::string& tokenizer);
+
   // The ids of `text` as it is, with the tokenizer's own special tokens around them.
   Ids encode(std::string_view text) const;
 

@@ -86,7 +86,6 @@ struct Stats {
   std::int64_t prompt_tokens = 0, tokens = 0, drafted = 0, rejected = 0, declined = 0, segment_passes = 0,
                layer_rows = 0;
   double prefill_seconds = 0, decode_seconds = 0;
-  double engine_seconds = 0;  // of decode_seconds, those inside of engines: their passes
   std::map<std::int64_t, std::int64_t> exit_layers;  // tokens by depth
   std::string stop_reason;                           // "stop", "length", "budget", "cancelled"; of a batch also "error"
 
