@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import tiny_t5
 from core_files import replace_file
 from cpp_parity import both, said
 
@@ -259,12 +258,6 @@ def test_a_damaged_bundle_is_refused_by_both(plain: Bundle, command: Path, tmp_p
     done = said(command, root, "--prompt-ids", 1)
     assert (done.returncode, done.stdout) == (refused.value.exit_status, ""), done.stderr
     assert done.returncode == 4
-
-
-def test_what_this_runtime_does_not_do_is_refused(shelf: Any, command: Path) -> None:
-    done = said(command, shelf.bundle(tiny_t5.t5()).files.path, "--prompt-ids", 1)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "this runtime does not do an encoder-decoder" in done.stderr
 
 
 # -- the real model ---------------------------------------------------------------------------------------------
