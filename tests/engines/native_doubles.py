@@ -73,8 +73,8 @@ def compile_doubles(folder: Path, command: Path) -> Doubles:
 
 def compile_threads(folder: Path, library: Path) -> Path:
     """A program whose threads have sessions of one bundle (native/threads.cpp)."""
-    made = folder / "threads"
-    words = [f"-I{SOURCES / 'include'}", NATIVE / "threads.cpp", library, "-ldl", "-pthread", "-o", made]
+    made, tokenizer = folder / "threads", library.parent / "tokenizer" / "libeecompile_tokenizer.a"
+    words = [f"-I{SOURCES / 'include'}", NATIVE / "threads.cpp", library, tokenizer, "-ldl", "-pthread", "-o", made]
     subprocess.run([compiler("g++"), *COMMON, "-O1", *words], check=True)
     return made
 
