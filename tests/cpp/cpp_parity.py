@@ -42,7 +42,7 @@ def both(
     thresholds: Mapping[int, Mapping[str, float] | None], **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Run one request in both runtimes, compare all but the times, and return the answer."""
-    overrides = {} if mode == "full" else {"thresholds": thresholds}
+    overrides: dict[str, Any] = {} if mode == "full" else {"thresholds": thresholds}
     generation = opened.session(mode=mode, **more, **overrides).generate(prompt, max_new_tokens=count, sampling=how)
     tokens = list(generation)
     text = "".join(token.text for token in tokens) if opened.text and WITH_TEXT else None

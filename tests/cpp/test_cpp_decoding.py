@@ -105,7 +105,8 @@ def thresholds_of(opened: Bundle, share: float) -> dict[int, dict[str, float]]:
 
 def calibrated(opened: Bundle, target: Path, allowed: Sequence[Any], kv: str = "catch_up") -> Bundle:
     """A copy whose calibration allows these thresholds."""
-    return tiny.calibrate(shutil.copytree(opened.files.path, target), allowed, kv)
+    found: Bundle = tiny.calibrate(shutil.copytree(opened.files.path, target), allowed, kv)
+    return found
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -198,7 +199,8 @@ def cyclic(path: Path, precision: str, **options: Any) -> Bundle:
     tensors = {n: (rng.standard_normal(s) * (0.2 if "weight" in n else 0.5)).astype(np.float32) for n, s in shapes}
     source = tiny.checkpoint(path / "checkpoint", gain=GAIN)
     save_exits(source, EarlyExit(exits=[], cycles=cycles), tensors)
-    return tiny.open_bundle(path / "bundle", source, [2], precision=precision, **options)
+    found: Bundle = tiny.open_bundle(path / "bundle", source, [2], precision=precision, **options)
+    return found
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
@@ -245,8 +247,8 @@ def batch_of(
     thresholds: Mapping[int, Any], count: int, **more: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run a file of prompts in the C++ runtime, compare it with a batch of the Python one, and return the answers."""
-    overrides = {} if mode == "full" else {"thresholds": thresholds}
-    batch, expected = opened.batch(slots=slots, mode=mode, **more, **overrides), {}
+    overrides: dict[str, Any] = {} if mode == "full" else {"thresholds": thresholds}
+    batch, expected = opened.batch(slots=slots, mode=mode, **more, **overrides), dict[int, Any]()
     for one in run_all(batch, prompts, max_new_tokens=count, sampling=how):
         told = result_json(one.prompt_ids, one.ids, None, one.exit_layers, mode, one.stats)
         expected[one.number] = without_times(told)
