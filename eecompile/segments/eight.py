@@ -60,5 +60,5 @@ class Eight:
 
 EIGHTS: Mapping[str, Eight] = {
     "fp8": Eight(TensorProto.FLOAT8E4M3FN, 448.0, 0.0),
-    "w8a8": Eight(TensorProto.INT8, 127.0, 0.5),
+    "w8a8": Eight(TensorProto.INT8, 127.0, 0.7),
 }

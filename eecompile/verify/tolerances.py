@@ -59,13 +59,14 @@ def computed(manifest: Manifest, backend: str) -> str:
 #       activations are far off, so only the mean is judged [3.0e-2; every clear row agreed].
 # int4: 4-bit weights, the bulk of the error [0.36, on text alone 0.49; 65% of clear rows agreed]. Unrelated rows
 #       would be at 1.1.
-# fp8, w8a8: weights and rows of 8 bits in every product of the layers.
+# fp8, w8a8: weights and rows of 8 bits in every product of the layers [fp8 0.09, every clear row agreed; w8a8, by the
+#       model in numpy, 0.17 and 97%].
 PARITY: Mapping[str, Tolerance] = {
     "fp32": Tolerance({"largest": 1e-4, "mean": 1e-5}, 0.99),
     "fp16": Tolerance({"largest": 5e-2, "mean": 1e-2}, 0.99),
     "int8": Tolerance({"mean": 0.2}, 0.9),
     "w8a8": Tolerance({"mean": 0.5}, 0.7),
-    "fp8": Tolerance({"mean": 0.5}, 0.7),
+    "fp8": Tolerance({"mean": 0.3}, 0.9),
     "int4": Tolerance({"mean": 0.8}, 0.4),
 }
 
@@ -75,20 +76,21 @@ ARITHMETIC: Mapping[str, Tolerance] = {
     "fp16": Tolerance({"largest": 1e-4, "mean": 1e-5}, 0.99),
     "int8": Tolerance({"mean": 0.1}, 0.9),
     "w8a8": Tolerance({"mean": 0.4}, 0.7),
-    "fp8": Tolerance({"mean": 0.4}, 0.7),
+    "fp8": Tolerance({"mean": 0.3}, 0.9),
     "int4": Tolerance({"mean": 0.1}, 0.85),
 }
 
 # A device's graphs against the bundle's own, weights and caches being the same: what is left is float16's arithmetic
-# [fp16 3.7e-3, 9.0e-4 and scores 9.3e-3; int4 1.9e-2, 2.6e-3 and 5.3e-2].
+# [fp16 3.7e-3, 9.0e-4 and scores 9.3e-3; int4 1.9e-2, 2.6e-3 and 5.3e-2]. 8-bit products: a row at the edge of a step
+# falls to either side, and after some layers the two are as far apart as each is from float32 [fp8 0.11 and 0.97 nats].
 DEVICE: Mapping[str, Mapping[Statistic, float]] = {
     "float32": {"largest": 1e-4, "mean": 1e-5},
     "float16": {"largest": 5e-2, "mean": 1e-2},
-    "w8a8": {"mean": 0.1},
-    "fp8": {"mean": 0.1},
+    "w8a8": {"mean": 0.4},  # not measured on a real model
+    "fp8": {"mean": 0.25},
 }
 # in probability, nats or cosine
-DEVICE_SCORES: Mapping[str, float] = {"float32": 2e-4, "float16": 0.15, "w8a8": 0.5, "fp8": 0.5}
+DEVICE_SCORES: Mapping[str, float] = {"float32": 2e-4, "float16": 0.15, "w8a8": 2.0, "fp8": 2.0}
 
 # A decision that differs. fp32: [1.4e-5, 2.0e-5]; fp16: [8.5e-3, 8.5e-3]; int8 and int4 against the own weights
 # [0.06 at the quartiles; against the checkpoint int8 moves single rows by 0.32 and 0.38 nats, int4 by 0.9 and 3.8].
