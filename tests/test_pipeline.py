@@ -13,7 +13,6 @@ import pytest
 import tiny
 import tiny_t5
 
-from eecompile import contract as c
 from eecompile.bundle.digest import gates_digest
 from eecompile.errors import EECompileError, Uncalibrated, UsageError
 from eecompile.pipeline import BuildOptions, build, plan, stage_count
@@ -50,7 +49,7 @@ def student(source: Path) -> Student:
 # -- what comes out ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_two_builds_are_the_same_bytes(tmp_path: Path, student: Student, precision: str) -> None:
     for name in ("one/bundle", "two/elsewhere/other-name"):
         build(student, CPU, tmp_path / name, BuildOptions(precision=precision))

@@ -147,7 +147,7 @@ def _engines_for_here(
         except (MissingBackend, EngineMismatch) as e:
             faults.append(e)
             continue
-        if record.plugin is None and asked.plugin is not None:
+        if record.plugin is None and asked.plugin is not None and asked.decision == "pinned":
             what = f"the engines in {folder} call no library of the exit decision"
             raise UsageError(what, where=str(asked.plugin), mend="leave --plugin out")
         if record.plugin is not None and library is not None:

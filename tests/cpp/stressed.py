@@ -13,7 +13,7 @@ SUPPRESSIONS = Path(__file__).parent / "tsan.supp"
 KINDS = {
     "address": ("cpp-asan", "-DEECOMPILE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"),
     "thread": ("cpp-tsan", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g1 -fsanitize=thread"),
-    "none": ("cpp-stress",),
+    "none": ("cpp-test",),  # the folder of the other tests
 }
 ENVIRONMENT = {
     **os.environ,

@@ -32,7 +32,16 @@ def emulated() -> list[str]:
     for command in (["-S", SOURCES, "-B", folder, f"-DCMAKE_PREFIX_PATH={DEPS}", *options], ["--build", folder, "-j2"]):
         done = subprocess.run(["cmake", *map(str, command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return [emulator, "-L", str(SYSROOT), str(folder / "eecompile-run"), "--onnxruntime", str(library), "--threads", "1"]
+    return [
+        emulator,
+        "-L",
+        str(SYSROOT),
+        str(folder / "eecompile-run"),
+        "--onnxruntime",
+        str(library),
+        "--threads",
+        "1",
+    ]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])

@@ -98,7 +98,7 @@ def test_the_samples_commands(place: Path, command: Path) -> None:
 C_PROGRAM = r"""
 #include <eecompile.h>
 int main(void) {
-  eecompile_open_options options = {sizeof options, 1, 0, 0};
+  eecompile_open_options options = {.size = sizeof options, .threads = 1};
   eecompile_bundle* bundle = 0;
   int32_t code = eecompile_open("/nowhere", &options, &bundle);
   return eecompile_abi() == EECOMPILE_ABI && code == EECOMPILE_INTEGRITY ? 0 : 1;

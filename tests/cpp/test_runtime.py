@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import tiny_t5
 from core_files import replace_file
-from cpp_parity import WITH_TEXT, both, said
+from cpp_parity import both, said
 
 from eecompile import contract as c
 from eecompile.bundle.digest import document_digest, document_layout
@@ -62,7 +61,7 @@ def built(shelf: Any, kind: str, precision: str) -> Bundle:
 
 @pytest.mark.parametrize(
     ("kind", "precision"),
-    [(k, p) for k in KINDS for p in c.PRECISIONS if p in ("fp32", "int4") or k in ("llama", "learned", "caches")],
+    [(k, p) for k in KINDS for p in tiny.PRECISIONS if p in ("fp32", "int4") or k in ("llama", "learned", "caches")],
 )
 def test_tokens_are_the_python_runtimes(shelf: Any, command: Path, kind: str, precision: str) -> None:
     """Full mode, and exact mode with drafts made and refused, greedy and sampled, prompts of one chunk and of two."""
@@ -259,12 +258,6 @@ def test_a_damaged_bundle_is_refused_by_both(plain: Bundle, command: Path, tmp_p
     done = said(command, root, "--prompt-ids", 1)
     assert (done.returncode, done.stdout) == (refused.value.exit_status, ""), done.stderr
     assert done.returncode == 4
-
-
-def test_what_this_runtime_does_not_do_is_refused(shelf: Any, command: Path) -> None:
-    done = said(command, shelf.bundle(tiny_t5.t5()).files.path, "--prompt-ids", 1)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "this runtime does not do an encoder-decoder" in done.stderr
 
 
 # -- the real model ---------------------------------------------------------------------------------------------

@@ -25,7 +25,17 @@ def build(sanitized: bool) -> Path:
     kind = "sanitized" if sanitized else "release"
     folder = ROOT / "build" / f"test-tokenizer-{kind}-{hashlib.sha256(str(SOURCES).encode()).hexdigest()[:8]}"
     options = ["-DEECOMPILE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"] if sanitized else []
-    run("cmake", "-S", SOURCES, "-B", folder, f"-DCMAKE_PREFIX_PATH={HEADERS}", "-DEECOMPILE_WERROR=ON", *options)
+    run(
+        "cmake",
+        "-S",
+        SOURCES,
+        "-B",
+        folder,
+        f"-DCMAKE_PREFIX_PATH={HEADERS}",
+        "-DEECOMPILE_WERROR=ON",
+        "-DCMAKE_UNITY_BUILD=ON",
+        *options,
+    )
     run("cmake", "--build", folder, "--parallel", "2")
     return folder / "eecompile-tokenize"
 

@@ -10,7 +10,7 @@ import tiny
 from commands import cli_json
 from conditions_double import install_library, library_of
 from cuda_double import FakeCuda
-from doubled import COUNT, EXACT, PROMPTS, add_engines, check_arguments, device_bundle, opened
+from doubled import COUNT, EXACT, PROMPTS, add_engines, check_arguments, device_bundle, in_threads, opened
 from graphs_double import RuleBroken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from eecompile.errors import DeviceError, MissingBackend, UsageError
 from eecompile.plugins.conditions import Conditions
 from eecompile.plugins.library import PluginLibrary
 from eecompile.runtime import Bundle, Sampling, backends, device_step
-from eecompile.runtime.conditional import unfit
+from eecompile.runtime.conditional import ConditionalDecoder, unfit
 from eecompile.runtime.device_step import DeviceSteps
 from eecompile.runtime.session import Session
 from eecompile.shapes import Adaptive, Decay, HeadShape
@@ -50,7 +50,11 @@ def said(session: Session, prompt: list[int], count: int = COUNT, **how: Any) ->
     made = session.generate(prompt, max_new_tokens=count, stop=(), **how)
     tokens = list(made)
     stats = replace(made.stats, prefill_seconds=0.0, decode_seconds=0.0)
-    return {"ids": [t.id for t in tokens], "depths": [t.exit_layer for t in tokens], "stats": stats}
+    pool = session._stairs.pool
+    return {
+        "ids": [t.id for t in tokens], "depths": [t.exit_layer for t in tokens], "stats": stats,
+        "pool": (pool.passes, pool.rows),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("how", FITTING, ids=str)
@@ -104,8 +108,8 @@ def test_small_heads_and_thresholds_that_move(trt: FakeTensorRT, tmp_path: Path)
     moves: list[Any] = [Decay(kind="decay", tokens=20), Adaptive(kind="adaptive", low=0.0, high=0.6, updates=9)]
     exits = [
         ExitSpec(layer=1, gates=["max_prob"], head="low_rank", schedule=moves[0]),
-        ExitSpec(layer=2, gates=["learned", "margin"], gate_units=4, head="shortlist", schedule=moves[1]),
-        ExitSpec(layer=3, gates=["entropy"]),
+        ExitSpec(layer=2, gates=["learned", "entropy"], gate_units=4, head="shortlist"),
+        ExitSpec(layer=3, gates=["margin"], schedule=moves[1]),
     ]
     heads = [
         HeadShape(name="low_rank", kind="low_rank", rank=8),
@@ -113,7 +117,7 @@ def test_small_heads_and_thresholds_that_move(trt: FakeTensorRT, tmp_path: Path)
     ]
     source = tiny.add_exits(tiny.checkpoint(tmp_path / "checkpoint"), exits, heads=heads)
     bundle = add_engines(device_bundle(tmp_path / "bundle", source, context=96, precision="fp32", cache="fp32"))
-    thresholds = {1: {"max_prob": 0.3}, 2: {"learned": 0.5, "margin": 0.2}, 3: {"entropy": 4.0}}
+    thresholds = {1: {"max_prob": 0.8}, 2: {"learned": 0.5, "entropy": 1.0}, 3: {"margin": 0.0}}
     how: dict[str, Any] = {"mode": "exact", "thresholds": thresholds}
     by_gpu, by_host = (Bundle.open(bundle, backend=name).session(**how) for name in ("tensorrt", "onnxruntime"))
     found = [said(by_gpu, prompt) for prompt in PROMPTS]
@@ -132,8 +136,9 @@ def test_what_is_sampled_is_the_hosts(both: tuple[Bundle, Bundle]) -> None:
 
 def test_a_request_that_is_left_leaves_nothing(both: tuple[Bundle, Bundle]) -> None:
     by_gpu, by_host = (b.session(**EXACT) for b in both)
-    for _, _ in zip(range(5), by_gpu.generate(PROMPTS[1], stop=()), strict=False):
-        pass
+    for session in (by_gpu, by_host):
+        left = session.generate(PROMPTS[1], stop=())
+        assert [next(left).id for _ in range(5)]
     how = Sampling(temperature=0.9, seed=3)
     assert said(by_gpu, PROMPTS[0], sampling=how) == said(by_host, PROMPTS[0], sampling=how)
     assert said(by_gpu, PROMPTS[0]) == said(by_host, PROMPTS[0])
@@ -148,6 +153,11 @@ def test_sessions_share_a_gpu(built: dict[str, Path], trt: FakeTensorRT) -> None
         for run, ids in zip(runs, found, strict=True):
             ids.append(next(run).id)
     assert found == [tiny.tokens(cpu, prompt, COUNT, stop=(), **EXACT) for prompt in PROMPTS]
+
+
+def test_threads_share_a_gpu_too(both: tuple[Bundle, Bundle], trt: FakeTensorRT) -> None:
+    """Nothing of one slips into what the other captures."""
+    assert in_threads(both[0], trt) == [tiny.tokens(both[1], PROMPTS[0], 3, stop=())] * 2
 
 
 def test_one_launch_and_one_wait_a_token(both: tuple[Bundle, Bundle], trt: FakeTensorRT) -> None:
@@ -333,3 +343,7 @@ def test_who_does_not_wait_is_told(built: dict[str, Path], trt: FakeTensorRT, mo
     monkeypatch.setattr(BranchingGraph, "launch", unheard)
     with pytest.raises(DeviceError, match="ended on the GPU before it was done"):
         said(session, PROMPTS[0])
+    assert isinstance(session._decoder, ConditionalDecoder)
+    for exit_ in range(2):  # nothing is left of the step before
+        with pytest.raises(DeviceError, match="ended on the GPU before it was done"):
+            _ = session._decoder._steps.exit(exit_).outcome

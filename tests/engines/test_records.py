@@ -49,6 +49,7 @@ def test_engines_of_this_machine_pass() -> None:
     check(record(), HERE, CORE, {"head": GRAPH}, where=Path("engines"))
     check(record(sm=[80, 87]), replace(HERE, cuda="12.8"), CORE, {"head": GRAPH}, where=Path("engines"))
     check(record(plugin=None), replace(HERE, plugin=None), CORE, {"head": GRAPH}, where=Path("engines"))
+    check(record(), replace(HERE, tensorrt="10.3.0.26"), CORE, {"head": GRAPH}, where=Path("engines"))
     check(record(cuda=None), replace(HERE, cuda=None), CORE, {"head": GRAPH}, where=Path("engines"))
 
 

@@ -140,7 +140,7 @@ def test_the_plugin_that_engines_call_is_checked(
     Bundle.open(bundle, backend="tensorrt", plugin=library)
     assert loaded == [library]
     with pytest.raises(UsageError, match=r"call no library(.|\n)*mend: leave --plugin out"):
-        Bundle.open(built["engines"], backend="tensorrt", plugin=library)
+        Bundle.open(built["engines"], backend="tensorrt", plugin=library, decision="pinned")
     for backend in ("onnxruntime", "auto"):
         with pytest.raises(UsageError, match=r"libeecompile_plugins\.so: engines alone call .* is onnxruntime\n"):
             Bundle.open(built["plain"], backend=backend, plugin=library)

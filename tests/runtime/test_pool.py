@@ -10,7 +10,6 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eecompile import contract as c
 from eecompile.bundle.manifest import PassTime, Profile
 from eecompile.runtime import Bundle
 from eecompile.runtime.plan import PASS_ROWS, pass_rows, plan_passes, riders
@@ -26,7 +25,7 @@ SHAPES = {
     "wide": tiny.config("qwen3", head_dim=64, num_attention_heads=3, num_key_value_heads=1),
 }
 BUILDS = [
-    *((precision, 1, "fp32") for precision in c.PRECISIONS),
+    *((precision, 1, "fp32") for precision in tiny.PRECISIONS),
     ("fp32", 3, "fp32"),
     ("int8", 1, "fp16"),
     ("fp32", 1, "int8"),

@@ -12,7 +12,6 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eecompile import contract as c
 from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.staircase import Staircase
 from eecompile.student.exits import ExitSpec
@@ -41,7 +40,7 @@ def run(opened: Bundle, prompt: Sequence[int], count: int, how: Sampling, **opti
     return [token.id for token in generation], generation.stats
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_exact_is_full(shelf: Any, precision: str) -> None:
     """Drafts were made, confirmed and refused on the way: the equality is not an empty one."""
     seen: Counter[str] = Counter()
@@ -114,7 +113,7 @@ def test_exact_is_full_with_every_gate_and_adapter(shelf: Any) -> None:
     assert {name for name, count in drafted.items() if count} >= {"learned", "max_prob", "margin", "entropy", "fixed"}
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_confident_caches_are_the_full_models(shelf: Any, tmp_path: Any, precision: str) -> None:
     """Given its own tokens, all that deeper layers know is what the full model would know."""
     source = shelf.checkpoint(gain=GAIN)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny
 
-from eecompile import contract as c
 from eecompile.runtime import Bundle, Sampling
 from eecompile.runtime.trace import Tracer
 from eecompile.student.student import open_student
@@ -89,7 +88,7 @@ def test_greedy_tokens_are_transformers_own(built: Any, full: list[list[int]]) -
     np.testing.assert_array_equal(trace.final.token, logits.argmax(axis=1))
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_exact_is_full(built: Any, full: list[list[int]], precision: str) -> None:
     opened, drafted, rejected = built(precision), 0, 0
     asked = prompts(opened)

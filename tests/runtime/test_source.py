@@ -25,7 +25,7 @@ FORCED: list[dict[int, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 @pytest.mark.parametrize("name", ["t5", "t5-1.1"])
 def test_exact_mode_is_full_mode(shelf: Any, name: str, precision: str) -> None:
     """Whatever is drafted, greedy and sampled."""
@@ -43,7 +43,7 @@ def test_exact_mode_is_full_mode(shelf: Any, name: str, precision: str) -> None:
     assert 50 < rejected < drafted
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_a_row_has_the_same_bits_in_passes_of_every_width(shelf: Any, precision: str) -> None:
     opened = shelf.bundle(tiny_t5.t5(), EXITS, precision=precision)
     target = np.random.default_rng(1).integers(0, tiny.VOCAB, 90).tolist()

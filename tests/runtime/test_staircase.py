@@ -29,7 +29,7 @@ SHAPES = {  # head sharing and head size decide which kernels run
     "wide": tiny.config("qwen3", head_dim=64, num_attention_heads=3, num_key_value_heads=1),
 }
 BUILDS = [
-    *((precision, 1, "fp32") for precision in c.PRECISIONS),
+    *((precision, 1, "fp32") for precision in tiny.PRECISIONS),
     ("fp32", 3, "fp32"),
     ("int8", 2, "fp32"),
     ("fp32", 1, "fp16"),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny
 
-from eecompile import contract as c
 from eecompile.bundle.gates import gate_inputs
 from eecompile.runtime import Bundle
 from eecompile.runtime.walk import Walk, router_scores
@@ -67,7 +66,7 @@ def head_logits(head: HeadShape, x: Any, source: Path) -> Any:
     return x @ down.T @ up.T + (store.read(f"head.{head.name}.bias") if head.bias else 0)
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.name)
 def test_small_heads(shelf: Any, source: Path, head: HeadShape, precision: str) -> None:
     opened = bundle_of(shelf, precision)
@@ -84,7 +83,7 @@ def test_small_heads(shelf: Any, source: Path, head: HeadShape, precision: str) 
     assert set(said.token.tolist()) <= set(tokens.tolist())
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.name)
 def test_a_row_of_a_small_head_is_the_same_in_any_company(shelf: Any, head: HeadShape, precision: str) -> None:
     run = bundle_of(shelf, precision).heads(9)[head.name]

@@ -10,7 +10,6 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eecompile import contract as c
 from eecompile.runtime.staircase import Staircase
 from eecompile.segments.fused import can_fuse, fuse_skip_norms
 from eecompile.student.families import spec_from_config
@@ -50,7 +49,7 @@ def test_what_can_be_fused(settings: tiny.Config, fusible: bool) -> None:
     assert can_fuse(spec_from_config(settings)) is fusible
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 @given(model=st.sampled_from(sorted(MODELS)), widths=st.lists(st.integers(1, 12), min_size=1, max_size=30))
 def test_rows_do_not_depend_on_the_width_of_their_pass(
     shelf: Any, precision: str, model: str, widths: list[int]

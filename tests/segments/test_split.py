@@ -77,7 +77,7 @@ def test_a_smaller_precision_takes_less(shelf: Any, precision: str, bits: int) -
 
 
 @pytest.mark.parametrize("head_dim", [8, 16])  # of standard operators, and fused
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_the_chain_equals_the_uncut_graph_to_the_bit(shelf: Any, precision: str, head_dim: int) -> None:
     opened = shelf.bundle(tiny.config(head_dim=head_dim), at=[1, 2, 3], precision=precision)
     manifest = opened.manifest

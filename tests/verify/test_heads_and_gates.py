@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny
 
-from eecompile import contract as c
 from eecompile.runtime import Bundle
 from eecompile.shapes import HeadShape, PredictorShape, RouterShape
 from eecompile.student.exits import ExitSpec
@@ -33,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.add_exits(path, EXITS, heads=HEADS)
 
 
-@pytest.mark.parametrize("precision", c.PRECISIONS)
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
 def test_what_is_right_passes(source: Path, tmp_path: Path, precision: str) -> None:
     path = tiny.bundle_at(tmp_path / "b", source, precision=precision)
     report = verify_bundle(path, checkpoint=source, prompts=PROMPTS, tokens=6)

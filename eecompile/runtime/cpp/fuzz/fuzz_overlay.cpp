@@ -27,7 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string text = eecompile::stress::sealed_text({reinterpret_cast<const char*>(data), size});
   const eecompile::Result<eecompile::Policy> policy = read_policy(text, kManifest, "policy.json");
   const eecompile::Result<eecompile::Calibration> calibration = read_calibration(text, kManifest, "calibration.json");
-  if (policy.ok()) static_cast<void>(confident_fault(kManifest, *policy, {}));
-  if (policy.ok() && calibration.ok()) static_cast<void>(confident_fault(kManifest, *policy, {*calibration}));
+  if (policy.ok()) static_cast<void>(confident_fault(kManifest, *policy, {}, policy->kv));
+  if (policy.ok() && calibration.ok()) static_cast<void>(confident_fault(kManifest, *policy, {*calibration}, policy->kv));
   return 0;
 }

@@ -15,8 +15,9 @@ namespace {
 constexpr int kPrompts = 8;
 
 Bundle opened(const Options& options) {
-  Result<Bundle> bundle =
-      Bundle::open(options.places[0], {2, Integrity::kSize, options.text("onnxruntime", "libonnxruntime.so.1")});
+  OpenOptions how;
+  how.threads = 2, how.integrity = Integrity::kSize, how.onnxruntime = options.text("onnxruntime", how.onnxruntime.c_str());
+  Result<Bundle> bundle = Bundle::open(options.places[0], how);
   if (!bundle.ok()) broken(bundle.status().text());
   return std::move(bundle).value();
 }

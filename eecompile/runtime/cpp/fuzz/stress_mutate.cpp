@@ -129,7 +129,9 @@ class Patient {
 
 // What the reader took, run as far as it goes: any end is fine but a crash.
 void run(const std::string& root, const std::string& onnxruntime) {
-  const Result<Bundle> bundle = Bundle::open(root, {2, Integrity::kSize, onnxruntime});
+  OpenOptions open;
+  open.threads = 2, open.integrity = Integrity::kSize, open.onnxruntime = onnxruntime;
+  const Result<Bundle> bundle = Bundle::open(root, open);
   if (!bundle.ok()) return;
   SessionOptions how;
   for (const char* mode : {"exact", "confident"}) {

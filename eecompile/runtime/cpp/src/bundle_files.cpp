@@ -125,9 +125,6 @@ Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   if (!sizes.ok()) return sizes.status();
   if (Status status = check_files(files.path, files.manifest, *sizes); !status.ok()) return status;
   files.engine_targets = engine_targets(*sizes);
-  if (!files.manifest.missing.empty())
-    return Status{Code::kUnsupported, "this runtime does not do " + files.manifest.missing, files.path,
-                  "run the bundle with the Python runtime"};
   if (integrity == Integrity::kHash)
     if (Status status = check_hashes(files.path, files.manifest); !status.ok()) return status;
   if (Status status = read_overlays(files, *sizes); !status.ok()) return status;

@@ -20,11 +20,6 @@ static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
 
 thread_local std::string last_error;
 
-std::int32_t out_of_memory() noexcept {
-  last_error = "out of memory";  // short enough for any string to hold without memory
-  return EECOMPILE_INTERNAL;
-}
-
 // A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
 template <typename T>
 T known(const T* given) {

@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::int64_t kMaxPlanBytes = 16 << 20;
 constexpr std::int64_t kMostSize = std::int64_t{1} << 32;
-constexpr std::array<std::string_view, 2> kBackends = {"tensorrt", "tensorrt_rtx"};
 constexpr std::array<std::string_view, 2> kDialects = {"modern", "classic"};
 constexpr std::array<std::string_view, 2> kProfiles = {"decode", "prefill"};
 constexpr std::array<std::string_view, 3> kReaches = {"never", "preferred", "required"};
@@ -111,7 +110,7 @@ BuildPlan plan_from(const Json& document, const Manifest& m, std::string& fault)
   if (f.text("format", 40) != "eecompile-build-plan") f.fail("format", "is another");
   f.integer("version", 1, 1);
   p.target = f.text("target", 64, 1);
-  p.backend = f.choice("backend", kBackends);
+  p.backend = f.choice("backend", kEngineBackends);
   p.compute = f.choice("compute", contract::kCompute);
   p.plugin = f.choice("plugin", kReaches);
   p.length = f.integer("length", 1, 2 * contract::kMaxContext);

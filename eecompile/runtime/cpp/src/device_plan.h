@@ -3,13 +3,17 @@
 // Thread safety: values. Cost: a few times the JSON that they were read from.
 #pragma once
 
+#include <array>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bundle_files.h"
 
 namespace eecompile {
+
+constexpr std::array<std::string_view, 2> kEngineBackends = {"tensorrt", "tensorrt_rtx"};
 
 // The shapes that an input may have in one profile; engines are tuned for `best`.
 struct ShapeRange {

@@ -23,13 +23,13 @@ void add(Buffers& buffers, std::string_view name, const Tensor& tensor) {
 }
 
 // Where the texts of a pass stand in it: each text that has a row there has a number.
-struct Places {
+struct RowPlaces {
   std::vector<std::int64_t> number;  // by text, -1 where it has no row
   std::size_t count = 0, width = kLeastRows, length = 0;
 };
 
-Places places_of(const Rows& text, const Rows& place, const Rows& rows, const Rows& frozen, std::size_t texts) {
-  Places found{std::vector<std::int64_t>(texts, -1)};
+RowPlaces places_of(const Rows& text, const Rows& place, const Rows& rows, const Rows& frozen, std::size_t texts) {
+  RowPlaces found{std::vector<std::int64_t>(texts, -1)};
   std::size_t longest = 0, here = 0;
   for (const std::size_t row : rows) {
     if (found.number[text[row]] < 0) found.number[text[row]] = whole(found.count++), here = 0;
@@ -104,7 +104,7 @@ Status EncoderBatch::run(std::size_t segment, const std::vector<bool>& going) {
 
 // The outputs [n, D] of a pass over `rows`, of `frozen` ones the keys only.
 Status EncoderBatch::pass(const Engine& engine, const Rows& rows, const Rows& frozen, std::vector<float>& out) const {
-  const Places at = places_of(text_, place_, rows, frozen, texts());
+  const RowPlaces at = places_of(text_, place_, rows, frozen, texts());
   const std::size_t active = std::max(rows.size(), kLeastRows);
   const std::int64_t width = manifest_.model.hidden, count = whole(at.count);
   Memory& memory = *engine.memory();

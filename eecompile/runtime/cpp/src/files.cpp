@@ -93,7 +93,7 @@ std::string name_fault(std::string_view name) {
   const auto letters = std::count_if(name.begin(), name.end(), [](char c) { return (c & 0xC0) != 0x80; });
   if (name.empty() || static_cast<std::size_t>(letters) > kMaxName)
     return "the path is empty or longer than 200 characters";
-  const auto odd = [](char c) { return (c >= 0 && c < 0x20) || c == 0x7F || c == '\\' || c == ':'; };
+  const auto odd = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '\\' || c == ':'; };
   if (std::any_of(name.begin(), name.end(), odd))
     return "the path holds a backslash, a colon or a character that cannot be printed";
   if (name[0] == '/') return "the path is absolute";

@@ -290,7 +290,7 @@ Result<Manifest> read_manifest(std::string_view data, const std::string& where) 
   m.digest = f.digest("digest");
   for (const Json& rule : f.list("kv_rules", 4)) m.kv_rules.push_back(rule.is_string() ? rule.get<std::string>() : "");
   for (const Json& value : f.list("exits", contract::kMaxExits))
-    m.exits.push_back(exit_from(value, at("exits", m.exits.size()), fault, m.missing));
+    m.exits.push_back(exit_from(value, at("exits", m.exits.size()), fault));
   for (const Json& value : f.list("heads", contract::kMaxHeadsOfExits, false))
     m.heads.push_back(head_from(value, at("heads", m.heads.size()), m.model.vocab, fault));
   for (const Json& value : f.list("schedule", kMaxLayers))

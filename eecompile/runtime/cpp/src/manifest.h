@@ -125,7 +125,6 @@ struct Manifest {
   std::map<std::string, FileInfo> files;
   std::optional<DeviceInfo> device;
   std::string target;
-  std::string missing;  // what the bundle needs that this runtime does not do; empty where nothing
 
   bool generates() const;        // whether it is a language model
   std::int64_t classes() const;  // what a head chooses from: the labels of a classifier, else the vocabulary

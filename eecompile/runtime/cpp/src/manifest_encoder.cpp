@@ -110,10 +110,12 @@ std::string task_fault(const Manifest& m) {
   }
   if (!encodes) return "";
   if ((m.task == kRegression) != (m.labels.size() == 1)) return "another number of labels than a " + m.task + " has";
-  if (!m.heads.empty()) return "small heads are for language models";
+  const auto scheduled = [](const ExitInfo& e) { return e.schedule.has_value(); };
+  if (!m.heads.empty() || std::any_of(m.exits.begin(), m.exits.end(), scheduled))
+    return "small heads and schedules are for language models";
   for (const std::string& rule : m.kv_rules)
     if (rule != "none" && rule != "propagate") return "an encoder has no rule for caches, which it lacks";
-  return m.missing.empty() ? graphs_fault(m) : "";
+  return graphs_fault(m);
 }
 
 }  // namespace eecompile

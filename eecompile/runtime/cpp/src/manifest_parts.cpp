@@ -107,7 +107,7 @@ ModelInfo model_from(const Json& value, std::string& fault) {
   return m;
 }
 
-ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault, std::string& missing) {
+ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault) {
   Fields f(value, path, fault);
   ExitInfo e;
   e.layer = f.integer("layer", 1, kMaxLayers);
@@ -120,7 +120,6 @@ ExitInfo exit_from(const Json& value, const std::string& path, std::string& faul
     if ((known == contract::kCriteria.end() && e.gates.back() != "delta") ||
         std::count(e.gates.begin(), e.gates.end(), e.gates.back()) > 1)
       f.fail("gates", "are not criteria, each once");
-    if (known == contract::kCriteria.end()) missing = "the gate " + e.gates.back();
   }
   if (e.gates.empty()) f.fail("gates", "are none");
   if (e.has("learned") != (e.gate_units > 0))

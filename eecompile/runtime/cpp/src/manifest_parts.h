@@ -1,7 +1,7 @@
 // The parts of a manifest, each read from its own object.
 //
-// `path` names the object and `fault` takes the first fault (json.h); `missing` takes what the bundle needs that this
-// runtime does not do. Thread safety: functions of their arguments. Cost: what they return.
+// `path` names the object and `fault` takes the first fault (json.h).
+// Thread safety: functions of their arguments. Cost: what they return.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@ namespace eecompile {
 
 GraphInfo graph_from(const Json& value, const std::string& path, std::string& fault);
 ModelInfo model_from(const Json& value, std::string& fault);
-ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault, std::string& missing);
+ExitInfo exit_from(const Json& value, const std::string& path, std::string& fault);
 HeadInfo head_from(const Json& value, const std::string& path, std::int64_t vocab, std::string& fault);
 Step step_from(const Json& value, const std::string& path, std::string& fault);
 

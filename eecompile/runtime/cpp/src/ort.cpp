@@ -23,14 +23,14 @@ struct Dtype {
   ONNXTensorElementDataType type;
 };
 
-constexpr std::array<Dtype, 5> kDtypes = {{{"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
+constexpr std::array<Dtype, 5> kTypes = {{{"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
                                            {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
                                            {"int8", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8},
                                            {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},
                                            {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}}};
 
 const Dtype& dtype_of(std::string_view name) {
-  return *std::find_if(kDtypes.begin(), kDtypes.end() - 1, [&](const Dtype& d) { return d.name == name; });
+  return *std::find_if(kTypes.begin(), kTypes.end() - 1, [&](const Dtype& d) { return d.name == name; });
 }
 
 // The message of a failed call, which is freed; empty where it succeeded.
@@ -83,8 +83,8 @@ const OrtApi* api_of(const std::string& path, std::string& reason) {
 
 std::string describe(ONNXTensorElementDataType type, const std::vector<std::int64_t>& shape,
                      const std::vector<const char*>& symbols) {
-  const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return d.type == type; });
-  std::string text = known == kDtypes.end() ? "another type" : std::string(known->name);
+  const auto known = std::find_if(kTypes.begin(), kTypes.end(), [&](const Dtype& d) { return d.type == type; });
+  std::string text = known == kTypes.end() ? "another type" : std::string(known->name);
   for (std::size_t i = 0; i < shape.size(); ++i)
     text += " " + (shape[i] < 0 ? std::string(symbols[i]) : std::to_string(shape[i]));
   return text;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 
 #include "eecompile/contract.h"
@@ -15,7 +16,6 @@ namespace {
 
 constexpr std::int64_t kMaxRecordBytes = 4 << 20;
 constexpr std::string_view kBuild = "build them on this machine with `eecompile engines BUNDLE`, or eecompile-engines";
-constexpr std::array<std::string_view, 2> kBackends = {"tensorrt", "tensorrt_rtx"};
 
 std::vector<std::string> texts_from(Fields& f, const char* key, std::size_t most) {
   std::vector<std::string> found;
@@ -40,7 +40,10 @@ EngineFile engine_from(const Json& value, const std::string& path, std::string& 
   e.seconds = f.number("seconds", 0, 1e7);
   e.peak = f.integer_or("peak", 0, std::int64_t{1} << 50, 0);
   f.finish();
-  if (e.file.find('/') != std::string::npos || e.file.size() < 6 || e.file.substr(e.file.size() - 5) != ".plan")
+  const std::size_t dot = e.file.rfind('.');
+  const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-'; };
+  if (dot == std::string::npos || e.file.substr(dot) != ".plan" ||
+      !std::all_of(e.file.begin(), e.file.begin() + static_cast<std::ptrdiff_t>(dot), plain))
     f.fail("file", "is no name of an engine");
   return e;
 }
@@ -52,7 +55,7 @@ EngineRecord record_from(const Json& document, std::string& fault) {
   f.integer("version", 1, 1);
   r.core = f.digest("core");
   r.target = f.text("target", 64, 1);
-  r.backend = f.choice("backend", kBackends);
+  r.backend = f.choice("backend", kEngineBackends);
   for (const Json& sm : f.list("sm", 32)) r.sm.push_back(sm.is_number_unsigned() ? sm.get<int>() : 0);
   r.tensorrt = f.text("tensorrt", 80, 1);
   if (f.has("cuda")) r.cuda = f.text("cuda", 80, 1);

@@ -20,9 +20,9 @@ struct TextEncoder::State {};
 
 namespace {
 
-using Json = nlohmann::json;
+using Document = nlohmann::json;
 
-constexpr const char* kFormat =
+constexpr const char* kTextFormat =
     "write {\"text\": \"...\"} or {\"prompt_ids\": [1, 2, 3]} on each line of a .jsonl file";
 
 // Characters [begin, end) of UTF-8.
@@ -36,19 +36,19 @@ std::string characters(const std::string& text, std::int64_t begin, std::int64_t
   return found;
 }
 
-bool is_text_or_nothing(const Json& record, const char* key) {
+bool is_text_or_nothing(const Document& record, const char* key) {
   return !record.contains(key) || record[key].is_null() || record[key].is_string();
 }
 
-std::optional<Ids> ids_of(const Json& value) {
-  const auto is_id = [](const Json& id) { return id.is_number_integer(); };
+std::optional<Ids> ids_of(const Document& value) {
+  const auto is_id = [](const Document& id) { return id.is_number_integer(); };
   if (!value.is_array() || !std::all_of(value.begin(), value.end(), is_id)) return std::nullopt;
   return value.get<Ids>();
 }
 
 // A line of a .jsonl file; nothing where it is none of the known forms.
 std::optional<TextInput> record_of(const std::string& line) {
-  const Json record = Json::parse(line, nullptr, false);
+  const Document record = Document::parse(line, nullptr, false);
   if (!record.is_object()) return std::nullopt;
   for (const char* key : {"prompt", "text", "pair"})
     if (!is_text_or_nothing(record, key)) return std::nullopt;
@@ -124,7 +124,7 @@ Result<std::vector<TextInput>> TextFile::next(std::size_t most) {
     ++line_;
     if (line.find_first_not_of(" \t\r\n\f\v") == line.npos) continue;
     const std::optional<TextInput> found = ends_in(path_, ".jsonl") ? record_of(line) : TextInput{line, {}, {}};
-    if (!found) return Status{Code::kUsage, "not a prompt", path_ + ":" + std::to_string(line_), kFormat};
+    if (!found) return Status{Code::kUsage, "not a prompt", path_ + ":" + std::to_string(line_), kTextFormat};
     texts.push_back(*found);
   }
   found_ += texts.size();

@@ -6,7 +6,7 @@
 //   session->generate({1, 450, 7483}, {}, [](const eecompile::Token& t) { return show(t.id); });
 //
 // Language models in every mode, with every K/V rule, criterion, head and schedule, one at a time or side
-// by side; an encoder or an encoder-decoder is refused with kUnsupported. Nothing here throws.
+// by side, encoder-decoders among them (the prompt is the source); encoders as classifiers. Nothing here throws.
 #pragma once
 
 #include <functional>

@@ -13,7 +13,6 @@ namespace eecompile::tok {
 
 namespace {
 
-constexpr std::uint32_t kNone = Vocabulary::kNone;
 constexpr std::size_t kNowhere = static_cast<std::size_t>(-1);
 
 struct Merge {

@@ -11,7 +11,6 @@ namespace eecompile::tok {
 
 namespace {
 
-constexpr std::uint32_t kNone = Vocabulary::kNone;
 constexpr double kUnknownPenalty = 10.0;  // below the lowest score, as in SentencePiece
 constexpr std::size_t kNowhere = static_cast<std::size_t>(-1);
 

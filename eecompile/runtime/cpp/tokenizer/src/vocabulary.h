@@ -49,4 +49,6 @@ class Vocabulary {
   // Edge e leads to node e + 1: nodes are numbered in the order in which edges are made.
 };
 
+constexpr std::uint32_t kNone = Vocabulary::kNone;
+
 }  // namespace eecompile::tok

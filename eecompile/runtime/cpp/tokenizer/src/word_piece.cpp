@@ -8,8 +8,6 @@ namespace eecompile::tok {
 
 namespace {
 
-constexpr std::uint32_t kNone = Vocabulary::kNone;
-
 class WordPiece : public Model {
  public:
   WordPiece(Vocabulary vocabulary, std::uint32_t unknown, const std::string& prefix, std::size_t longest)
