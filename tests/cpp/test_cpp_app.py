@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_encoder as te
 from commands import cli
 from compiled import DEPS
 
@@ -150,6 +151,7 @@ def test_bench_measures_the_modes_in_turns(shelf: Any, command: Path, tmp_path: 
     found = json.loads(done.stdout)
     opened = Bundle.open(path)
     prompt = [(i * 7919 + 11) % tiny.VOCAB for i in range(7)]
+    assert (found["backend"], found["gpu"]) == ("onnxruntime", None)
     assert (found["prompt_tokens"], [mode["mode"] for mode in found["modes"]]) == (7, list(c.MODES))
     for mode in found["modes"]:
         generation = opened.session(mode=mode["mode"]).generate(prompt, max_new_tokens=12, stop=[])
@@ -183,6 +185,8 @@ def test_bench_takes_a_text_and_says_what_it_cannot_do(command: Path, place: Pat
         (["--rounds"], 2, "--rounds"),
         (["--prompt-length", "200"], 2, "do not fit the context"),
         (["--faster"], 2, "there is no option --faster"),
+        (["--backend", "tensorrt"], 3, "without TensorRT"),
+        (["--backend", "fast"], 2, "there is no back end fast"),
         (["--onnxruntime", "/nowhere.so"], 3, "ONNX Runtime cannot be loaded"),
     ):
         done = bench(command, path, *words)
@@ -190,3 +194,10 @@ def test_bench_takes_a_text_and_says_what_it_cannot_do(command: Path, place: Pat
         assert why in done.stderr
     assert bench(command).returncode == 2
     assert "eecompile-bench BUNDLE" in bench(command, "--help").stdout
+
+
+def test_bench_does_not_measure_classifiers(command: Path, tmp_path: Path) -> None:
+    source = te.checkpoint(tmp_path / "checkpoint", te.config("bert", "tokens"))
+    done = bench(command, te.open_bundle(tmp_path / "bundle", source).files.path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "classifies texts" in done.stderr

@@ -59,10 +59,10 @@ class Memory {
 // The process's own memory: engines read and write the very bytes that the host does.
 std::shared_ptr<Memory> host_memory();
 
-// Counts the time of passes: each run of one has a clock while it works.
+// Counts the time of passes: each run of one has a clock while it works. A pass may run another: the outer one counts.
 class PassClock {
  public:
-  PassClock() : began_(std::chrono::steady_clock::now()) {}
+  PassClock();
   ~PassClock();
   PassClock(const PassClock&) = delete;
   PassClock& operator=(const PassClock&) = delete;

@@ -132,6 +132,7 @@ class OrtGpuPass : public Pass {
   Status run() override {
     Gpu& gpu = *place_.gpu;
     const Gpu::Turn turn(gpu);
+    const PassClock clock;
     if (Status status = copy(true); !status.ok()) return status;
     if (Status status = pass_->run(); !status.ok()) return status;
     if (Status status = copy(false); !status.ok()) return status;

@@ -16,6 +16,7 @@ class TrtPass : public Pass {
 
   Status run() override {
     const Gpu::Turn turn(gpu());
+    const PassClock clock;
     if (Status status = start(turn); !status.ok()) return status;
     if (Status status = gpu().wait(turn); !status.ok()) return status;
     if (context_ && graph_ == nullptr && !uncaptured_) capture(turn);

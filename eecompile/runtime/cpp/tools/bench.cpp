@@ -20,6 +20,7 @@ const char* const kHelp =
     "  --prompt TEXT (in the model's chat template; --raw: as it is), or --prompt-length N made-up tokens (default: 32)\n"
     "  --modes full,exact,confident (default: those that the bundle runs)   --tokens N (64)   --rounds N (5)\n"
     "  --threads N (default: the processors at hand)   --integrity hash|size   --onnxruntime FILE\n"
+    "  --backend auto|onnxruntime|tensorrt|cuda   --plugin FILE\n"
     "tokens_per_second and the like are medians of the rounds; outside_engines is the share of decoding that is not in\n"
     "engines; start.seconds is from opening the bundle to the first token of a request\n";
 
@@ -69,6 +70,8 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       {"--rounds", whole(a.measure.rounds)},
       {"--threads", whole(a.threads)},
       {"--onnxruntime", text_in(a.open.onnxruntime)},
+      {"--backend", text_in(a.open.backend)},
+      {"--plugin", text_in(a.open.plugin)},
       {"--integrity", [&](const std::string& text) {
          a.open.integrity = text == "size" ? Integrity::kSize : Integrity::kHash;
          return text == "size" || text == "hash";
@@ -121,6 +124,8 @@ std::string json_of(const Arguments& a, const Bundle& bundle, const Measurements
   for (const Measured& m : found.modes) modes.push_back(json_of(m));
   const nlohmann::ordered_json whole = {
       {"bundle", a.bundle},
+      {"backend", bundle.backend()},
+      {"gpu", bundle.gpu().empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(bundle.gpu())},
       {"prompt_tokens", a.measure.prompt.size()},
       {"integrity", a.open.integrity == Integrity::kHash ? "hash" : "size"},
       {"start",
