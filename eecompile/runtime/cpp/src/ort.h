@@ -43,8 +43,8 @@ struct OrtGpu {
   std::shared_ptr<GpuMemory> memory;
 };
 
-// The engine of one ONNX graph. Refuses one whose interface is not what the manifest says; and, since ONNX Runtime falls
-// back to the CPU without a word, a session on a GPU that did not get it.
+// The engine of one ONNX graph. Refuses one whose interface is not what the manifest says; and, since ONNX Runtime
+// falls back to the CPU without a word, a session on a GPU that did not get it.
 Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const std::string& path, GraphInfo info,
                               const OrtGpu& gpu = {});
 

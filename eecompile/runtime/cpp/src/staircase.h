@@ -60,7 +60,8 @@ class Staircase {
   std::vector<Tensor> boundary_;  // [most, D] each
   Tensor in_, out_, ids_, positions_, start_;
   std::vector<std::int64_t> filled_, waiting_;
-  std::map<std::pair<std::size_t, std::int64_t>, std::unique_ptr<Pass>> bound_;  // by boundary that a pass fills, and rows
+  // By boundary that a pass fills, and rows.
+  std::map<std::pair<std::size_t, std::int64_t>, std::unique_ptr<Pass>> bound_;
   std::int64_t length_ = 0, passes_ = 0, layer_rows_ = 0, newest_rows_ = 0;
   const float* newest_ = nullptr;
 };

@@ -64,7 +64,7 @@ class Bundle {
   std::vector<ExitDescription> exits() const;
   const std::string& backend() const;  // that runs it
   std::string gpu() const;             // the GPU's name, empty on the processor
-  std::string tokenizer() const;  // path of its tokenizer.json, or empty
+  std::string tokenizer() const;       // path of its tokenizer.json, or empty
 
   // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
   Result<Session> session(const SessionOptions& options = {}) const;
