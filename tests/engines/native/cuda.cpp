@@ -214,7 +214,7 @@ CUresult CUDAAPI cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode)
 CUresult CUDAAPI cuStreamEndCapture(CUstream stream, CUgraph* graph) {
   const Lock lock(doubles::mutex);
   CUstream_st& found = stream_of(stream);
-  if (!found.graph || found.thread != std::this_thread::get_id()) broken("the end of a capture that is not this thread's");
+  if (!found.graph || found.thread != std::this_thread::get_id()) broken("the end of a capture of another thread's");
   *graph = found.graph.release();
   ++graphs;
   return CUDA_SUCCESS;

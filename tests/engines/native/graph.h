@@ -37,6 +37,7 @@ inline OrtEnv* environment() {
     must(api().CreateThreadingOptions(&options));
     must(api().SetGlobalIntraOpNumThreads(options, 1));
     must(api().CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "double", options, &one));
+    api().ReleaseThreadingOptions(options);
     return one;
   }();
   return made;

@@ -1,4 +1,5 @@
-// The build plan of a bundle's device graphs (engines/plan.py): what engines are built of, and which buffers they share.
+// The build plan of a bundle's device graphs (engines/plan.py): what engines are built of, and what buffers
+// they share.
 //
 // Thread safety: values. Cost: a few times the JSON that they were read from.
 #pragma once

@@ -30,7 +30,8 @@ class HostMemory : public Memory {
   Block rows(std::size_t bytes) override {
     if (bytes > std::numeric_limits<std::size_t>::max() - 2 * kAlignment) throw std::bad_alloc();
     const std::size_t whole = bytes < kAlignment ? kAlignment : (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    Block made(static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole)), [](std::byte* data) { std::free(data); });
+    auto* data = static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole));
+    Block made(data, [](std::byte* given) { std::free(given); });
     if (!made) throw std::bad_alloc();
     std::memset(made.get(), 0, bytes);
     return made;

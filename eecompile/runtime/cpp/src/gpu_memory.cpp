@@ -16,8 +16,8 @@ void must(const Status& status) {
 
 DeviceAddress address_of(const void* data) { return reinterpret_cast<DeviceAddress>(data); }
 
-// Of the first `rows` rows of a slot of [slots, KV, T, ..]: where they begin, bytes from head to head, bytes of the rows
-// of one head, heads.
+// Of the first `rows` rows of a slot of [slots, KV, T, ..]: where they begin, bytes from head to head, bytes of the
+// rows of one head, heads.
 struct Part {
   DeviceAddress start;
   std::size_t pitch, width, heads;
@@ -131,8 +131,8 @@ void GpuMemory::clear(const Buffer& cache, std::int64_t slot, std::int64_t rows)
   if (cache.bytes() == 0 || rows <= 0) return;
   const Part at = part_of(cache, slot, rows);
   const Gpu::Turn turn(*gpu_);
-  must(gpu_->checked(
-      gpu_->driver().cuMemsetD2D8Async(at.start, at.pitch, 0, at.width, at.heads, gpu_->stream()), "cuMemsetD2D8Async"));
+  const int code = gpu_->driver().cuMemsetD2D8Async(at.start, at.pitch, 0, at.width, at.heads, gpu_->stream());
+  must(gpu_->checked(code, "cuMemsetD2D8Async"));
 }
 
 void GpuMemory::move(const Buffer& cache, std::int64_t source, std::int64_t target, std::int64_t rows) {

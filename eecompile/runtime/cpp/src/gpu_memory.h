@@ -2,8 +2,8 @@
 // (engines/cuda_memory.py).
 //
 // Under unified addressing, memory from cuMemHostAlloc has one address for both sides, which is checked. Blocks that
-// nobody holds any more are kept for the next of their size, and go back to the driver when the whole memory goes: a new
-// session wants the sizes of the one before, and no address is freed under a graph that has it.
+// nobody holds any more are kept for the next of their size, and go back to the driver when the whole memory goes: a
+// new session wants the sizes of the one before, and no address is freed under a graph that has it.
 // Thread safety: thread-safe; not to be called by who has a Turn. Cost: what was held at most at one time.
 #pragma once
 

@@ -336,7 +336,8 @@ Status OrtLibrary::check_cuda() const {
   if (names != nullptr) chain.then(api_->ReleaseAvailableProviders(names, count));
   if (found) return {};
   return {Code::kMissingBackend,
-          std::string("the back end cuda needs ") + kCuda + ", and this ONNX Runtime has " + (all.empty() ? "none" : all),
+          std::string("the back end cuda needs ") + kCuda + ", and this ONNX Runtime has " +
+              (all.empty() ? "none" : all),
           "", kCudaMend};
 }
 

@@ -74,8 +74,8 @@ EngineRecord record_from(const Json& document, std::string& fault) {
 }
 
 Json json_of(const EngineFile& e) {
-  return {{"file", e.file}, {"onnx", e.onnx},     {"bytes", e.bytes},     {"sha256", e.sha256}, {"profiles", e.profiles},
-          {"layers", e.layers}, {"seconds", e.seconds}, {"peak", e.peak}};
+  return {{"file", e.file},         {"onnx", e.onnx},     {"bytes", e.bytes},     {"sha256", e.sha256},
+          {"profiles", e.profiles}, {"layers", e.layers}, {"seconds", e.seconds}, {"peak", e.peak}};
 }
 
 Json json_of(const EngineRecord& r) {
@@ -149,7 +149,8 @@ Result<EngineFile> engine_of(const std::string& text) {
   if (!document.ok()) return document.status();
   std::string fault;
   EngineFile engine = engine_from(*document, "", fault);
-  if (!fault.empty()) return Status{Code::kInternal, "the process that builds it answered " + text.substr(0, 200), "", ""};
+  if (!fault.empty())
+    return Status{Code::kInternal, "the process that builds it answered " + text.substr(0, 200), "", ""};
   return engine;
 }
 

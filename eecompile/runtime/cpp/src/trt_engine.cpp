@@ -165,37 +165,42 @@ Result<std::unique_ptr<Pass>> TrtEngine::bind(const Buffers& buffers) const {
   shared_->allocate();
   TrtPlaces places;
   places.profile = *profile;
-  const auto place = [&](const TensorInfo& tensor) -> Status {
-    const Buffer& buffer = buffers.find(tensor.name)->second;
-    if (buffer.shape != shape_of(tensor, sizes) || buffer.dtype != tensor.dtype)
-      return {Code::kInternal, tensor.name + " is bound to " + buffer.dtype + " " + shown(buffer.shape), info_.path, ""};
-    places.addresses[tensor.name] = buffer.data;
-    return shared_->gpu_memory()->check(buffer, tensor.name);
-  };
   for (const TensorInfo* tensor : inputs_) {
-    if (Status status = place(*tensor); !status.ok()) return status;
-    const std::vector<std::int64_t>& shape = buffers.find(tensor->name)->second.shape;
+    const Buffer& buffer = buffers.find(tensor->name)->second;
+    if (Status status = place(*tensor, buffer, sizes, places); !status.ok()) return status;
     nvinfer1::Dims dims{};
-    dims.nbDims = static_cast<std::int32_t>(shape.size());
-    std::copy(shape.begin(), shape.end(), dims.d);
+    dims.nbDims = static_cast<std::int32_t>(buffer.shape.size());
+    std::copy(buffer.shape.begin(), buffer.shape.end(), dims.d);
     places.shapes[tensor->name] = dims;
   }
-  for (const TensorInfo& tensor : info_.outputs) {
-    const auto buffer = buffers.find(tensor.name);
-    if (buffer != buffers.end())
-      if (Status status = place(tensor); !status.ok()) return status;
-    const auto copied = copied_.find(tensor.name);
-    if (copied == copied_.end() && buffer != buffers.end()) continue;
-    const auto loose = loose_.find(tensor.name);
-    if (loose == loose_.end())
-      return Status{Code::kInternal, "the cache " + tensor.name + " has no buffer", info_.path, ""};
-    std::byte* address = shared_->block(TrtShared::kLoose) + loose->second;
-    places.addresses[tensor.name] = address;
-    if (copied == copied_.end()) continue;
-    const Buffer& target = buffers.find(copied->second)->second;
-    places.copies.push_back({target.data, address, target.bytes()});
-  }
+  for (const TensorInfo& tensor : info_.outputs)
+    if (Status status = place_output(tensor, buffers, sizes, places); !status.ok()) return status;
   return make_pass(shared_from_this(), std::move(places));
+}
+
+Status TrtEngine::place(const TensorInfo& tensor, const Buffer& buffer, const Sizes& sizes, TrtPlaces& places) const {
+  if (buffer.shape != shape_of(tensor, sizes) || buffer.dtype != tensor.dtype)
+    return {Code::kInternal, tensor.name + " is bound to " + buffer.dtype + " " + shown(buffer.shape), info_.path, ""};
+  places.addresses[tensor.name] = buffer.data;
+  return shared_->gpu_memory()->check(buffer, tensor.name);
+}
+
+// Where it is bound to; one that nobody reads, or that replaces an input after the pass, lies in the block for those.
+Status TrtEngine::place_output(const TensorInfo& tensor, const Buffers& buffers, const Sizes& sizes,
+                               TrtPlaces& places) const {
+  const auto buffer = buffers.find(tensor.name);
+  if (buffer != buffers.end())
+    if (Status status = place(tensor, buffer->second, sizes, places); !status.ok()) return status;
+  const auto copied = copied_.find(tensor.name);
+  if (copied == copied_.end() && buffer != buffers.end()) return {};
+  const auto loose = loose_.find(tensor.name);
+  if (loose == loose_.end()) return {Code::kInternal, "the cache " + tensor.name + " has no buffer", info_.path, ""};
+  std::byte* address = shared_->block(TrtShared::kLoose) + loose->second;
+  places.addresses[tensor.name] = address;
+  if (copied == copied_.end()) return {};
+  const Buffer& target = buffers.find(copied->second)->second;
+  places.copies.push_back({target.data, address, target.bytes()});
+  return {};
 }
 
 Result<nvinfer1::IExecutionContext*> TrtEngine::shared_context(const Gpu::Turn& turn, int profile) const {

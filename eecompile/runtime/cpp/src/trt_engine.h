@@ -9,6 +9,8 @@
 
 namespace eecompile {
 
+struct TrtPlaces;
+
 class TrtEngine : public Engine, public std::enable_shared_from_this<TrtEngine> {
  public:
   // copied: of outputs that are no update in place, the inputs that they are to replace. weights: the ONNX file whose
@@ -40,6 +42,8 @@ class TrtEngine : public Engine, public std::enable_shared_from_this<TrtEngine> 
   Profile profile(int index) const;
   void place_loose();
   Result<int> profile_of(const Buffers& buffers) const;
+  Status place(const TensorInfo& tensor, const Buffer& buffer, const Sizes& sizes, TrtPlaces& places) const;
+  Status place_output(const TensorInfo& tensor, const Buffers& buffers, const Sizes& sizes, TrtPlaces& places) const;
 
   std::shared_ptr<TrtShared> shared_;
   std::string path_;

@@ -6,8 +6,8 @@
 
 namespace eecompile {
 
-// Puts the weights of the graph at `onnx`, and of the files it names, into `engine`. kIntegrity where they do not fit or
-// some are missing; kUnsupported where this was compiled without the ONNX parser's header.
+// Puts the weights of the graph at `onnx`, and of the files it names, into `engine`. kIntegrity where they do not fit
+// or some are missing; kUnsupported where this was compiled without the ONNX parser's header.
 Status refit(TrtShared& shared, nvinfer1::ICudaEngine& engine, const std::string& onnx);
 
 }  // namespace eecompile

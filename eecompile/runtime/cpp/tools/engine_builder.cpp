@@ -4,8 +4,10 @@
 #include <NvOnnxParser.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <set>
 
 #include "files.h"
 #include "sha256.h"
@@ -96,11 +98,11 @@ nvinfer1::Dims dims_of(const std::vector<std::int64_t>& shape) {
 }
 
 Status add_profile(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, const ProfileShapes& profile,
-                   const std::map<std::string, bool>& inputs, const std::string& where) {
+                   const std::set<std::string>& inputs, const std::string& where) {
   using nvinfer1::OptProfileSelector;
   nvinfer1::IOptimizationProfile* made = builder.createOptimizationProfile();  // the builder's
   for (const auto& [name, range] : profile.shapes) {
-    if (inputs.find(name) == inputs.end())
+    if (inputs.count(name) == 0)
       return failed("the profile " + profile.name + " names " + name + ", which is no input", where);
     const bool set = made->setDimensions(name.c_str(), OptProfileSelector::kMIN, dims_of(range.least)) &&
                      made->setDimensions(name.c_str(), OptProfileSelector::kOPT, dims_of(range.best)) &&
@@ -109,6 +111,19 @@ Status add_profile(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config
   }
   return config.addOptimizationProfile(made) < 0 ? failed("the profile " + profile.name + " is not valid", where)
                                                  : Status{};
+}
+
+Status add_profiles(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config,
+                    const nvinfer1::INetworkDefinition& network, const GraphPlan& graph) {
+  std::set<std::string> inputs;
+  for (int i = 0; i < network.getNbInputs(); ++i) inputs.insert(network.getInput(i)->getName());
+  for (const ProfileShapes& profile : graph.profiles)
+    if (Status status = add_profile(builder, config, profile, inputs, graph.name); !status.ok()) return status;
+  return {};
+}
+
+std::string_view view_of(const nvinfer1::IHostMemory& memory) {
+  return {static_cast<const char*>(memory.data()), memory.size()};
 }
 
 // The flags of a configuration whose plans a captured graph and its session can use: one stream, and products in the
@@ -133,6 +148,12 @@ std::unique_ptr<nvinfer1::ITimingCache> timing_cache(nvinfer1::IBuilderConfig& c
   cache.reset(config.createTimingCache(nullptr, 0));
   if (cache) config.setTimingCache(*cache, false);
   return cache;
+}
+
+Status register_plugin(const TrtLibrary& trt, const std::string& path) {
+  if (path.empty()) return {};
+  const Result<PluginLibrary> plugin = find_plugin(path);
+  return plugin.ok() ? trt.load_plugin(*plugin) : plugin.status();
 }
 
 template <typename T>
@@ -160,11 +181,7 @@ Result<EngineFile> build_engine(const BuildJob& job) {
   const Result<std::shared_ptr<const TrtLibrary>> library = TrtLibrary::open();
   if (!library.ok()) return library.status();
   const TrtLibrary& trt = **library;
-  if (!job.plugin.empty()) {
-    const Result<PluginLibrary> plugin = find_plugin(job.plugin);
-    if (!plugin.ok()) return plugin.status();
-    if (Status status = trt.load_plugin(*plugin); !status.ok()) return status;
-  }
+  if (Status status = register_plugin(trt, job.plugin); !status.ok()) return status;
   TrtLog log;
   const auto builder =
       made_by<nvinfer1::IBuilder>(trt.symbol("createInferBuilder_INTERNAL"), nullptr, &log, NV_TENSORRT_VERSION);
@@ -177,7 +194,8 @@ Result<EngineFile> build_engine(const BuildJob& job) {
   if (!network || !parser)
     return Status{Code::kMissingBackend, "TensorRT's ONNX parser is not here: " + log.said(), where, "install it"};
   constexpr int kFaults = static_cast<int>(nvinfer1::ILogger::Severity::kERROR);
-  if (!parser->parseFromFile(job.onnx.c_str(), kFaults)) return failed("the parser refuses it: " + said(*parser), where);
+  if (!parser->parseFromFile(job.onnx.c_str(), kFaults))
+    return failed("the parser refuses it: " + said(*parser), where);
   EngineFile built;
   for (int i = 0; i < network->getNbLayers(); ++i) ++built.layers[kind_of(network->getLayer(i)->getType())];
   if (job.graph.plugin && !job.plugin.empty() && built.layers.count("PLUGIN_V3") == 0)
@@ -186,23 +204,16 @@ Result<EngineFile> build_engine(const BuildJob& job) {
   let_attention_decompose(*network);
   const std::unique_ptr<nvinfer1::IBuilderConfig> config(builder->createBuilderConfig());
   set_flags(*config, job);
-  std::map<std::string, bool> inputs;
-  for (int i = 0; i < network->getNbInputs(); ++i) inputs[network->getInput(i)->getName()] = true;
-  for (const ProfileShapes& profile : job.graph.profiles) {
-    if (Status status = add_profile(*builder, *config, profile, inputs, where); !status.ok()) return status;
-    built.profiles.push_back(profile.name);
-  }
+  if (Status status = add_profiles(*builder, *config, *network, job.graph); !status.ok()) return status;
   const std::unique_ptr<nvinfer1::ITimingCache> cache = timing_cache(*config, job.timing_cache);
   const std::unique_ptr<nvinfer1::IHostMemory> plan(builder->buildSerializedNetwork(*network, *config));
   if (!plan) return failed("no engine came of it: " + log.said(), where);
-  const std::string_view bytes(static_cast<const char*>(plan->data()), plan->size());
+  const std::string_view bytes = view_of(*plan);
   if (Status status = write_whole(job.out, bytes); !status.ok()) return status;
-  if (cache) {
-    const std::unique_ptr<nvinfer1::IHostMemory> times(cache->serialize());
-    if (times)
-      if (Status s = write_whole(job.timing_cache, {static_cast<const char*>(times->data()), times->size()}); !s.ok())
-        return s;
-  }
+  const std::unique_ptr<nvinfer1::IHostMemory> times(cache ? cache->serialize() : nullptr);
+  if (times)
+    if (Status status = write_whole(job.timing_cache, view_of(*times)); !status.ok()) return status;
+  for (const ProfileShapes& profile : job.graph.profiles) built.profiles.push_back(profile.name);
   built.file = job.out.substr(job.out.rfind('/') + 1);
   built.onnx = job.graph.sha256;
   built.bytes = static_cast<std::int64_t>(bytes.size());

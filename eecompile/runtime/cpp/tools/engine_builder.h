@@ -1,7 +1,7 @@
 // From an ONNX file to a serialised engine, through what TensorRT 10.3 to 11 have in common (engines/network.py).
 //
-// Only a building process calls it: a parser that aborts, or a build that the system kills for memory, then ends nothing
-// else. Thread safety: one build a process. Cost: what TensorRT takes.
+// Only a building process calls it: a parser that aborts, or a build that the system kills for memory, then ends
+// nothing else. Thread safety: one build a process. Cost: what TensorRT takes.
 #pragma once
 
 #include <string>

@@ -135,7 +135,9 @@ void keep_built(const std::string& folder, const BuildPlan& plan, EngineRecord& 
   }
 }
 
-std::string folder_of(const BundleFiles& files, const BuildPlan& plan) { return files.path + "/engines/" + plan.target; }
+std::string folder_of(const BundleFiles& files, const BuildPlan& plan) {
+  return files.path + "/engines/" + plan.target;
+}
 
 BuildJob job_of(const Asked& asked, const BundleFiles& files, const BuildPlan& plan, const GraphPlan& graph) {
   const std::string folder = folder_of(files, plan);
@@ -225,7 +227,8 @@ Status build(const Asked& asked, const BundleFiles& files, const BuildPlan& plan
 }
 
 Status run(const Asked& asked) {
-  const Result<BundleFiles> files = read_bundle(asked.bundle, asked.graph.empty() ? Integrity::kHash : Integrity::kSize);
+  const Integrity integrity = asked.graph.empty() ? Integrity::kHash : Integrity::kSize;
+  const Result<BundleFiles> files = read_bundle(asked.bundle, integrity);
   if (!files.ok()) return files.status();
   const Result<BuildPlan> plan = read_plan(*files);
   if (!plan.ok()) return plan.status();
