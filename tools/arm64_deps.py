@@ -1,4 +1,4 @@
-"""Gather what the C++ runtime needs on arm64: ONNX Runtime's library from the registry's wheel, of the version installed.
+"""Gather what the C++ runtime needs on arm64: ONNX Runtime's library from the wheel of the version installed here.
 
     python tools/arm64_deps.py --deps build/deps --out build/deps-arm64
 

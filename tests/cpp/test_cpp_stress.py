@@ -1,4 +1,4 @@
-"""The C++ runtime short of memory, of bytes and of descriptors, and under load: a status, the same tokens, no growth."""
+"""The C++ runtime short of memory, bytes and descriptors, and under load: a status, the same tokens, no growth."""
 
 from pathlib import Path
 from typing import Any

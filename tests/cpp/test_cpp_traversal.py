@@ -1,4 +1,4 @@
-"""No bundle reaches outside of itself: names, links and special files, refused by the C++ runtime and by Python's alike."""
+"""No bundle reaches outside of itself: names, links and special files, refused by the C++ runtime as by Python's."""
 
 import json
 import os
@@ -17,13 +17,14 @@ from eecompile.errors import EECompileError
 from eecompile.runtime import Bundle
 
 NAMES = (
-    "../outside", "a/../../outside", "a/..", "..", ".", "./a", "a/./b", "a//b", "a/", "/etc/passwd", "//etc/passwd", "a\\b",
+    "../outside", "a/../../outside", "a/..", "..", ".", "./a", "a/./b", "a//b", "a/", "/etc/passwd", "//etc/passwd",
+    "a\\b",
     "..\\outside", "C:\\outside", "C:outside", "a:b", "a\nb", "a\x01b", "a\x7fb", "\x00", "", "x" * 201, "a/" * 120,
     "Segments/head.onnx", "segments/HEAD.onnx", "manifest.json", "MANIFEST.json", "overlays/policy.json", "overlays/x",
     "engines/x", "report.html", "manifest.json.sig",
 )  # fmt: skip
-GRAPHS = ("../outside.onnx", "/etc/passwd", "segments/../segments/head.onnx", "segments//head.onnx", "./segments/head.onnx",
-          "overlays/policy.json", "")  # fmt: skip
+GRAPHS = ("../outside.onnx", "/etc/passwd", "segments/../segments/head.onnx", "segments//head.onnx",
+          "./segments/head.onnx", "overlays/policy.json", "")  # fmt: skip
 FILE = "segments/head.onnx"
 
 

@@ -67,6 +67,9 @@ void hash_dense(std::string_view data, Sha256& hash) {
   }
 }
 
+// Stops the parser, which would read on to the end.
+struct Refused {};
+
 // What a tree of JSON costs, roughly; `kFree` bytes are allowed whatever the text's size.
 constexpr std::size_t kPerValue = 32, kPerKey = 96, kFree = std::size_t{1} << 25;
 
@@ -85,13 +88,17 @@ Result<Json> parse_object(std::string_view data, const std::string& where) {
     if (event == Json::parse_event_t::key && !keys.empty() &&
         !keys.back().insert(parsed.get_ref<const std::string&>()).second)
       fault = "a key stands twice in one object";
-    return fault.empty();
+    if (!fault.empty()) throw Refused();
+    return true;
   };
-  Json document = Json::parse(data.begin(), data.end(), watch, false);
-  if (!fault.empty()) return damaged("not JSON that a reader accepts: " + fault, where);
-  if (document.is_discarded()) return damaged("not JSON", where);
-  if (!document.is_object()) return damaged("not a JSON object", where);
-  return document;
+  try {
+    Json document = Json::parse(data.begin(), data.end(), watch, false);
+    if (document.is_discarded()) return damaged("not JSON", where);
+    if (!document.is_object()) return damaged("not a JSON object", where);
+    return document;
+  } catch (const Refused&) {
+    return damaged("not JSON that a reader accepts: " + fault, where);
+  }
 }
 
 std::string document_digest(std::string_view data) {
