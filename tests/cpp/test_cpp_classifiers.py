@@ -1,5 +1,6 @@
 """Classifiers of the C++ runtime against the Python ones: labels, scores, exits, costs; and what both refuse."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ def passed_by(opened: Bundle, share: float) -> list[dict[str, float]]:
     assert opened.manifest.encoder is not None
     said = TextTracer(opened).trace(te.random_texts(20, seed=9, types=opened.manifest.encoder.types)).exits
     if opened.manifest.task == "regression":
-        moved = [np.abs(b.logits - a.logits) for a, b in zip(said, said[1:], strict=False)]
+        moved = [np.abs(b.logits - a.logits) for a, b in itertools.pairwise(said)]
         return [{"delta": 1.0}, *({"delta": float(np.quantile(d, share))} for d in moved)]
     return [{"max_prob": float(np.quantile(e.max_prob, 1 - share))} for e in said if e.max_prob is not None]
 

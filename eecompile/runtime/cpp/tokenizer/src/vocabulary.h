@@ -17,7 +17,7 @@ class Vocabulary {
 
   using Entry = std::pair<std::string, std::uint32_t>;
 
-  Vocabulary() = default;
+  Vocabulary() : Vocabulary(std::vector<Entry>()) {}
 
   // Of equal tokens the last one counts. Cost: O(n log n) in their number.
   explicit Vocabulary(std::vector<Entry> entries);
