@@ -185,7 +185,7 @@ def test_bench_takes_a_text_and_says_what_it_cannot_do(command: Path, place: Pat
         (["--rounds"], 2, "--rounds"),
         (["--prompt-length", "200"], 2, "do not fit the context"),
         (["--faster"], 2, "there is no option --faster"),
-        (["--backend", "tensorrt"], 3, "without TensorRT"),
+        (["--backend", "cuda"], 3, "CUDA"),
         (["--backend", "fast"], 2, "there is no back end fast"),
         (["--onnxruntime", "/nowhere.so"], 3, "ONNX Runtime cannot be loaded"),
     ):
