@@ -18,7 +18,7 @@ KINDS = {
 ENVIRONMENT = {
     **os.environ,
     "ASAN_OPTIONS": "exitcode=99:allocator_may_return_null=1:max_allocation_size_mb=4096:malloc_context_size=8:"
-    "quarantine_size_mb=16",
+    "quarantine_size_mb=16:handle_abort=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": f"exitcode=99:suppressions={SUPPRESSIONS}",
 }

@@ -56,7 +56,6 @@ def test_twenty_thousand_bundles_are_read_or_refused(stress: Path, root: Path, t
     ends, reports = mutated(stress, root, tmp_path, 20_000, 40)
     assert ends.total() == 20_000
     assert min(ends["ok"], ends["integrity"]) > 500
-    assert ends["unsupported"] > 0
     for report in reports:
         assert report["ran"] == 20
         assert report["reasons"] > 100

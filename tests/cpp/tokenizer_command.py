@@ -34,6 +34,7 @@ def build(sanitized: bool) -> Path:
         f"-DCMAKE_PREFIX_PATH={HEADERS}",
         "-DEECOMPILE_WERROR=ON",
         "-DCMAKE_UNITY_BUILD=ON",
+        "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10",
         *options,
     )
     run("cmake", "--build", folder, "--parallel", "2")

@@ -55,7 +55,7 @@ std::vector<std::string> texts(Fields& fields, const char* key, std::size_t long
 }  // namespace
 
 Result<ChatTable> ChatTable::read(std::string_view data, const std::string& where) {
-  Result<Json> document = parse_object(data, where);
+  Result<Document> document = parse_object(data, where);
   if (!document.ok()) return document.status();
   ChatTable table;
   std::string fault;

@@ -147,7 +147,7 @@ Result<BuildPlan> read_plan(const BundleFiles& files) {
   if (m.files.find(m.device->plan) == m.files.end()) return damaged("the build plan is missing", path, kAgain);
   const Result<std::string> data = read_regular(path, kMaxPlanBytes);
   if (!data.ok()) return data.status();
-  const Result<Json> document = parse_object(*data, path);
+  const Result<Document> document = parse_object(*data, path);
   if (!document.ok()) return document.status();
   std::string fault;
   BuildPlan plan = plan_from(*document, m, fault);

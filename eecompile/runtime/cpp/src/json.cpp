@@ -9,7 +9,7 @@
 namespace eecompile {
 namespace {
 
-constexpr int kDeepest = 64;
+constexpr std::size_t kDeepest = 64;
 const Json kNothing;
 const Json kEmptyList = Json::array();
 const Json kEmptyObject = Json::object();
@@ -67,38 +67,95 @@ void hash_dense(std::string_view data, Sha256& hash) {
   }
 }
 
-// Stops the parser, which would read on to the end.
-struct Refused {};
-
 // What a tree of JSON costs, roughly; `kFree` bytes are allowed whatever the text's size.
 constexpr std::size_t kPerValue = 32, kPerKey = 96, kFree = std::size_t{1} << 25;
 
+// Empties `value` from its leaves on: a tree's own destructor asks for memory, and ends the process where there is none.
+void dismantle(Json& value) noexcept {
+  if (value.is_array()) {
+    for (auto& list = value.get_ref<Json::array_t&>(); !list.empty(); list.pop_back()) dismantle(list.back());
+  } else if (value.is_object()) {
+    auto& members = value.get_ref<Json::object_t&>();
+    for (auto& [key, member] : members) dismantle(member);
+    members.clear();
+  }
+}
+
+// Grows a document as the parser goes through its text, and stops it at the first fault.
+class Builder : public nlohmann::json_sax<Json> {
+ public:
+  Builder(std::size_t size, Json& root) : most_(size + kFree), root_(root) {}
+
+  const std::string& fault() const { return fault_; }  // empty where the text is no JSON
+
+  bool null() override { return put(nullptr) != nullptr; }
+  bool boolean(bool value) override { return put(value) != nullptr; }
+  bool number_integer(std::int64_t value) override { return put(value) != nullptr; }
+  bool number_unsigned(std::uint64_t value) override { return put(value) != nullptr; }
+  bool number_float(double value, const std::string&) override { return put(value) != nullptr; }
+  bool string(std::string& value) override { return put(std::move(value)) != nullptr; }
+  bool binary(Json::binary_t&) override { return false; }
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+
+  bool key(std::string& value) override {
+    if (!pay(kPerKey)) return false;
+    if (open_.back()->contains(value)) fault_ = "a key stands twice in one object";
+    key_ = std::move(value);
+    return fault_.empty();
+  }
+
+ private:
+  bool pay(std::size_t bytes) {
+    spent_ += bytes;
+    if (spent_ > most_) fault_ = "more members than memory is given for";
+    if (open_.size() > kDeepest) fault_ = "nested too deeply";
+    return fault_.empty();
+  }
+
+  // Where the value now is; null where there is no room for it.
+  Json* put(Json value) {
+    if (!pay(kPerValue)) return nullptr;
+    if (open_.empty()) return &(root_ = std::move(value));
+    Json& parent = *open_.back();
+    if (parent.is_object()) return &*parent.emplace(std::move(key_), std::move(value)).first;
+    parent.push_back(std::move(value));
+    return &parent.back();
+  }
+
+  bool open(Json value) {
+    Json* made = put(std::move(value));
+    if (made != nullptr) open_.push_back(made);
+    return made != nullptr;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return pay(kPerValue);
+  }
+
+  std::size_t most_, spent_ = 0;
+  Json& root_;
+  std::vector<Json*> open_;  // objects and lists that are not closed yet, the innermost last
+  std::string key_, fault_;
+};
+
 }  // namespace
 
-Result<Json> parse_object(std::string_view data, const std::string& where) {
-  std::vector<std::set<std::string>> keys;
-  std::string fault;
-  std::size_t spent = 0;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kDeepest) fault = "nested too deeply";
-    spent += event == Json::parse_event_t::key ? kPerKey : kPerValue;
-    if (spent > data.size() + kFree) fault = "more members than memory is given for";
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.empty() &&
-        !keys.back().insert(parsed.get_ref<const std::string&>()).second)
-      fault = "a key stands twice in one object";
-    if (!fault.empty()) throw Refused();
-    return true;
-  };
-  try {
-    Json document = Json::parse(data.begin(), data.end(), watch, false);
-    if (document.is_discarded()) return damaged("not JSON", where);
-    if (!document.is_object()) return damaged("not a JSON object", where);
-    return document;
-  } catch (const Refused&) {
-    return damaged("not JSON that a reader accepts: " + fault, where);
+Document::~Document() { dismantle(json_); }
+
+Result<Document> parse_object(std::string_view data, const std::string& where) {
+  Document document;
+  Builder builder(data.size(), document.json_);
+  if (Json::sax_parse(data.begin(), data.end(), &builder)) {
+    if (document.json_.is_object()) return Result<Document>(std::move(document));
+    return damaged("not a JSON object", where);
   }
+  if (builder.fault().empty()) return damaged("not JSON", where);
+  return damaged("not JSON that a reader accepts: " + builder.fault(), where);
 }
 
 std::string document_digest(std::string_view data) {

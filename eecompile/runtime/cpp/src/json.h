@@ -18,9 +18,24 @@ namespace eecompile {
 
 using Json = nlohmann::json;
 
+// A tree that can be destroyed where there is no memory left.
+class Document {
+ public:
+  Document() = default;
+  Document(Document&&) noexcept = default;
+  Document& operator=(Document&&) = delete;
+  ~Document();
+
+  operator const Json&() const { return json_; }
+
+ private:
+  friend Result<Document> parse_object(std::string_view data, const std::string& where);
+  Json json_;
+};
+
 // The object in `data`. Refuses duplicate keys, numbers that are not finite, nesting beyond 64, bad UTF-8, and more
 // members than a bundle has use for.
-Result<Json> parse_object(std::string_view data, const std::string& where);
+Result<Document> parse_object(std::string_view data, const std::string& where);
 
 // The digest of a document (digest.py): of its text without whitespace outside strings and without its top-level
 // member "digest".

@@ -271,7 +271,7 @@ std::optional<std::size_t> router_of(const std::vector<ExitInfo>& exits, std::si
 }
 
 Result<Manifest> read_manifest(std::string_view data, const std::string& where) {
-  Result<Json> document = parse_object(data, where);
+  Result<Document> document = parse_object(data, where);
   if (!document.ok()) return document.status();
   if (const Result<int> version = check_version(*document, where); !version.ok()) return version.status();
   std::string fault;

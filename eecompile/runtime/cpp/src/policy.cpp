@@ -156,7 +156,7 @@ std::string thresholds_fault(const Thresholds& thresholds, const ExitInfo& info,
 }
 
 Result<Policy> read_policy(std::string_view data, const Manifest& m, const std::string& where) {
-  Result<Json> document = parse_object(data, where);
+  Result<Document> document = parse_object(data, where);
   if (!document.ok()) return document.status();
   std::string fault;
   Fields f(*document, "", fault);
@@ -176,7 +176,7 @@ Result<Policy> read_policy(std::string_view data, const Manifest& m, const std::
 }
 
 Result<Calibration> read_calibration(std::string_view data, const Manifest& m, const std::string& where) {
-  Result<Json> document = parse_object(data, where);
+  Result<Document> document = parse_object(data, where);
   if (!document.ok()) return document.status();
   std::string fault;
   Fields f(*document, "", fault);

@@ -132,7 +132,7 @@ Result<EngineRecord> read_record(const std::string& folder) {
     return Status{Code::kMissingBackend, "there are no engines here", folder, std::string(kBuild)};
   const Result<std::string> data = read_regular(path, kMaxRecordBytes);
   if (!data.ok()) return data.status();
-  const Result<Json> document = parse_object(*data, path);
+  const Result<Document> document = parse_object(*data, path);
   if (!document.ok()) return document.status();
   std::string fault;
   EngineRecord record = record_from(*document, fault);
@@ -145,7 +145,7 @@ std::string text_of(const EngineRecord& record) { return json_of(record).dump(1)
 std::string text_of(const EngineFile& engine) { return json_of(engine).dump(); }
 
 Result<EngineFile> engine_of(const std::string& text) {
-  const Result<Json> document = parse_object(text, "");
+  const Result<Document> document = parse_object(text, "");
   if (!document.ok()) return document.status();
   std::string fault;
   EngineFile engine = engine_from(*document, "", fault);
