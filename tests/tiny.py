@@ -197,13 +197,16 @@ def open_bundle(out: Path, source: Path, at: Sequence[int] = (), **options: Any)
     return Bundle.open(bundle_at(out, source, at, **options), integrity="size")
 
 
-def calibrate(path: Path, thresholds: Sequence[Mapping[str, float] | None], kv: str = "catch_up") -> Bundle:
-    """Add a calibration that allows each exit `thresholds`, a policy that uses them, and open the bundle."""
+def calibrate(
+    path: Path, thresholds: Sequence[Mapping[str, float] | None], kv: str = "catch_up", cache: str | None = None
+) -> Bundle:
+    """Add a calibration, of the bundle's type of cache, that allows each exit `thresholds`, and its policy."""
     opened = Bundle.open(path, integrity="size")
     manifest, policy = opened.manifest, opened.files.policy
     point = {"level": 1.0, "thresholds": list(thresholds), "risk": 0.0, "p_value": 0.01, "exit_rate": 0.5}
     fields = {
-        "precision": manifest.precision, "kv": kv, "pending_cap": manifest.pending_cap, "cache": manifest.cache,
+        "precision": manifest.precision, "kv": kv, "pending_cap": manifest.pending_cap,
+        "cache": cache or manifest.cache,
         "method": "learn-then-test", "loss": "disagreement", "risk": 0.02, "error": 0.05, "documents": 9, "tokens": 99,
         "data": "0" * 64, "gates": gates_digest(manifest.exits, policy.exits),
         "path": [{**point, "mean_depth": 2.0}], "chosen": 0,

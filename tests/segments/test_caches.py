@@ -93,7 +93,7 @@ def test_the_type_is_in_the_manifest_and_in_calibrations(shelf: Any, tmp_path: P
     path = tiny.bundle_at(tmp_path / "b", shelf.checkpoint(), [2], cache="int8")
     assert Bundle.open(path).manifest.cache == "int8"
     with pytest.raises(UsageError, match="without a calibration"):
-        tiny.calibrate(path, [{"max_prob": 0.5}])  # which says that it is of float32 caches
+        tiny.calibrate(path, [{"max_prob": 0.5}], cache="fp32")
     with pytest.raises(UsageError, match="types: fp32, fp16, int8"):
         tiny.bundle_at(tmp_path / "c", shelf.checkpoint(), [2], cache="int4")
 

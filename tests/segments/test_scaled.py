@@ -249,9 +249,10 @@ CASES = [
 def test_device_graphs_round_as_the_bundles_own_do(
     shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str, target: str
 ) -> None:
-    """In float32, so that nothing but how they are written differs: rows at the edge of a step are rare then."""
+    """In float32, so that nothing but how they are written differs: rows at the edge of a step are rare then, and these
+    weights have none."""
     monkeypatch.setattr("eecompile.pipeline.choose_device", lambda *_: {"cache": "fp32", "compute": "float32"})
-    source = shelf.checkpoint(tiny.variants()[name], gain=0.3)
+    source = shelf.checkpoint(tiny.variants()[name], gain=0.25)
     assert _apart(*built(tmp_path / "b", source, [2], target, precision=precision)) < 5e-3
 
 
