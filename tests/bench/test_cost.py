@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from profiled import costs_of, profile_of
-from scripted import PATIENCE, SMALL, manifest_of, play
+from scripted import PATIENCE, SMALL, consistent, manifest_of, play
 
 from eecompile.bench.cost import Mode, PassCosts, full_depth_seconds, simulate
 from eecompile.contract import APPROXIMATE
@@ -62,15 +62,6 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "patient": draw(st.booleans()), "small": draw(st.booleans()),
         "layered": draw(st.booleans()),
     }  # fmt: skip
-
-
-def consistent(letters: str, exits: int) -> str:
-    """Letters of patient exits: where an exit fires, the one before it gives the same token."""
-    said = list(letters)
-    for at in range(len(said)):
-        if at % exits and said[at] in "ax" and (said[at] == "x") != (said[at - 1] == "x"):
-            said[at] = "h"
-    return "".join(said)
 
 
 def one_exit(letters: str, mode: Mode, cap: int, *, layered: bool = False) -> dict[str, Any]:

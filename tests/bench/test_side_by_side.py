@@ -10,7 +10,7 @@ import pytest
 import tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted import HIDDEN, PATIENCE, PROMPT, _graphs, manifest_of
+from scripted import HIDDEN, PATIENCE, PROMPT, _graphs, consistent, manifest_of
 
 from eecompile import pipeline
 from eecompile.bench.cost_model import Setting
@@ -52,15 +52,6 @@ def one_exit(documents: Sequence[str], mode: str, *, cap: int = 8, each_pass: fl
         "segments": [1, 2], "schedule": [0, 1], "cap": cap, "documents": documents, "open_exits": {0}, "mode": mode,
         "each_pass": each_pass, "patient": False, "small": False,
     }  # fmt: skip
-
-
-def consistent(letters: str, exits: int) -> str:
-    """Letters of patient exits: where an exit fires, the one before it gives the same token."""
-    said = list(letters)
-    for at in range(len(said)):
-        if at % exits and said[at] in "ax" and (said[at] == "x") != (said[at - 1] == "x"):
-            said[at] = "h"
-    return "".join(said)
 
 
 def play(manifest: Manifest, case: dict[str, Any]) -> tuple[Counter[tuple[str, int]], Counter[str]]:

@@ -3,18 +3,14 @@
 import json
 import random
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import pytest
 import tokenizer_made as made
 import tokenizer_texts as texts
-from real_inputs import INPUTS
 from tokenizer_command import Command, build
 from tokenizers import Tokenizer, models
 
-REAL = ("smollm2", "rampart", "minilm")
-TRAINED = ("gpt2", "llama3", "qwen2", "gpt4o", "llama2", "word-end", "continued", "wordpiece", "unigram-0", "unigram-1")
 NORMALIZERS, PRE_TOKENIZERS = made.normalizer_parts(), made.pre_tokenizer_parts()
 FIRST, DECODERS = made.first_parts(), made.decoder_parts()
 READ_TABLES = ("nfc", "nfkd", "lowercase", "accents", "bert-11None1", "clusters", "gpt4o", "split-removed", "words",
@@ -28,25 +24,6 @@ MEGABYTE = 1 << 20
 def command() -> Command:
     """The command, with the sanitizers on."""
     return Command(build(sanitized=True))
-
-
-@cache
-def trained() -> dict[str, Tokenizer]:
-    """The trained tokenizers by name."""
-    return dict(made.trained())
-
-
-def tokenizer_of(name: str) -> Tokenizer:
-    """A real or trained tokenizer as the runtime uses it; skips where the real one is absent."""
-    if name not in REAL:
-        return trained()[name]
-    file = INPUTS / name / "tokenizer.json"
-    if not file.exists():
-        pytest.skip(f"build/inputs/{name} is absent: run tools/inputs.py {name}")
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def added(tokenizer: Tokenizer) -> list[str]:
@@ -100,17 +77,17 @@ def test_the_first_piece_is_the_librarys(name: str, command: Command, tmp_path: 
     assert_same_ids(command, FIRST[name], given, tmp_path, False)
 
 
-@pytest.mark.parametrize("name", [*REAL, *TRAINED])
+@pytest.mark.parametrize("name", [*made.REAL, *made.TRAINED])
 @pytest.mark.parametrize("special", [True, False])
 def test_ids_are_the_librarys(name: str, special: bool, command: Command, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = made.tokenizer_of(name)
     given = texts.texts(int(special), OF_MODELS, added(tokenizer))
     assert_same_ids(command, tokenizer, given, tmp_path, special)
 
 
-@pytest.mark.parametrize("name", [*REAL, *TRAINED])
+@pytest.mark.parametrize("name", [*made.REAL, *made.TRAINED])
 def test_text_comes_back_as_the_librarys(name: str, command: Command, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = made.tokenizer_of(name)
     ids = [e.ids for e in tokenizer.encode_batch(readable(texts.texts(2, OF_MODELS, added(tokenizer))))]
     assert_same_text(command, tokenizer, ids, tmp_path)
 
@@ -136,7 +113,7 @@ def assert_same_text(command: Command, tokenizer: Tokenizer, ids: Sequence[list[
 
 
 def test_a_stream_gives_text_as_soon_as_it_is_certain(command: Command, tmp_path: Path) -> None:
-    tokenizer = trained()["gpt2"]
+    tokenizer = made.all_trained()["gpt2"]
     ids = tokenizer.encode("one 漢 two", add_special_tokens=False).ids
     [parts] = command.ask(saved(tokenizer, tmp_path), "stream", [ids])
     assert parts[-1] == ""
@@ -149,7 +126,7 @@ def test_a_stream_gives_text_as_soon_as_it_is_certain(command: Command, tmp_path
 @pytest.mark.parametrize("name", ["gpt4o", "llama2", "unigram-0"])
 def test_a_long_run_of_one_character_is_no_burden(name: str, letter: str, command: Command, tmp_path: Path) -> None:
     text = (letter * (MEGABYTE // 8)).encode()
-    assert_same_ids(command, trained()[name], [text], tmp_path, False)
+    assert_same_ids(command, made.all_trained()[name], [text], tmp_path, False)
 
 
 REGEXES = ("(?<=a)b", "(ab)+", r"\p{Han}", "[[:alpha:]]", "a*?b", "a++", "x*", "^a", "a|", "(?i:é)", "(?i:ss)",
@@ -242,7 +219,7 @@ def test_sequences_within_sequences_do_not_overflow_the_stack(command: Command, 
 
 @pytest.mark.parametrize("name", ["llama3", "wordpiece", "unigram-1"])
 def test_a_changed_file_opens_or_is_refused(name: str, command: Command, tmp_path: Path) -> None:
-    whole = trained()[name].to_str().encode()
+    whole = made.all_trained()[name].to_str().encode()
     rng = random.Random(name)
     file = tmp_path / "tokenizer.json"
     for _ in range(25):
@@ -258,10 +235,10 @@ def test_a_changed_file_opens_or_is_refused(name: str, command: Command, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*REAL, *TRAINED])
+@pytest.mark.parametrize("name", [*made.REAL, *made.TRAINED])
 def test_many_texts_have_the_librarys_ids(name: str, tmp_path: Path) -> None:
     """At least 10^5 texts a tokenizer, every code point among them, a megabyte of one character, and the way back."""
-    command, tokenizer = Command(build(sanitized=False)), tokenizer_of(name)
+    command, tokenizer = Command(build(sanitized=False)), made.tokenizer_of(name)
     given = texts.texts(7, OF_ALL, added(tokenizer)) + texts.every_point(64)
     given += [(letter * MEGABYTE).encode() for letter in "a \n.é"]
     assert_same_ids(command, tokenizer, given, tmp_path, True)

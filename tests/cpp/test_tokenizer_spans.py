@@ -3,19 +3,15 @@
 import json
 import random
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizer_made as made
 import tokenizer_texts as texts
-from real_inputs import INPUTS
 from tokenizer_command import Command, build
 from tokenizers import Tokenizer, processors
 
-REAL = ("smollm2", "rampart", "minilm")
-TRAINED = ("gpt2", "llama3", "qwen2", "gpt4o", "llama2", "word-end", "continued", "wordpiece", "unigram-0", "unigram-1")
 NORMALIZERS, PRE_TOKENIZERS = made.normalizer_parts(), made.pre_tokenizer_parts()
 OF_PARTS, OF_MODELS = 60, 150  # texts
 
@@ -24,24 +20,6 @@ OF_PARTS, OF_MODELS = 60, 150  # texts
 def command() -> Command:
     """The command, with the sanitizers on."""
     return Command(build(sanitized=True))
-
-
-@cache
-def trained() -> dict[str, Tokenizer]:
-    """The trained tokenizers by name."""
-    return dict(made.trained())
-
-
-def tokenizer_of(name: str) -> Tokenizer:
-    """A real or trained tokenizer; skips where the real one is absent."""
-    if name not in REAL:
-        return trained()[name]
-    if not (file := INPUTS / name / "tokenizer.json").exists():
-        pytest.skip(f"build/inputs/{name} is absent: run tools/inputs.py {name}")
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def asked(given: Sequence[bytes], seed: int, most: Sequence[int | None] = (None,)) -> list[dict[str, Any]]:
@@ -93,9 +71,9 @@ def test_pre_tokenizers_keep_track_of_where_text_comes_from(name: str, command: 
     assert_same(command, made.microscope(pre=PRE_TOKENIZERS[name]), given, tmp_path)
 
 
-@pytest.mark.parametrize("name", [*REAL, *TRAINED])
+@pytest.mark.parametrize("name", [*made.REAL, *made.TRAINED])
 def test_kinds_spans_and_pairs_are_the_librarys(name: str, command: Command, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = made.tokenizer_of(name)
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     given = asked(texts.texts(3, OF_MODELS, added), 3, (None, None, 40, 17, 8))
     assert_same(command, tokenizer, given, tmp_path)
@@ -118,7 +96,7 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_post_processors_are_the_librarys(name: str, command: Command, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_str(trained()["gpt2"].to_str())
+    tokenizer = Tokenizer.from_str(made.all_trained()["gpt2"].to_str())
     if PROCESSORS[name] is None:
         tokenizer = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"post_processor": None}))
     else:

@@ -3,7 +3,10 @@
 import json
 import random
 from collections.abc import Iterator
+from functools import cache
 
+import pytest
+from real_inputs import INPUTS
 from tokenizer_texts import source_texts
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -317,3 +320,26 @@ def first_parts() -> dict[str, Tokenizer]:
     parts = normalizer_parts()
     found = {f"first-{name}": microscope(parts[name], split if i % 2 else metaspace) for i, name in enumerate(names)}
     return {name: with_added(tokenizer, blank="a  b") for name, tokenizer in found.items()}
+
+
+REAL = ("smollm2", "rampart", "minilm")
+TRAINED = ("gpt2", "llama3", "qwen2", "gpt4o", "llama2", "word-end", "continued", "wordpiece", "unigram-0", "unigram-1")
+
+
+@cache
+def all_trained() -> dict[str, Tokenizer]:
+    """The trained tokenizers by name."""
+    return dict(trained())
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """A real or trained tokenizer as the runtime uses it; skips where the real one is absent."""
+    if name not in REAL:
+        return all_trained()[name]
+    file = INPUTS / name / "tokenizer.json"
+    if not file.exists():
+        pytest.skip(f"build/inputs/{name} is absent: run tools/inputs.py {name}")
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -79,11 +79,7 @@ Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& opt
   if (s.cap < 1 || s.cap > m.pending_cap)
     return usage("pending cap " + std::to_string(s.cap) + " is not from 1 to " + std::to_string(m.pending_cap));
   const std::int64_t asked = options.minimum_depth.value_or(0);
-  if (asked < 0 || asked > m.model.layers)
-    return usage("minimum depth " + std::to_string(asked) + " is not from 0 to the model's " +
-                 std::to_string(m.model.layers) + " layers");
-  if (options.budget && *options.budget < 1)
-    return usage("budget " + std::to_string(*options.budget) + " is not a positive number of layer-rows");
+  if (const std::string fault = limits_fault(m, asked, options.budget); !fault.empty()) return usage(fault);
   s.budget = files.policy.budget && options.budget ? std::min(files.policy.budget, options.budget)
              : files.policy.budget                 ? files.policy.budget
                                                    : options.budget;

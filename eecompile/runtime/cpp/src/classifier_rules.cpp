@@ -120,11 +120,7 @@ Result<ClassifierSettings> classifier_settings(const BundleFiles& files, const C
   const Result<std::string> granularity = granularity_of(files, options.granularity);
   if (!granularity.ok()) return granularity.status();
   const std::int64_t asked = options.minimum_depth.value_or(0);
-  if (asked < 0 || asked > m.model.layers)
-    return usage("minimum depth " + std::to_string(asked) + " is not from 0 to the model's " +
-                 std::to_string(m.model.layers) + " layers");
-  if (options.budget && *options.budget < 1)
-    return usage("budget " + std::to_string(*options.budget) + " is not a positive number of layer-rows");
+  if (const std::string fault = limits_fault(m, asked, options.budget); !fault.empty()) return usage(fault);
   ClassifierSettings settings{std::vector<std::optional<ClassRule>>(m.exits.size()), *granularity == kToken,
                               files.policy.budget};
   if (options.budget) settings.budget = std::min(*options.budget, settings.budget.value_or(*options.budget));

@@ -9,7 +9,6 @@
 namespace eecompile {
 namespace {
 
-constexpr std::size_t kLeastRows = 2;  // a product of one row takes another kernel, whose last bits differ
 
 std::int64_t whole(std::size_t number) { return static_cast<std::int64_t>(number); }
 

@@ -15,6 +15,8 @@
 
 namespace eecompile {
 
+constexpr std::size_t kLeastRows = 2;  // a product of one row takes another kernel, whose last bits differ
+
 using Rows = std::vector<std::size_t>;
 
 class EncoderBatch {

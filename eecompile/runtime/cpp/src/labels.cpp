@@ -6,11 +6,11 @@
 
 #include "caches.h"
 #include "eecompile/contract.h"
+#include "encode.h"
 
 namespace eecompile {
 namespace {
 
-constexpr std::int64_t kPaddedRows = 2;  // a product of one row takes another kernel, whose last bits differ
 
 }  // namespace
 
@@ -29,7 +29,7 @@ AskedExit::AskedExit(SharedEngine engine, std::int64_t hidden, std::int64_t clas
 
 Result<Said> AskedExit::operator()(const std::vector<float>& rows, std::size_t count,
                                    const std::optional<ClassRule>& rule, const std::vector<float>& before) const {
-  const std::int64_t padded = std::max(static_cast<std::int64_t>(count), kPaddedRows);
+  const std::int64_t padded = static_cast<std::int64_t>(std::max(count, kLeastRows));
   Memory& memory = *engine_->memory();
   const Tensor hidden(memory, "float32", {padded, hidden_}), logits(memory, "float32", {padded, classes_}),
       thresholds(memory, "float32", {padded, 3}), flags(memory, "bool", {padded});

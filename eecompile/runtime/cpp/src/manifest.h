@@ -177,6 +177,10 @@ std::optional<std::size_t> router_of(const std::vector<ExitInfo>& exits, std::si
 // Why these are no thresholds for this exit (one for each of its gates, each in range); empty where they are.
 std::string thresholds_fault(const Thresholds& thresholds, const ExitInfo& info, std::int64_t vocab);
 
+// Why a request may not have these limits; empty where it may.
+std::string limits_fault(const Manifest& manifest, std::int64_t minimum_depth,
+                         const std::optional<std::int64_t>& budget);
+
 // Why confident mode may not run as `policy` says, with the K/V rule `kv` (empty: any); empty where it may.
 std::string confident_fault(const Manifest& manifest, const Policy& policy,
                             const std::vector<Calibration>& calibrations, const std::string& kv);

@@ -262,6 +262,15 @@ const Calibration* matching(const std::vector<Calibration>& calibrations, const 
   return found == calibrations.end() ? nullptr : &*found;
 }
 
+std::string limits_fault(const Manifest& manifest, std::int64_t minimum_depth,
+                         const std::optional<std::int64_t>& budget) {
+  if (minimum_depth < 0 || minimum_depth > manifest.model.layers)
+    return "minimum depth " + std::to_string(minimum_depth) + " is not from 0 to the model's " +
+           std::to_string(manifest.model.layers) + " layers";
+  if (budget && *budget < 1) return "budget " + std::to_string(*budget) + " is not a positive number of layer-rows";
+  return "";
+}
+
 std::string confident_fault(const Manifest& m, const Policy& policy, const std::vector<Calibration>& calibrations,
                             const std::string& kv) {
   const auto closed = [](const ExitPolicy& e) { return !e.confident.has_value(); };

@@ -4,19 +4,13 @@
 
 #include <nlohmann/json.hpp>
 
-#ifdef EECOMPILE_TOKENIZER
 #include "eecompile/tokenizer.h"
-#endif
 
 namespace eecompile {
 
-#ifdef EECOMPILE_TOKENIZER
 struct TextEncoder::State {
   Tokenizer tokenizer;
 };
-#else
-struct TextEncoder::State {};
-#endif
 
 namespace {
 
@@ -84,13 +78,9 @@ TextEncoder::TextEncoder(const Bundle& bundle, bool truncate)
       why_{Code::kUsage, "this bundle has no tokenizer", "", "give token ids: --prompt-ids 1,2,3"} {
   const std::string path = bundle.tokenizer();
   if (path.empty()) return;
-#ifdef EECOMPILE_TOKENIZER
   Result<Tokenizer> opened = Tokenizer::open(path);
   if (opened.ok()) state_.reset(new State{std::move(opened).value()});
   if (!opened.ok()) why_ = opened.status();
-#else
-  why_ = {Code::kUnsupported, "this build reads no tokenizer", "", "give token ids: --prompt-ids 1,2,3"};
-#endif
 }
 
 TextEncoder::~TextEncoder() = default;
@@ -104,14 +94,12 @@ Result<ReadText> TextEncoder::operator()(TextInput given) const {
     return read;
   }
   if (!state_) return why_;
-#ifdef EECOMPILE_TOKENIZER
   const std::optional<std::size_t> most = truncate_ ? std::optional(context_) : std::nullopt;
   Result<Encoding> made = state_->tokenizer.encoding(read.given.text, read.given.pair, most);
   if (!made.ok()) return made.status();
   read.encoded = {std::move(made->ids), std::move(made->types), std::move(made->special)};
   read.spans = std::move(made->spans);
   read.second = std::move(made->second);
-#endif
   return read;
 }
 
