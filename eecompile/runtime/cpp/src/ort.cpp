@@ -10,6 +10,7 @@
 #include <onnxruntime_c_api.h>
 
 #include "fault.h"
+#include "ort_allocator.h"
 
 namespace eecompile {
 namespace {
@@ -318,6 +319,8 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
         api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "eecompile", options, &found->environment_));
   if (options != nullptr) api->ReleaseThreadingOptions(options);
   if (!chain.ok()) return missing("ONNX Runtime does not start: " + chain.said(), path);
+  // an application that has given this environment memory of its own keeps it
+  found->large_pages_ = failure(*api, register_allocator(*api, found->environment_)).empty();
   made = found;
   return std::shared_ptr<const OrtLibrary>(made);
 }
@@ -352,8 +355,11 @@ Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const s
     chain.then(api.DisablePerSessionThreads(options))
         .then(api.SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_ERROR))
         .then(api.AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "4"));
+  if (chain.ok() && library->large_pages() && !varied)
+    chain.then(api.AddSessionConfigEntry(options, "session.use_env_allocators", "1"));
   if (chain.ok() && gpu.gpu) add_cuda(api, options, *gpu.gpu, chain);
   if (chain.ok() && varied) chain.then(api.DisableCpuMemArena(options)).then(api.DisableMemPattern(options));
+  const TakesWeights weights;
   if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
   if (options != nullptr) api.ReleaseSessionOptions(options);
   if (!chain.ok() && gpu.gpu)

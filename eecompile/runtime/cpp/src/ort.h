@@ -28,6 +28,8 @@ class OrtLibrary {
 
   const OrtApi& api() const { return *api_; }
   OrtEnv* environment() const { return environment_; }
+  // Whether weights go to large pages (ort_allocator.h).
+  bool large_pages() const { return large_pages_; }
 
  private:
   OrtLibrary() = default;
@@ -35,6 +37,7 @@ class OrtLibrary {
   const OrtApi* api_ = nullptr;
   OrtEnv* environment_ = nullptr;  // lives as long as the process
   int threads_ = 0;
+  bool large_pages_ = false;
 };
 
 // The GPU that sessions run on, and the memory of their buffers; neither on the CPU.
