@@ -73,7 +73,7 @@ def main(
             report: dict[str, Any] = {"bundle": str(bundle), "tokens": tokens, "threads": threads}
             report["beside_python"] = [beside_python(setup, mode, Path(scratch)) for mode in modes.split(",")]
             if checkpoint is not None:
-                report["beside_genai"] = beside_genai(setup, checkpoint, work, Path(scratch))
+                report["beside_genai"] = beside_genai(setup, modes, checkpoint, work, Path(scratch))
             report["start"] = start(setup)
     except EECompileError as e:
         click.echo(f"error {e}", err=True)
@@ -133,8 +133,8 @@ def speed(lines: Sequence[dict[str, Any]]) -> float:
 # -- ONNX Runtime GenAI ----------------------------------------------------------------------------------------------
 
 
-def beside_genai(setup: Setup, checkpoint: Path, work: Path, scratch: Path) -> dict[str, Any]:
-    """Full depth beside GenAI's own loop on the same ids, at the bundle's precision; stop tokens are ignored."""
+def beside_genai(setup: Setup, modes: str, checkpoint: Path, work: Path, scratch: Path) -> list[dict[str, Any]]:
+    """Each mode beside GenAI's own loop, full depth, on the same ids, at the bundle's precision; no early stops."""
     import onnxruntime_genai
 
     plain = lines_of(
@@ -148,29 +148,30 @@ def beside_genai(setup: Setup, checkpoint: Path, work: Path, scratch: Path) -> d
     program, environment = compile_loop(scratch), {"LD_LIBRARY_PATH": str(ort_folder(setup, scratch))}
     ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
     end = ends[0] if isinstance(ends, list) else ends
-    rounds = []
+    names, rounds = modes.split(","), []
     for number in range(setup.rounds):
-        ours, theirs = [], []
-        equal = 0
+        ours: dict[str, list[float]] = {name: [] for name in names}
+        theirs, equal = [], 0
         for text, line in zip(texts, plain, strict=True):
             bench = [str(setup.commands / "eecompile-bench"), str(setup.bundle), "--prompt", text, "--raw"]
-            bench += ["--modes", "full", "--tokens", str(setup.tokens), "--rounds", str(REPEATS)]
+            bench += ["--modes", modes, "--tokens", str(setup.tokens), "--rounds", str(REPEATS)]
             bench += ["--threads", str(setup.threads), "--integrity", "size", "--onnxruntime", str(setup.library())]
-            ours.append(json.loads(output_of(bench))["modes"][0]["tokens_per_second"])
+            for found in json.loads(output_of(bench))["modes"]:
+                ours[found["mode"]].append(found["tokens_per_second"])
             one = scratch / "prompt.txt"
             one.write_text(" ".join(map(str, line["prompt_ids"])) + "\n")
             loop = [program, library, folder, one, setup.tokens, REPEATS, setup.threads, end]
             made = json.loads(output_of([str(word) for word in loop], environment))
             equal += made["token_ids"][0][: len(line["token_ids"])] == line["token_ids"]
             theirs.append(statistics.median(rates[0] for rates in made["tokens_per_second"]))
-        rounds.append((harmonic(ours), harmonic(theirs)))
-        said(f"full, round {number + 1}: C++ {rounds[-1][0]:.1f}, GenAI {rounds[-1][1]:.1f} tokens/s")
-    return {
+        rounds.append([*map(statistics.harmonic_mean, ours.values()), statistics.harmonic_mean(theirs)])
+        said(f"round {number + 1}: C++ {modes}, then GenAI: {', '.join(f'{rate:.1f}' for rate in rounds[-1])} tokens/s")
+    facts = {
         "version": onnxruntime_genai.__version__,
         "precision": precision,
-        **summary(rounds),
-        "equal_outputs": f"{equal} of {len(plain)}",
+        "equal_in_full": f"{equal} of {len(plain)}",
     }
+    return [{"mode": name, **facts, **summary([(r[i], r[-1]) for r in rounds])} for i, name in enumerate(names)]
 
 
 def compile_loop(folder: Path) -> Path:
@@ -211,11 +212,6 @@ def summary(rounds: Sequence[tuple[float, ...]]) -> dict[str, Any]:
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
-
-
-def harmonic(rates: Sequence[float]) -> float:
-    """Tokens a second over prompts of as many tokens each."""
-    return statistics.harmonic_mean(rates)
 
 
 def said(text: str) -> None:
