@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
 
-.PHONY: demo classifier train-demo test check inputs bench bench-encoders memory gpu-test plugin cpp-deps cpp fuzz arm64 clean
+.PHONY: demo classifier train-demo test check inputs bench bench-cpp bench-encoders memory gpu-test plugin cpp-deps cpp fuzz arm64 clean
 
 demo: $(VENV)/base.stamp inputs ## the main job on a real model
 	$(BIN)/python samples/01_quickstart/demo.py
@@ -33,6 +33,10 @@ bench: $(VENV)/peers.stamp build/bench/student ## the figures of BENCHMARKS.md, 
 	$(BIN)/eecompile bench build/bench/fp32 --against genai,transformers --checkpoint build/inputs/smollm2
 	$(BIN)/eecompile bench build/bench/int4 --against genai,llama.cpp --checkpoint build/inputs/smollm2
 
+bench-cpp: cpp bench ## the C++ runtime beside the Python one and GenAI's own loop
+	$(BIN)/python tools/cpp_bench.py build/bench/fp32 --checkpoint build/inputs/smollm2
+	$(BIN)/python tools/cpp_bench.py build/bench/int4 --checkpoint build/inputs/smollm2
+
 build/bench/student: | $(VENV)/base.stamp build/inputs/.done ## exits that are fitted, not trained
 	$(BIN)/eecompile exits build/inputs/smollm2 --at 22,26 --fit build/inputs/texts/gsm8k.jsonl --risk 0.1 --limit 240 -o $@
 
@@ -58,7 +62,7 @@ cpp-deps: build/deps/.done ## headers and libraries of the C++ runtime, into a p
 
 cpp: build/deps/.done ## the C++ runtime and its commands, build/cpp/eecompile-run and more; needs cmake and a C++17 compiler
 	cmake -S eecompile/runtime/cpp -B build/cpp -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(CURDIR)/build/deps
-	cmake --build build/cpp
+	cmake --build build/cpp --parallel
 
 fuzz: $(VENV)/dev.stamp build/deps/.done ## what reads files, on what chance makes of them, a minute each; by libFuzzer where there is clang++
 	$(BIN)/python -m pytest -m slow tests/cpp/test_cpp_fuzz.py

@@ -1,4 +1,4 @@
-"""The memory that the C++ runtime gives ONNX Runtime: blocks of their own, in few regions, given back and used again."""
+"""The memory that the C++ runtime gives ONNX Runtime: blocks of their own, given back and used again."""
 
 import shutil
 import subprocess
