@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tiny
 from compiled import ROOT
+from cpp_parity import said
+
+from eecompile.runtime.prompts import read_prompts
 
 CASES = "tiny family llama-fused fp16,tiny encoder roberta-sequence"
 
@@ -45,3 +49,20 @@ def test_a_difference_is_found(command: Path, tmp_path: Path) -> None:
     assert status == 1
     assert all(run["difference"].startswith("[0]['stats']['layer_rows']: 1") for run in runs)
     assert table.splitlines()[2].endswith(f"| {len(runs)} |")
+
+
+def test_prompts_are_read_from_files_as_in_python(command: Path, tmp_path: Path) -> None:
+    """Lines that end as on Windows, and records of a source alone."""
+    source = tiny.add_tokenizer(tiny.checkpoint(tmp_path / "c", tiny.config(vocab_size=tiny.TOKENIZER_IDS)))
+    opened = tiny.open_bundle(tmp_path / "b", source)
+    for name, lines in (
+        ("in.txt", b"the cat\r\n\r\na dog\r\n"),
+        ("in.jsonl", b'{"source": "the cat"}\r\n'),
+    ):
+        (tmp_path / name).write_bytes(lines)
+        words = ["--input", tmp_path / name, "--output", tmp_path / "out", "--raw", "--max-new-tokens", 1]
+        done = said(command, opened.files.path, *words)
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(line)["prompt_ids"] for line in (tmp_path / "out").read_text().splitlines()]
+        assert opened.text is not None
+        assert found == [opened.text.encode(str(prompt)) for prompt in read_prompts(tmp_path / name)]
