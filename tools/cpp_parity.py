@@ -36,10 +36,9 @@ def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_case(case: parity_cases.Case, command: Path, seed: int, scratch: Path) -> list[dict[str, Any]]:
+def run_case(case: parity_cases.Case, command: Path, seed: int, scratch: Path, threads: int) -> list[dict[str, Any]]:
     """Make a case's bundles, run all its runs in both, and delete them."""
     began, found = time.monotonic(), []
-    threads = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for run in case.make(Path(folder), seed):
             found.append(record(case, run, command, threads))
@@ -77,6 +76,12 @@ def table(found: Mapping[tuple[str, str], list[int]]) -> str:
     return "\n".join(lines)
 
 
+def write(path: Path, runs: list[dict[str, Any]]) -> None:
+    """The report so far."""
+    versions = {"eecompile": eecompile.__version__, "onnxruntime": onnxruntime.__version__}
+    path.write_text(json.dumps({**versions, "runs": runs}) + "\n", encoding="utf-8")
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-tiny", action="store_true", help="no tiny random models")
     parser.add_argument("--only", default="", help="cases with one of these, apart by commas, in their names")
     parser.add_argument("--runs", type=int, default=200, help="runs to make at least; more rounds have other prompts")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--scratch", type=Path, help="where bundles are made; up to 1 GB at a time")
     parser.add_argument("--out", type=Path, help="every run, as JSON")
     return parser.parse_args()
@@ -104,14 +110,13 @@ def main() -> int:
     runs: list[dict[str, Any]] = []
     for seed in count():
         for case in cases:
-            runs += run_case(case, options.command, seed, options.scratch)
+            runs += run_case(case, options.command, seed, options.scratch, options.threads)
+            if options.out is not None:
+                write(options.out, runs)
         if len(runs) >= options.runs or not runs:
             break
     found = totals(runs)
     print(table(found))
-    if options.out is not None:
-        versions = {"eecompile": eecompile.__version__, "onnxruntime": onnxruntime.__version__}
-        options.out.write_text(json.dumps({**versions, "runs": runs}, indent=1) + "\n", encoding="utf-8")
     return 0 if runs and found["", "all"][4] == 0 else 1
 
 

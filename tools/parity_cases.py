@@ -24,6 +24,7 @@ from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.loops import Loops
 
 PRECISIONS = tiny.PRECISIONS
+TWICE = ("fp32", "int8", "int4", "fp16", "int8", "fp32", "fp16", "int4")  # for two bundles of each kind
 TINY, SMOLLM2, RAMPART = "tiny decoders", "SmolLM2", "Rampart"
 TEXTS = [
     "What is the capital of France?", "Write a short poem about the sea, in rhyme.",
@@ -58,20 +59,22 @@ def tiny_cases() -> list[Case]:
         _tiny(f"family {name}", next(turn), {"settings": settings, "build": kinds.RULES}, few=True)
         for name, settings in tiny.variants().items()
     ]
-    for precision in PRECISIONS:
-        slots = 3 if precision in ("fp32", "int4") else 1
-        found += [_tiny(f"exits {name}", precision, made, slots) for name, made in kinds.KINDS.items()]
-        found += [_tiny(f"rules {name}", precision, made, slots) for name, made in kinds.MODELS.items()]
-        found.append(_tiny("cyclic gates", precision, {"source": kinds.cyclic_checkpoint}, slots))
-        found += [
-            Case(f"tiny source {name} {precision}", partial(_source, settings, precision))
-            for name, settings in tiny_t5.variants().items()
-        ]
+    turn = cycle(TWICE)
+    made = {f"exits {name}": how for name, how in kinds.KINDS.items()}
+    made |= {f"rules {name}": how for name, how in kinds.MODELS.items()}
+    made["cyclic gates"] = {"source": kinds.cyclic_checkpoint}
+    for name, how in made.items():
+        found += [_tiny(name, next(turn), how), _tiny(f"{name} side by side", next(turn), how, slots=3)]
+    found += [
+        Case(f"tiny source {name} {precision}", partial(_source, settings, precision))
+        for name, settings in tiny_t5.variants().items()
+        for precision in (next(turn), next(turn))
+    ]
     turn = cycle(PRECISIONS)
     found += [
         Case(f"tiny encoder {name} {precision}", partial(_encoder, settings, precision))
         for name, settings in tiny_encoder.variants().items()
-        for precision in (PRECISIONS if name.startswith("bert-") else [next(turn)])
+        for precision in (PRECISIONS if name in ("bert-tokens", "bert-sequence") else [next(turn)])
     ]
     return found
 
@@ -125,9 +128,9 @@ def real_cases(smollm2: Path | None, rampart: Path | None, bundles: Iterable[Pat
     """SmolLM2 with random exits of every kind, Rampart, and bundles as they are."""
     found: list[Case] = []
     if smollm2 is not None:
-        for name, (student, precisions, options) in SMOLLM2_KINDS.items():
-            made = [(precision, partial(_smollm2, smollm2, student, precision, options)) for precision in precisions]
-            found += [Case(f"SmolLM2 {name} {precision}", make) for precision, make in made]
+        for name, (student, precision, options) in SMOLLM2_KINDS.items():
+            make = partial(_smollm2, smollm2, student, precision, options)
+            found.append(Case(f"SmolLM2 {name} {precision}", make))
     if rampart is not None:
         found += [Case(f"Rampart {p}", partial(_rampart, rampart, p)) for p in PRECISIONS]
     return found + [Case(f"bundle {path.parent.name}/{path.name}", partial(_given, path)) for path in bundles]
@@ -167,17 +170,17 @@ CYCLIC = {
     **_exits(_gated("max_prob"), _gated("saturation"), _gated("max_prob")),
     "cycles": [CycleSpec(first=14, layer=16, repeats=2)],
 }
-SMOLLM2_KINDS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...], Mapping[str, Any]]] = {
-    "probabilities": (PROBABILITIES, ("int4", "fp32"), kinds.RULES),
-    "walked": (WALKED, ("fp16", "int4"), {}),
-    "chosen": (CHOSEN, ("int8", "fp32"), {}),
-    "moved": (MOVED, ("fp16",), {}),
-    "modules": (MODULES, ("int4",), {}),
-    "looped": (LOOPED, ("int4",), kinds.SELECTED),
-    "cyclic": (CYCLIC, ("int8",), {}),
-    "8-bit caches": (PROBABILITIES, ("int4",), {**kinds.RULES, "cache": "int8"}),
-    "16-bit caches": (WALKED, ("int8",), {**kinds.RULES, "cache": "fp16"}),
-    "side by side": (MOVED, ("int4",), {**kinds.RULES, "slots": 4}),
+SMOLLM2_KINDS: Mapping[str, tuple[Mapping[str, Any], str, Mapping[str, Any]]] = {
+    "probabilities": (PROBABILITIES, "int4", kinds.RULES),
+    "walked": (WALKED, "fp16", {}),
+    "chosen": (CHOSEN, "int8", {}),
+    "moved": (MOVED, "fp32", {}),
+    "side by side": (MOVED, "int4", {**kinds.RULES, "slots": 4}),
+    "modules": (MODULES, "int4", {}),
+    "looped": (LOOPED, "int8", kinds.SELECTED),
+    "cyclic": (CYCLIC, "fp16", {}),
+    "8-bit caches": (PROBABILITIES, "fp32", {**kinds.RULES, "cache": "int8"}),
+    "16-bit caches": (WALKED, "int4", {**kinds.RULES, "cache": "fp16"}),
 }  # fmt: skip
 
 
