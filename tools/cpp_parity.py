@@ -11,7 +11,6 @@ which part of the tokens leaves, and are deleted again. Exit status: 1 if anythi
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import onnxruntime
 
 import eecompile
+from eecompile.engines.ort import processors
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))  # tiny models are made as the tests make them
@@ -36,20 +36,20 @@ def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_case(case: parity_cases.Case, command: Path, seed: int, scratch: Path, threads: int) -> list[dict[str, Any]]:
+def run_case(case: parity_cases.Case, command: Path, seed: int, scratch: Path) -> list[dict[str, Any]]:
     """Make a case's bundles, run all its runs in both, and delete them."""
     began, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for run in case.make(Path(folder), seed):
-            found.append(record(case, run, command, threads))
+            found.append(record(case, run, command))
     differing = sum(one["difference"] is not None for one in found)
     log(f"{case.name}: {len(found)} runs, {differing} differ, {time.monotonic() - began:.0f} s")
     return found
 
 
-def record(case: parity_cases.Case, run: Run, command: Path, threads: int) -> dict[str, Any]:
+def record(case: parity_cases.Case, run: Run, command: Path) -> dict[str, Any]:
     """A run as the report has it."""
-    found = compare(command, run, threads)
+    found = compare(command, run, processors())
     if found.difference is not None:
         log(f"  {' '.join(run.words)}: {found.difference}")
     return {"case": case.name, "words": run.words, "prompts": run.prompts, **vars(found), "about": run.about}
@@ -92,7 +92,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-tiny", action="store_true", help="no tiny random models")
     parser.add_argument("--only", default="", help="cases with one of these, apart by commas, in their names")
     parser.add_argument("--runs", type=int, default=200, help="runs to make at least; more rounds have other prompts")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--scratch", type=Path, help="where bundles are made; up to 1 GB at a time")
     parser.add_argument("--out", type=Path, help="every run, as JSON")
     return parser.parse_args()
@@ -110,7 +109,7 @@ def main() -> int:
     runs: list[dict[str, Any]] = []
     for seed in count():
         for case in cases:
-            runs += run_case(case, options.command, seed, options.scratch, options.threads)
+            runs += run_case(case, options.command, seed, options.scratch)
             if options.out is not None:
                 write(options.out, runs)
         if len(runs) >= options.runs or not runs:
