@@ -68,7 +68,7 @@ def tiny_cases() -> list[Case]:
     found += [
         Case(f"tiny source {name} {precision}", partial(_source, settings, precision))
         for name, settings in tiny_t5.variants().items()
-        for precision in (next(turn), next(turn))
+        for precision in (("fp32", "fp16") if name == "mt5" else (next(turn), next(turn)))  # its heads: 16 wide in all
     ]
     turn = cycle(PRECISIONS)
     found += [
