@@ -41,7 +41,7 @@ Result<Ids> ids_of(const std::string& line, bool records, const std::string& whe
     }
     return ids;
   }
-  for (const char* key : {"prompt", "text"})
+  for (const char* key : {"prompt", "text", "source"})
     if (given(key) && record[key].is_string()) return encoded(record[key].get<std::string>());
   return bad;
 }
@@ -77,6 +77,7 @@ Status run_file(const Arguments& a, Session& session, const Result<Text>& text, 
   std::size_t number = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
+    if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.find_first_not_of(" \t\r\v\f") == line.npos) continue;
     Result<Ids> ids = ids_of(line, ends_with(a.input, ".jsonl"), a.input + ":" + std::to_string(number), a, text);
     lines.push_back(ids.ok() ? "" : failure(ids.status()));

@@ -110,6 +110,7 @@ Result<std::vector<TextInput>> TextFile::next(std::size_t most) {
   std::vector<TextInput> texts;
   for (std::string line; texts.size() < most && std::getline(lines_, line);) {
     ++line_;
+    if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.find_first_not_of(" \t\r\n\f\v") == line.npos) continue;
     const std::optional<TextInput> found = ends_in(path_, ".jsonl") ? record_of(line) : TextInput{line, {}, {}};
     if (!found) return Status{Code::kUsage, "not a prompt", path_ + ":" + std::to_string(line_), kTextFormat};
