@@ -59,10 +59,11 @@ def test_a_target_lives_through_chance(seeds: Path, tmp_path: Path, target: str)
 @pytest.mark.parametrize("target", RUNS)
 def test_a_target_lives_through_a_minute(seeds: Path, tmp_path: Path, target: str) -> None:
     """libFuzzer's, where clang is installed: it looks for inputs that reach what none did before."""
-    folder = stressed.built("address")
     if compiler := shutil.which("clang++"):
         options = ["-DEECOMPILE_SANITIZE=ON", "-DEECOMPILE_FUZZ=ON", "-DCMAKE_BUILD_TYPE=None"]
         folder = compile_all("cpp-clang", f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_CXX_FLAGS=-O1 -g1", *options)
+    else:
+        folder = stressed.built("address")
     found = tmp_path / "found"
     shutil.copytree(seeds / target, found)
     stressed.fuzz(folder, target, f"-max_total_time={SECONDS}", f"-artifact_prefix={tmp_path}/", found)
