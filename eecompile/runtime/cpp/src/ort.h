@@ -30,10 +30,13 @@ class OrtLibrary {
   OrtEnv* environment() const { return environment_; }
 
  private:
+  struct Only;
   OrtLibrary() = default;
+  static Only& only();
+  static void end();
 
   const OrtApi* api_ = nullptr;
-  OrtEnv* environment_ = nullptr;  // lives as long as the process
+  OrtEnv* environment_ = nullptr;  // lives until the process exits, and longer where a bundle does
   int threads_ = 0;
 };
 
