@@ -134,7 +134,7 @@ def test_tokens_are_those_of_this_machine(shelf: Any, emulated: list[str], preci
     assert found[:count] == own[:count]
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("int8", 0.02), ("int4", 0.02)])
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("int8", 0.01), ("int4", 0.05)])
 def test_the_first_pass_has_logits_as_near_as_the_kernels_round(
     shelf: Any, one_graph: Callable[[str], Run], precision: str, most: float
 ) -> None:
