@@ -1,4 +1,5 @@
-// Hashes its input, given in pieces of 1, 2, 3, ... bytes: by the processor's instructions if it has them, and without.
+// Hashes its input, whole and in pieces of 1, 2, 3, ... bytes: by the processor's instructions if it has them, and
+// without. The first line says which.
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
@@ -8,6 +9,7 @@
 
 int main() {
   const std::string data(std::istreambuf_iterator<char>(std::cin), {});
+  std::puts(eecompile::Sha256().is_fast() ? "instructions" : "plain");
   for (const bool plain : {false, true}) {
     eecompile::Sha256 whole(plain), pieces(plain);
     whole.update(data.data(), data.size());

@@ -14,7 +14,7 @@ from compiled import compile_all
 from eecompile import contract as c
 from eecompile.student.exits import ExitSpec
 
-RUNS = {"manifest": 1500, "overlay": 1500, "bundle": 400, "tokenizer": 600, "text": 3000}
+RUNS = {"json": 4000, "manifest": 1500, "overlay": 1500, "bundle": 400, "tokenizer": 600, "text": 3000}
 SECONDS = 60
 
 
@@ -34,6 +34,8 @@ def seeds(shelf: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tiny.calibrate(folder / "made", [{"learned": 0.3, "max_prob": 0.5}, {"entropy": 0.5}]).files.path
     manifest = (root / c.MANIFEST).read_bytes()
     (folder / "manifest" / "made").write_bytes(manifest)
+    (folder / "json" / "object").write_bytes(b'{"a": [1, -2.5e3, "x\\u00e9\\ud83d\\ude00"], "b": {}}')
+    (folder / "json" / "numbers").write_bytes(b"[0, -0, 0.5, 1E400, 18446744073709551616, true, null]")
     for path in sorted((root / "overlays").iterdir()):
         text = path.read_text()
         core = text.split('"core": "')[1][:64]
@@ -59,10 +61,11 @@ def test_a_target_lives_through_chance(seeds: Path, tmp_path: Path, target: str)
 @pytest.mark.parametrize("target", RUNS)
 def test_a_target_lives_through_a_minute(seeds: Path, tmp_path: Path, target: str) -> None:
     """libFuzzer's, where clang is installed: it looks for inputs that reach what none did before."""
-    folder = stressed.built("address")
     if compiler := shutil.which("clang++"):
         options = ["-DEECOMPILE_SANITIZE=ON", "-DEECOMPILE_FUZZ=ON", "-DCMAKE_BUILD_TYPE=None"]
         folder = compile_all("cpp-clang", f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_CXX_FLAGS=-O1 -g1", *options)
+    else:
+        folder = stressed.built("address")
     found = tmp_path / "found"
     shutil.copytree(seeds / target, found)
     stressed.fuzz(folder, target, f"-max_total_time={SECONDS}", f"-artifact_prefix={tmp_path}/", found)

@@ -1,50 +1,19 @@
 """The C++ tokenizer's command, built, and questions to it."""
 
-import hashlib
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "eecompile" / "runtime" / "cpp" / "tokenizer"
-HEADERS = ROOT / "build" / "deps"
+import stressed
+from compiled import compile_all
 
 
 def build(sanitized: bool) -> Path:
-    """The command, compiled where it is older than its sources; skips where what that takes is missing."""
-    for tool in ("cmake", "g++"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: the C++ tokenizer stays uncompiled here")
-    if not (HEADERS / "include" / "nlohmann" / "json.hpp").exists():
-        pytest.skip("build/deps has no nlohmann/json.hpp: run make cpp-deps")
-    kind = "sanitized" if sanitized else "release"
-    folder = ROOT / "build" / f"test-tokenizer-{kind}-{hashlib.sha256(str(SOURCES).encode()).hexdigest()[:8]}"
-    options = ["-DEECOMPILE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"] if sanitized else []
-    run(
-        "cmake",
-        "-S",
-        SOURCES,
-        "-B",
-        folder,
-        f"-DCMAKE_PREFIX_PATH={HEADERS}",
-        "-DEECOMPILE_WERROR=ON",
-        "-DCMAKE_UNITY_BUILD=ON",
-        "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10",
-        *options,
-    )
-    run("cmake", "--build", folder, "--parallel", "2")
-    return folder / "eecompile-tokenize"
-
-
-def run(*command: object) -> None:
-    """A command that has to succeed."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """The command, as it comes with one of the whole builds; skips where what that takes is missing."""
+    folder = stressed.built("address") if sanitized else compile_all("cpp-test")
+    return folder / "tokenizer" / "eecompile-tokenize"
 
 
 class Command:

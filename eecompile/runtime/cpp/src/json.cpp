@@ -9,10 +9,7 @@
 namespace eecompile {
 namespace {
 
-constexpr std::size_t kDeepest = 64;
-const Json kNothing;
-const Json kEmptyList = Json::array();
-const Json kEmptyObject = Json::object();
+constexpr std::size_t kFree = std::size_t{1} << 20;  // for a document's tree, besides as much as its text has
 
 bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
 
@@ -67,95 +64,14 @@ void hash_dense(std::string_view data, Sha256& hash) {
   }
 }
 
-// What a tree of JSON costs, roughly; `kFree` bytes are allowed whatever the text's size.
-constexpr std::size_t kPerValue = 32, kPerKey = 96, kFree = std::size_t{1} << 25;
-
-// Empties `value` from its leaves on: a tree's own destructor asks for memory, and ends the process where there is none.
-void dismantle(Json& value) noexcept {
-  if (value.is_array()) {
-    for (auto& list = value.get_ref<Json::array_t&>(); !list.empty(); list.pop_back()) dismantle(list.back());
-  } else if (value.is_object()) {
-    auto& members = value.get_ref<Json::object_t&>();
-    for (auto& [key, member] : members) dismantle(member);
-    members.clear();
-  }
-}
-
-// Grows a document as the parser goes through its text, and stops it at the first fault.
-class Builder : public nlohmann::json_sax<Json> {
- public:
-  Builder(std::size_t size, Json& root) : most_(size + kFree), root_(root) {}
-
-  const std::string& fault() const { return fault_; }  // empty where the text is no JSON
-
-  bool null() override { return put(nullptr) != nullptr; }
-  bool boolean(bool value) override { return put(value) != nullptr; }
-  bool number_integer(std::int64_t value) override { return put(value) != nullptr; }
-  bool number_unsigned(std::uint64_t value) override { return put(value) != nullptr; }
-  bool number_float(double value, const std::string&) override { return put(value) != nullptr; }
-  bool string(std::string& value) override { return put(std::move(value)) != nullptr; }
-  bool binary(Json::binary_t&) override { return false; }
-  bool start_object(std::size_t) override { return open(Json::object()); }
-  bool start_array(std::size_t) override { return open(Json::array()); }
-  bool end_object() override { return close(); }
-  bool end_array() override { return close(); }
-  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
-
-  bool key(std::string& value) override {
-    if (!pay(kPerKey)) return false;
-    if (open_.back()->contains(value)) fault_ = "a key stands twice in one object";
-    key_ = std::move(value);
-    return fault_.empty();
-  }
-
- private:
-  bool pay(std::size_t bytes) {
-    spent_ += bytes;
-    if (spent_ > most_) fault_ = "more members than memory is given for";
-    if (open_.size() > kDeepest) fault_ = "nested too deeply";
-    return fault_.empty();
-  }
-
-  // Where the value now is; null where there is no room for it.
-  Json* put(Json value) {
-    if (!pay(kPerValue)) return nullptr;
-    if (open_.empty()) return &(root_ = std::move(value));
-    Json& parent = *open_.back();
-    if (parent.is_object()) return &*parent.emplace(std::move(key_), std::move(value)).first;
-    parent.push_back(std::move(value));
-    return &parent.back();
-  }
-
-  bool open(Json value) {
-    Json* made = put(std::move(value));
-    if (made != nullptr) open_.push_back(made);
-    return made != nullptr;
-  }
-
-  bool close() {
-    open_.pop_back();
-    return pay(kPerValue);
-  }
-
-  std::size_t most_, spent_ = 0;
-  Json& root_;
-  std::vector<Json*> open_;  // objects and lists that are not closed yet, the innermost last
-  std::string key_, fault_;
-};
-
 }  // namespace
-
-Document::~Document() { dismantle(json_); }
 
 Result<Document> parse_object(std::string_view data, const std::string& where) {
   Document document;
-  Builder builder(data.size(), document.json_);
-  if (Json::sax_parse(data.begin(), data.end(), &builder)) {
-    if (document.json_.is_object()) return Result<Document>(std::move(document));
-    return damaged("not a JSON object", where);
-  }
-  if (builder.fault().empty()) return damaged("not JSON", where);
-  return damaged("not JSON that a reader accepts: " + builder.fault(), where);
+  const std::string fault = document.tree_.read(data, {data.size() + kFree, true});
+  if (!fault.empty()) return damaged("not JSON that a reader accepts: " + fault, where);
+  if (!document.tree_.root().is_object()) return damaged("not a JSON object", where);
+  return Result<Document>(std::move(document));
 }
 
 std::string document_digest(std::string_view data) {
@@ -167,7 +83,7 @@ std::string document_digest(std::string_view data) {
 }
 
 Fields::Fields(const Json& object, std::string path, std::string& fault)
-    : object_(object.is_object() ? object : kEmptyObject), path_(std::move(path)), fault_(fault) {
+    : object_(object), path_(std::move(path)), fault_(fault) {
   if (!object.is_object()) fail("", "is not an object");
 }
 
@@ -175,31 +91,30 @@ void Fields::fail(const std::string& key, const std::string& what) {
   if (fault_.empty()) fault_ = (key.empty() ? (path_.empty() ? "document" : path_) : path(key)) + ": " + what;
 }
 
-const Json& Fields::any(const char* key) {
+Json Fields::any(const char* key) {
   seen_.insert(key);
-  const auto found = object_.find(key);
-  return found == object_.end() ? kNothing : *found;
+  return object_.find(key);
 }
 
 bool Fields::has(const char* key) { return !any(key).is_null(); }
 
-const Json& Fields::list(const char* key, std::size_t longest, bool required) {
-  const Json& found = any(key);
-  if (found.is_null() && !required) return kEmptyList;
+Json Fields::list(const char* key, std::size_t longest, bool required) {
+  const Json found = any(key);
+  if (found.is_null() && !required) return {};
   if (found.is_array() && found.size() <= longest) return found;
   fail(key, "is not a list of at most " + std::to_string(longest));
-  return kEmptyList;
+  return {};
 }
 
-const Json& Fields::object(const char* key) {
-  const Json& found = any(key);
+Json Fields::object(const char* key) {
+  const Json found = any(key);
   if (found.is_object()) return found;
   fail(key, "is not an object");
-  return kEmptyObject;
+  return {};
 }
 
 std::int64_t Fields::integer(const char* key, std::int64_t low, std::int64_t high) {
-  const Json& found = any(key);
+  const Json found = any(key);
   const bool fits = found.is_number_integer() &&
                     !(found.is_number_unsigned() && found.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX));
   const std::int64_t value = fits ? found.get<std::int64_t>() : low;
@@ -213,7 +128,7 @@ std::int64_t Fields::integer_or(const char* key, std::int64_t low, std::int64_t 
 }
 
 double Fields::number(const char* key, double low, double high) {
-  const Json& found = any(key);
+  const Json found = any(key);
   const double value = found.is_number() ? found.get<double>() : std::nan("");
   if (low <= value && value <= high) return value;
   fail(key, "is not a number in range");
@@ -221,13 +136,13 @@ double Fields::number(const char* key, double low, double high) {
 }
 
 bool Fields::flag(const char* key) {
-  const Json& found = any(key);
+  const Json found = any(key);
   if (!found.is_boolean()) fail(key, "is neither true nor false");
   return found.is_boolean() && found.get<bool>();
 }
 
 std::string Fields::text(const char* key, std::size_t longest, std::size_t shortest) {
-  const Json& found = any(key);
+  const Json found = any(key);
   std::string value = found.is_string() ? found.get<std::string>() : "";
   const auto letters =
       static_cast<std::size_t>(std::count_if(value.begin(), value.end(), [](char c) { return (c & 0xC0) != 0x80; }));

@@ -1,7 +1,7 @@
 // JSON that nobody vouches for: one meaning only, members in range, none unknown.
 //
-// Thread safety: functions of their arguments. Cost: the parsed document, a few times the text, but no more than that
-// and 32 MB above it.
+// Thread safety: functions of their arguments. Cost: besides the text no more than its size and 1 MB; the text stays
+// where it is as long as anything of the document is asked for.
 #pragma once
 
 #include <array>
@@ -10,31 +10,25 @@
 #include <string>
 #include <string_view>
 
-#include <nlohmann/json.hpp>
-
 #include "fault.h"
+#include "json_tree.h"
 
 namespace eecompile {
 
-using Json = nlohmann::json;
+using Json = json::Value;
 
-// A tree that can be destroyed where there is no memory left.
+// A document that is an object.
 class Document {
  public:
-  Document() = default;
-  Document(Document&&) noexcept = default;
-  Document& operator=(Document&&) = delete;
-  ~Document();
-
-  operator const Json&() const { return json_; }
+  operator Json() const { return tree_.root(); }
 
  private:
   friend Result<Document> parse_object(std::string_view data, const std::string& where);
-  Json json_;
+  json::Tree tree_;
 };
 
 // The object in `data`. Refuses duplicate keys, numbers that are not finite, nesting beyond 64, bad UTF-8, and more
-// members than a bundle has use for.
+// members than there is memory for.
 Result<Document> parse_object(std::string_view data, const std::string& where);
 
 // The digest of a document (digest.py): of its text without whitespace outside strings and without its top-level
@@ -46,10 +40,10 @@ class Fields {
  public:
   Fields(const Json& object, std::string path, std::string& fault);
 
-  bool has(const char* key);                                                     // present and not null
-  const Json& any(const char* key);                                              // null where it is missing
-  const Json& list(const char* key, std::size_t longest, bool required = true);  // an array, or an empty one
-  const Json& object(const char* key);
+  bool has(const char* key);                                              // present and not null
+  Json any(const char* key);                                              // null where it is missing
+  Json list(const char* key, std::size_t longest, bool required = true);  // an array, or null, which has no elements
+  Json object(const char* key);                                           // an object, or null, which has no members
   std::int64_t integer(const char* key, std::int64_t low, std::int64_t high);
   std::int64_t integer_or(const char* key, std::int64_t low, std::int64_t high, std::int64_t otherwise);
   double number(const char* key, double low, double high);
@@ -70,7 +64,7 @@ class Fields {
   std::string path(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
 
  private:
-  const Json& object_;
+  Json object_;
   std::string path_;
   std::string& fault_;
   std::set<std::string> seen_;

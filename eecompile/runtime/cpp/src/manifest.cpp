@@ -215,14 +215,14 @@ std::string graph_fault(const Manifest& m) {
 }
 
 Result<int> check_version(const Json& document, const std::string& where) {
-  const auto format = document.find("format"), version = document.find("version");
-  if (format == document.end() || *format != contract::kFormat)
+  const Json version = document.find("version");
+  if (document.find("format") != contract::kFormat)
     return damaged("not the manifest of an eecompile bundle", where, "give the directory that `eecompile build` wrote");
-  if (version != document.end() && version->is_number_integer() &&
-      version->get<std::int64_t>() > contract::kFormatVersion)
-    return damaged("made by a newer eecompile: format version " + version->dump().substr(0, 20), where,
+  const bool numbered = version.is_number_integer();
+  if (numbered && version.get<std::int64_t>() > contract::kFormatVersion)
+    return damaged("made by a newer eecompile: format version " + std::string(version.raw().substr(0, 20)), where,
                    "upgrade eecompile, or build the bundle again with this one");
-  if (version == document.end() || !version->is_number_integer() || *version != contract::kFormatVersion)
+  if (!numbered || version.get<std::int64_t>() != contract::kFormatVersion)
     return damaged("unknown format version", where);
   return 1;
 }

@@ -24,7 +24,7 @@ TensorInfo tensor_from(const Json& value, const std::string& path, std::string& 
   info.dtype = f.choice("dtype", kDtypes);
   for (const Json& size : f.list("shape", 8)) {
     const bool fixed = size.is_number_unsigned() && size.get<std::uint64_t>() <= (std::uint64_t{1} << 32);
-    const bool named = size.is_string() && !size.get_ref<const std::string&>().empty();
+    const bool named = size.is_string() && !size.get<std::string>().empty();
     if (!fixed && !named) f.fail("shape", "has a dimension that is neither a size nor a symbol");
     info.shape.push_back(fixed ? size.get<std::int64_t>() : -1);
     info.symbols.push_back(named ? size.get<std::string>() : "");

@@ -1,7 +1,9 @@
 // Overlays: what a policy may say, and in confident mode none bolder than a matching calibration (ranges.py).
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <map>
+
+#include <nlohmann/json.hpp>
 
 #include "eecompile/contract.h"
 #include "json.h"
@@ -40,8 +42,9 @@ std::optional<Thresholds> thresholds_from(const Json& value, const std::string& 
 // float32 little-endian in base64; nothing where it is not `count` finite numbers.
 std::optional<std::vector<float>> decoded(std::string_view text, std::size_t count) {
   if (text.size() != (4 * count + 2) / 3 * 4) return std::nullopt;
-  std::string bytes;
-  bytes.reserve(4 * count);
+  std::vector<float> values(count);
+  auto* const bytes = reinterpret_cast<unsigned char*>(values.data());
+  std::size_t made = 0;
   unsigned held = 0, bits = 0;
   std::size_t end = text.size();
   while (end > 0 && text[end - 1] == '=' && text.size() - end < 2) --end;
@@ -52,13 +55,12 @@ std::optional<std::vector<float>> decoded(std::string_view text, std::size_t cou
     held = (held << 6 | static_cast<unsigned>(letter)) & 0xFFFFFF;
     if ((bits += 6) < 8) continue;
     bits -= 8;
-    bytes += static_cast<char>(held >> bits & 0xFF);
+    if (made == 4 * count) return std::nullopt;
+    bytes[made++] = static_cast<unsigned char>(held >> bits & 0xFF);
   }
-  if (bytes.size() != 4 * count) return std::nullopt;
-  std::vector<float> values(count);
-  if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
+  if (made != 4 * count) return std::nullopt;
   const bool finite = std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
-  return finite ? std::optional(values) : std::nullopt;
+  return finite ? std::optional(std::move(values)) : std::nullopt;
 }
 
 // The weights of one gate, which has to be there where the exit has that gate (gates.py).
@@ -73,8 +75,10 @@ void read_gate(const Json& value, const char* kind, const ExitInfo& info, std::i
   g.units = f.integer("units", 0, 4096);
   if (g.units != static_cast<std::int64_t>(size->units)) f.fail("units", "is not the width of the bundle's gate");
   const auto part = [&](const char* key, std::size_t count) {
-    auto found = decoded(f.text(key, static_cast<std::size_t>(contract::kMaxOverlayBytes)), count);
-    if (!found) f.fail(key, "is not base64 of " + std::to_string(count) + " finite numbers");
+    const Json said = f.any(key);
+    const std::string meant = said.is_string() && !said.is_plain() ? said.get<std::string>() : "";
+    auto found = decoded(said.is_plain() ? said.raw() : std::string_view(meant), count);
+    if (!found || !said.is_string()) f.fail(key, "is not base64 of " + std::to_string(count) + " finite numbers");
     return found.value_or(std::vector<float>());
   };
   g.w1 = part("w1", size->inputs * size->units);
@@ -118,29 +122,56 @@ Status check_overlay(Fields& f, std::string_view data, const Manifest& m, std::s
   return {};
 }
 
-Json schedule_json(const ThresholdSchedule& s) {
+nlohmann::json schedule_json(const ThresholdSchedule& s) {
   if (!s.adaptive) return {{"kind", "decay"}, {"tau", s.tau}, {"tokens", s.tokens}};
   return {{"kind", "adaptive"}, {"zeta", s.zeta},     {"low", s.low},
           {"high", s.high},     {"points", s.points}, {"updates", s.updates}};
 }
 
+void hash_text(Sha256& hash, std::string_view text) { hash.update(text.data(), text.size()); }
+
+// A gate's weights, found to be integers and texts, as canonical JSON; texts are large, and hashed where they lie.
+void hash_weights(Sha256& hash, const Json& weights) {
+  if (weights.is_null()) return hash_text(hash, "null");
+  std::map<std::string, Json> sorted;
+  for (const auto& [key, value] : weights.items()) sorted[key] = value;
+  std::string before = "{";
+  for (const auto& [key, value] : sorted) {
+    hash_text(hash, before + nlohmann::json(key).dump() + (value.is_plain() ? ":\"" : ":"));
+    if (value.is_plain()) hash_text(hash, value.raw());
+    else if (value.is_string()) hash_text(hash, nlohmann::json(value.get<std::string>()).dump());
+    else hash_text(hash, std::to_string(value.get<std::int64_t>()));
+    before = value.is_plain() ? "\"," : ",";
+  }
+  hash_text(hash, before[0] == '"' ? "\"}" : "}");
+}
+
 // What a calibration was measured with (digest.py, gates_digest), in the words of manifest and policy.
 std::string gates_digest(const Manifest& m, const Json& policy_exits) {
-  Json all = Json::array();
+  Sha256 hash;
   for (std::size_t i = 0; i < m.exits.size(); ++i) {
     const ExitInfo& e = m.exits[i];
-    const Json& said = policy_exits[i];
-    Json one = {{"adapter", e.adapter}, {"gate_units", e.gate_units}, {"gates", e.gates}, {"layer", e.layer}};
-    one["weights"] = said.contains("gate") ? said["gate"] : Json();
+    const Json said = policy_exits[i];
+    nlohmann::json one = {{"adapter", e.adapter}, {"gate_units", e.gate_units}, {"gates", e.gates}, {"layer", e.layer}};
+    std::map<std::string, Json> weights = {{"weights", said.find("gate")}};
     if (e.head != contract::kFullHead) one["head"] = e.head;
     if (e.router) one["router"] = {{"choices", e.router->choices}, {"units", e.router->units}};
     if (e.predictor) one["predictor"] = {{"head", e.predictor->head}, {"units", e.predictor->units}};
     if (e.schedule) one["schedule"] = schedule_json(*e.schedule);
     for (const char* kind : {"router", "predictor"})
-      if (said.contains(kind) && !said[kind].is_null()) one[std::string(kind) + "_weights"] = said[kind];
-    all.push_back(std::move(one));
+      if (!said.find(kind).is_null()) weights[std::string(kind) + "_weights"] = said.find(kind);
+    for (const auto& [name, value] : weights) one[name] = nullptr;
+    std::string before = i == 0 ? "[{" : ",{";
+    for (const auto& [name, value] : one.items()) {
+      hash_text(hash, before + nlohmann::json(name).dump() + ":");
+      if (const auto own = weights.find(name); own != weights.end()) hash_weights(hash, own->second);
+      else hash_text(hash, value.dump());
+      before = ",";
+    }
+    hash_text(hash, "}");
   }
-  return sha256(all.dump());
+  hash_text(hash, m.exits.empty() ? "[]" : "]");
+  return hash.hex();
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 #include <cctype>
 #include <cstdio>
 
+#include <nlohmann/json.hpp>
+
 #include "eecompile/contract.h"
 #include "files.h"
 #include "json.h"
@@ -67,19 +69,19 @@ EngineRecord record_from(const Json& document, std::string& fault) {
   r.refit = options.has("refit") && options.flag("refit");
   r.flags = texts_from(options, "flags", 64);
   options.finish();
-  const Json& engines = f.has("engines") ? f.object("engines") : Json::object();
+  const Json engines = f.has("engines") ? f.object("engines") : Json();
   for (const auto& [name, value] : engines.items()) r.engines[name] = engine_from(value, "engines." + name, fault);
   f.finish();
   return r;
 }
 
-Json json_of(const EngineFile& e) {
+nlohmann::json json_of(const EngineFile& e) {
   return {{"file", e.file},         {"onnx", e.onnx},     {"bytes", e.bytes},     {"sha256", e.sha256},
           {"profiles", e.profiles}, {"layers", e.layers}, {"seconds", e.seconds}, {"peak", e.peak}};
 }
 
-Json json_of(const EngineRecord& r) {
-  Json engines = Json::object();
+nlohmann::json json_of(const EngineRecord& r) {
+  nlohmann::json engines = nlohmann::json::object();
   for (const auto& [name, engine] : r.engines) engines[name] = json_of(engine);
   return {{"format", "eecompile-engines"},
           {"version", 1},
@@ -88,8 +90,8 @@ Json json_of(const EngineRecord& r) {
           {"backend", r.backend},
           {"sm", r.sm},
           {"tensorrt", r.tensorrt},
-          {"cuda", r.cuda ? Json(*r.cuda) : Json()},
-          {"plugin", r.plugin ? Json(*r.plugin) : Json()},
+          {"cuda", r.cuda ? nlohmann::json(*r.cuda) : nlohmann::json()},
+          {"plugin", r.plugin ? nlohmann::json(*r.plugin) : nlohmann::json()},
           {"built_on", r.built_on},
           {"options", {{"compute", r.compute}, {"stripped", r.stripped}, {"refit", r.refit}, {"flags", r.flags}}},
           {"engines", engines}};

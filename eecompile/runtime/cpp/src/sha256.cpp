@@ -6,6 +6,11 @@
 #ifdef __x86_64__
 #include <cpuid.h>
 #include <immintrin.h>
+#define EECOMPILE_SHA256
+#elif defined(__AARCH64EL__) && defined(__linux__) && (defined(__ARM_FEATURE_SHA2) || !defined(__clang__))
+#include <arm_neon.h>  // clang has these instructions where all code may have them (-march=armv8-a+sha2)
+#include <sys/auxv.h>
+#define EECOMPILE_SHA256
 #endif
 
 namespace eecompile {
@@ -88,16 +93,49 @@ __attribute__((target("sha,sse4.1"))) void fast_blocks(std::uint32_t* state, con
   store(state + 4, _mm_alignr_epi8(dchg, feba, 8));
 }
 
+#elif defined(EECOMPILE_SHA256)
+
+bool has_instructions() {
+  constexpr unsigned long kSha2 = 1ul << 6;  // HWCAP_SHA2, by Linux for arm64
+  return (getauxval(AT_HWCAP) & kSha2) != 0;
+}
+
+// The instructions want the state as (a, b, c, d) and (e, f, g, h); they do four rounds.
+__attribute__((target("+crypto"))) void fast_blocks(std::uint32_t* state, const std::uint8_t* data, std::size_t count) {
+  uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
+  for (; count > 0; --count, data += 64) {
+    const uint32x4_t abcd_before = abcd, efgh_before = efgh;
+    uint32x4_t w[4];
+    for (std::size_t i = 0; i < 16; ++i) {
+      uint32x4_t& own = w[i % 4];  // words 4 i to 4 i + 3, in the place of those 16 before
+      if (i < 4) {
+        own = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * i)));
+      } else {
+        own = vsha256su1q_u32(vsha256su0q_u32(own, w[(i + 1) % 4]), w[(i + 2) % 4], w[(i + 3) % 4]);
+      }
+      const uint32x4_t keyed = vaddq_u32(own, vld1q_u32(kRounds.data() + 4 * i)), first = abcd;
+      abcd = vsha256hq_u32(abcd, efgh, keyed);
+      efgh = vsha256h2q_u32(efgh, first, keyed);
+    }
+    abcd = vaddq_u32(abcd, abcd_before);
+    efgh = vaddq_u32(efgh, efgh_before);
+  }
+  vst1q_u32(state, abcd);
+  vst1q_u32(state + 4, efgh);
+}
+
 #endif
 
 }  // namespace
 
 Sha256::Sha256([[maybe_unused]] bool plain) : blocks_(plain_blocks) {
-#ifdef __x86_64__
+#ifdef EECOMPILE_SHA256
   static const bool has = has_instructions();
   if (has && !plain) blocks_ = fast_blocks;
 #endif
 }
+
+bool Sha256::is_fast() const { return blocks_ != plain_blocks; }
 
 void Sha256::update(const void* data, std::size_t size) {
   const auto* next = static_cast<const std::uint8_t*>(data);

@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4), by the processor's own instructions where an x86 has them.
+// SHA-256 (FIPS 180-4), by the processor's own instructions where an x86 or an arm64 has them.
 //
 // Thread safety: one hash belongs to one thread at a time. Cost: 112 bytes, no allocation; 0.25 GB/s, with
 // instructions 1.5 GB/s or more.
@@ -16,6 +16,8 @@ class Sha256 {
  public:
   // plain: whatever the processor has.
   explicit Sha256(bool plain = false);
+
+  bool is_fast() const;  // by instructions
 
   void update(const void* data, std::size_t size);
   std::string hex();  // ends the hash: lower-case hexadecimal, 64 characters

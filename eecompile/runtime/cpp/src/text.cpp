@@ -21,9 +21,10 @@ bool has_template(const std::string& folder) {
   if (is_there(folder + "chat_template.jinja")) return true;
   const Result<std::string> data = read_regular(folder + "tokenizer_config.json", contract::kMaxManifestBytes);
   if (!data.ok()) return false;
-  const Json config = Json::parse(*data, nullptr, false);
-  const auto found = config.is_object() ? config.find("chat_template") : config.end();
-  return found != config.end() && !found->is_null() && !(found->is_string() && found->get<std::string>().empty());
+  json::Tree config;
+  if (!config.read(*data, {8 * data->size(), false}).empty()) return false;
+  const Json found = config.root().find("chat_template");
+  return !found.is_null() && found != "";
 }
 
 }  // namespace

@@ -15,9 +15,10 @@
 #include <iostream>
 #include <set>
 
+#include <nlohmann/json.hpp>
+
 #include "engine_builder.h"
 #include "gpu.h"
-#include "json.h"
 #include "trt_library.h"
 
 extern char** environ;
@@ -219,7 +220,7 @@ Status build(const Asked& asked, const BundleFiles& files, const BuildPlan& plan
     built.push_back(graph.name);
   }
   if (asked.json)
-    std::cout << Json{{"record", Json::parse(text_of(*record))}, {"built", built}}.dump(1) << "\n";
+    std::cout << nlohmann::json{{"record", nlohmann::json::parse(text_of(*record))}, {"built", built}}.dump(1) << "\n";
   else
     std::cout << built.size() << " built, " << record->engines.size() - built.size() << " kept, by TensorRT "
               << record->tensorrt << " for SM " << record->sm[0] << "\n";

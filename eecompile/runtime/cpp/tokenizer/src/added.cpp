@@ -55,7 +55,7 @@ std::string normalized_text(const std::string& content, const Normalizer* normal
 
 AddedTokens::AddedTokens(const Field& field, const Model& model, const Normalizer* normalizer) {
   auto next = static_cast<std::uint32_t>(model.vocabulary().size());
-  for (std::size_t i = 0; i < field.size(); ++i) add(field.element(i), model, normalizer, next);
+  field.each([&](const Field& one) { add(one, model, normalizer, next); });
   std::vector<Vocabulary::Entry> plain, normalized;
   std::set<std::string> seen[2];
   for (const auto& [id, token] : tokens_) {

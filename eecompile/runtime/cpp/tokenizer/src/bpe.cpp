@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <queue>
 #include <string>
@@ -171,7 +170,7 @@ bool read_pair(const Json& json, std::string& left, std::string& right) {
     return true;
   }
   if (!json.is_string()) return false;
-  const auto& line = json.get_ref<const std::string&>();
+  const auto line = json.get<std::string>();
   const std::size_t space = line.find(' ');
   if (space == std::string::npos || line.find(' ', space + 1) != std::string::npos) return false;
   left = line.substr(0, space), right = line.substr(space + 1);
@@ -179,7 +178,7 @@ bool read_pair(const Json& json, std::string& left, std::string& right) {
 }
 
 bool is_version(const Json& json) {
-  return json.is_string() && json.get_ref<const std::string&>().rfind("#version", 0) == 0;
+  return json.is_string() && json.get<std::string>().rfind("#version", 0) == 0;
 }
 
 Bpe::Merges merges_from(const Field& field, const Vocabulary& vocabulary, std::size_t prefix) {
@@ -187,17 +186,18 @@ Bpe::Merges merges_from(const Field& field, const Vocabulary& vocabulary, std::s
   merges.reserve(field.size());
   std::string left, right;
   std::uint32_t rank = 0;
-  for (std::size_t i = 0; i < field.size(); ++i) {
-    const Json& pair = field.json()[i];
+  std::size_t i = 0;
+  for (const Json pair : field.json()) {
+    const std::size_t number = i++;
     if (is_version(pair)) continue;
     if (!read_pair(pair, left, right) || right.size() < prefix) {
-      field.element(i).malformed("is no pair of tokens");
+      field.element(number).malformed("is no pair of tokens");
       break;
     }
     const std::uint32_t a = vocabulary.find(left), b = vocabulary.find(right);
     const std::uint32_t made = vocabulary.find(left + right.substr(prefix));
     if (a == kNone || b == kNone || made == kNone) {
-      field.element(i).malformed("merges tokens that the vocabulary lacks");
+      field.element(number).malformed("merges tokens that the vocabulary lacks");
       break;
     }
     merges[Bpe::key(a, b)] = {rank++, made};

@@ -63,8 +63,7 @@ void Decoder::add(const Field& field) {
   } else if (type == "Strip") {
     steps_.push_back(strip_step(field));
   } else if (type == "Sequence") {
-    const Field all = field.at("decoders");
-    for (std::size_t i = 0; i < all.size(); ++i) add(all.element(i));
+    field.at("decoders").each([this](const Field& one) { add(one); });
   } else {
     field.unsupported("the decoder " + type + " is not supported");
   }

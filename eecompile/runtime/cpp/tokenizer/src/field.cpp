@@ -1,7 +1,6 @@
 #include "field.h"
 
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "utf8.h"
 
@@ -9,7 +8,6 @@ namespace eecompile::tok {
 
 namespace {
 
-const Json kNothing;           // what a missing field reads as
 constexpr unsigned kDeepest = 32;  // sequences within sequences: a file may not overflow the stack
 
 }  // namespace
@@ -23,45 +21,44 @@ void Faults::unsupported(const std::string& where, const std::string& what) {
 }
 
 bool Field::has(const char* key) const {
-  const auto found = json_->is_object() ? json_->find(key) : json_->end();
-  return json_->is_object() && found != json_->end() && !found->is_null();
+  return !json_.find(key).is_null();
 }
 
 Field Field::at(const char* key) const {
   const std::string where = where_ + "." + key;
-  if (has(key) && depth_ < kDeepest) return {*json_->find(key), where, *faults_, depth_ + 1};
+  if (has(key) && depth_ < kDeepest) return {json_.find(key), where, *faults_, depth_ + 1};
   faults_->malformed(where, has(key) ? "is nested too deep" : "is missing");
-  return {kNothing, where, *faults_};
+  return {Json(), where, *faults_};
 }
 
 Field Field::element(std::size_t index) const {
-  return {(*json_)[index], where_ + "[" + std::to_string(index) + "]", *faults_, depth_};
+  return {json_[index], where_ + "[" + std::to_string(index) + "]", *faults_, depth_};
 }
 
-std::size_t Field::size() const { return json_->is_array() ? json_->size() : 0; }
+std::size_t Field::size() const { return json_.is_array() ? json_.size() : 0; }
 
 std::string Field::text() const {
-  if (json_->is_string()) return json_->get<std::string>();
+  if (json_.is_string()) return json_.get<std::string>();
   malformed("is not text");
   return "";
 }
 
 bool Field::flag() const {
-  if (json_->is_boolean()) return json_->get<bool>();
+  if (json_.is_boolean()) return json_.get<bool>();
   malformed("is neither true nor false");
   return false;
 }
 
 std::uint32_t Field::number() const {
-  if (json_->is_number_unsigned() && json_->get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max()) {
-    return json_->get<std::uint32_t>();
+  if (json_.is_number_unsigned() && json_.get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max()) {
+    return json_.get<std::uint32_t>();
   }
   malformed("is not a whole number from 0 to 2147483647");
   return 0;
 }
 
 double Field::real() const {
-  if (json_->is_number()) return json_->get<double>();
+  if (json_.is_number()) return json_.get<double>();
   malformed("is not a number");
   return 0;
 }

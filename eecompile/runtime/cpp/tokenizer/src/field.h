@@ -4,14 +4,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "eecompile/status.h"
+#include "json_tree.h"
 
 namespace eecompile::tok {
 
-using Json = nlohmann::json;
+using Json = json::Value;
 
 struct Faults {
   Status first;
@@ -24,16 +24,23 @@ struct Faults {
 class Field {
  public:
   Field(const Json& json, std::string where, Faults& faults, unsigned depth = 0)
-      : json_(&json), where_(std::move(where)), faults_(&faults), depth_(depth) {}
+      : json_(json), where_(std::move(where)), faults_(&faults), depth_(depth) {}
 
-  const Json& json() const { return *json_; }
+  const Json& json() const { return json_; }
   const std::string& where() const { return where_; }
 
   // Whether `key` is there and not null.
   bool has(const char* key) const;
   Field at(const char* key) const;        // a fault where it is missing
-  Field element(std::size_t index) const;  // of an array
-  std::size_t size() const;  // of an array; else 0
+  Field element(std::size_t index) const;  // of an array; cost: linear in the index
+  std::size_t size() const;                // of an array; else 0
+
+  // Each element of an array, in order.
+  template <typename Act>
+  void each(const Act& act) const {
+    std::size_t index = 0;
+    for (const Json one : json_) act(Field(one, where_ + "[" + std::to_string(index++) + "]", *faults_, depth_));
+  }
 
   // The value itself; a fault, and something empty, where it is of another type.
   std::string text() const;
@@ -49,7 +56,7 @@ class Field {
   void unsupported(const std::string& what) const { faults_->unsupported(where_, what); }
 
  private:
-  const Json* json_;
+  Json json_;
   std::string where_;
   Faults* faults_;
   unsigned depth_;

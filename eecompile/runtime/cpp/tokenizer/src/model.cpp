@@ -1,6 +1,5 @@
 #include "model.h"
 
-#include <nlohmann/json.hpp>
 #include <string>
 
 namespace eecompile::tok {

@@ -139,8 +139,7 @@ std::unique_ptr<const Normalizer> replace_from(const Field& field) {
 
 std::unique_ptr<const Normalizer> sequence_from(const Field& field) {
   std::vector<std::unique_ptr<const Normalizer>> steps;
-  const Field all = field.at("normalizers");
-  for (std::size_t i = 0; i < all.size(); ++i) steps.push_back(normalizer_from(all.element(i)));
+  field.at("normalizers").each([&](const Field& one) { steps.push_back(normalizer_from(one)); });
   return simple([steps = std::move(steps)](Text& text) {
     const std::size_t most = kMostMade + kMostOfByte * text.bytes.size();
     for (const auto& step : steps) {

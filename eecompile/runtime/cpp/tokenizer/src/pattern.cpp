@@ -1,7 +1,6 @@
 #include "pattern.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "pattern_parser.h"
 #include "utf8.h"

@@ -10,6 +10,7 @@ namespace eecompile::tok {
 
 namespace {
 
+constexpr std::size_t kMostPieces = 256;
 constexpr char32_t kSpaceByte = 0x120;  // what stands for a space in byte-level vocabularies
 
 // ["[CLS]", 101]
@@ -62,8 +63,7 @@ void PostProcessor::add(const Field& field) {
   } else if (type == "RobertaProcessing") {
     add_roberta(field);
   } else if (type == "Sequence") {
-    const Field all = field.at("processors");
-    for (std::size_t i = 0; i < all.size(); ++i) add(all.element(i));
+    field.at("processors").each([this](const Field& one) { add(one); });
   } else {
     field.unsupported("the post-processor " + type + " is not supported");
   }
@@ -93,19 +93,21 @@ void PostProcessor::add_template(const Field& field) {
 
 std::vector<PostProcessor::Part> PostProcessor::parts_from(const Field& pieces, const Field& specials) {
   std::vector<Part> made;
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    const Field piece = pieces.element(i);
+  if (pieces.size() > kMostPieces) {  // each is looked for among the special tokens
+    pieces.unsupported("a template of more than " + std::to_string(kMostPieces) + " pieces is not supported");
+    return made;
+  }
+  pieces.each([&](const Field& piece) {
     const bool text = piece.has("Sequence");
     const Field described = piece.at(text ? "Sequence" : "SpecialToken");
     const std::string name = described.at("id").text();
     const std::int64_t type = described.has("type_id") ? described.at("type_id").number() : 0;
     if (text) {
       made.push_back({name == "A" ? kFirst : kSecond, type});
-      continue;
+      return;
     }
-    const Field ids = specials.at(name.c_str()).at("ids");
-    for (std::size_t k = 0; k < ids.size(); ++k) made.push_back({ids.element(k).number(), type});
-  }
+    specials.at(name.c_str()).at("ids").each([&](const Field& id) { made.push_back({id.number(), type}); });
+  });
   return made;
 }
 

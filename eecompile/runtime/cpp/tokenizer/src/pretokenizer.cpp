@@ -106,8 +106,7 @@ std::unique_ptr<const PreTokenizer> metaspace_pre_from(const Field& field) {
 
 std::unique_ptr<const PreTokenizer> sequence_from(const Field& field) {
   std::vector<std::unique_ptr<const PreTokenizer>> steps;
-  const Field all = field.at("pretokenizers");
-  for (std::size_t i = 0; i < all.size(); ++i) steps.push_back(pre_tokenizer_from(all.element(i)));
+  field.at("pretokenizers").each([&](const Field& one) { steps.push_back(pre_tokenizer_from(one)); });
   return simple([steps = std::move(steps)](Pieces& pieces) {
     for (const auto& step : steps) step->apply(pieces);
   });

@@ -4,7 +4,6 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "added.h"
@@ -43,6 +42,7 @@ struct Tokenizer::Parts {
 namespace {
 
 constexpr std::size_t kMostBytes = std::size_t{1} << 29;  // of a tokenizer.json
+constexpr std::size_t kFree = std::size_t{1} << 20;       // for its tree, besides four times its size
 
 Status status(Code code, std::string what, const std::string& where) {
   return {code, std::move(what), where, "use the tokenizer.json that the checkpoint came with"};
@@ -102,20 +102,21 @@ Result<Tokenizer> Tokenizer::open(const std::string& path) {
     const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
     if (size < 0) return status(Code::kIntegrity, "cannot be read", path);
     if (static_cast<std::size_t>(size) > kMostBytes) return status(Code::kIntegrity, "is too large", path);
-    std::string json(static_cast<std::size_t>(size), '\0');
+    std::string text(static_cast<std::size_t>(size), '\0');
     file.seekg(0);
-    if (!file.read(json.data(), size)) return status(Code::kIntegrity, "cannot be read", path);
-    return parse(json, path);
+    if (!file.read(text.data(), size)) return status(Code::kIntegrity, "cannot be read", path);
+    return parse(text, path);
   } catch (const std::exception& e) {
     return status(Code::kInternal, std::string("cannot be opened: ") + e.what(), path);
   }
 }
 
-Result<Tokenizer> Tokenizer::parse(std::string_view json, const std::string& where) {
-  const tok::Json document = tok::Json::parse(json.begin(), json.end(), nullptr, false);
-  if (document.is_discarded()) return status(Code::kIntegrity, "is no JSON", where);
+Result<Tokenizer> Tokenizer::parse(std::string_view text, const std::string& where) {
+  json::Tree document;
+  if (const std::string fault = document.read(text, {4 * text.size() + kFree, false}); !fault.empty())
+    return status(Code::kIntegrity, "is no JSON that a reader accepts: " + fault, where);
   tok::Faults faults;
-  const Field file(document, where, faults);
+  const Field file(document.root(), where, faults);
   auto parts = std::make_shared<Parts>();
   if (file.has("normalizer")) parts->normalizer = tok::normalizer_from(file.at("normalizer"));
   if (file.has("pre_tokenizer")) parts->pre_tokenizer = tok::pre_tokenizer_from(file.at("pre_tokenizer"));

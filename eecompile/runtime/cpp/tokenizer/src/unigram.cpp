@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
@@ -96,13 +95,12 @@ std::unique_ptr<const Model> unigram_from(const Field& field) {
   const Field vocab = field.at("vocab");
   std::vector<Vocabulary::Entry> entries;
   std::vector<double> scores;
-  for (std::size_t i = 0; i < vocab.size(); ++i) {
-    const Json& pair = vocab.json()[i];
+  for (const Json pair : vocab.json()) {
     if (!pair.is_array() || pair.size() != 2 || !pair[0].is_string() || !pair[1].is_number()) {
-      vocab.element(i).malformed("is no token with a score");
+      vocab.element(scores.size()).malformed("is no token with a score");
       return nullptr;
     }
-    entries.emplace_back(pair[0].get<std::string>(), static_cast<std::uint32_t>(i));
+    entries.emplace_back(pair[0].get<std::string>(), static_cast<std::uint32_t>(scores.size()));
     scores.push_back(pair[1].get<double>());
   }
   if (!field.has("unk_id")) field.unsupported("a Unigram model without an unk_id is not supported");
