@@ -32,7 +32,8 @@ RULES: dict[str, tuple[Change, str]] = {  # and what is heard of that
     ),
     "no run before the capture": (
         ("trt_pass", "    return enqueue(turn, *context_);\n  }\n\n  Status enqueue(",
-         "    return BROKEN ? Status{} : enqueue(turn, *context_);\n  }\n\n  Status enqueue("), "a capture without a run",
+         "    return BROKEN ? Status{} : enqueue(turn, *context_);\n  }\n\n  Status enqueue("),
+        "a capture without a run",
     ),
     "no wait before the capture": (
         ("device_step", "return graphs_.branches->gpu().wait(turn);",
