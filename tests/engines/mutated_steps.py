@@ -23,7 +23,7 @@ RULES: dict[str, tuple[Change, str]] = {  # and what is heard of that
         ("branches", "graph_, last_);", "graph_, BROKEN ? nullptr : last_);"), "runs beside what the graph has"
     ),
     "a condition without a branch": (
-        ("branches", "if (Status status = fill(root);", "if (BROKEN && !root.condition().ok()) return {};\n"
+        ("branches", "if (Status status = fill(root);", "if (BROKEN && !root.condition().ok()) return Status{};\n"
          "  if (Status status = fill(root);"), "a condition without its one branch",
     ),
     "the graph goes first": (

@@ -48,7 +48,7 @@ cudaError_t launch_decide(const std::uint8_t* flag, bool gated, std::int32_t* ou
 
 extern "C" {
 cudaError_t CUDARTAPI cudaDriverGetVersion(int* version) {
-  return *version = std::stoi(setting("driver", "13020")), cudaSuccess;
+  return *version = setting("branches", "right") == "old" ? 12030 : 13020, cudaSuccess;
 }
 cudaError_t CUDARTAPI cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
                                                unsigned long long*, cudaGraph_t*, const cudaGraphNode_t** nodes,

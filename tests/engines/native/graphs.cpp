@@ -149,7 +149,7 @@ Condition new_condition(CUgraph graph) {
 void set_condition(Condition condition, bool value) {
   if (launched == nullptr || conditions.count(condition) == 0 || conditions[condition].graph->root != launched)
     broken("a condition is set from outside of its graph");
-  conditions[condition].value = value && setting("branches", "right") == "right";
+  conditions[condition].value = value && setting("branches", "right") != "wrong";
 }
 
 CUgraphNode add_branch(CUgraph graph, CUgraphNode after, Condition condition, CUgraph* body) {
