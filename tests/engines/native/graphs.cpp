@@ -38,15 +38,10 @@ struct CUevent_st {
 namespace doubles {
 namespace {
 
-struct Known {
-  CUgraph graph;
-  bool value;
-};
-
 std::set<CUstream> streams;
 std::set<CUgraph> graphs;
 std::set<CUgraphExec> executables;
-std::map<Condition, Known> conditions;
+std::map<Condition, std::pair<CUgraph, bool>> conditions;  // the graph of each, and its value
 CUgraph launched = nullptr;
 
 CUstream_st& stream_of(CUstream stream) {
@@ -75,15 +70,16 @@ std::vector<CUgraph> within(CUgraph graph) {
 CUgraphNode last_of(CUgraph graph) { return graph->nodes.empty() ? nullptr : graph->nodes.back().get(); }
 
 void run(CUgraph graph) {
-  for (const auto& node : graph->nodes) {
-    if (node->body == nullptr) node->work();
-    if (node->body != nullptr && conditions.at(node->condition).value) run(node->body);
-  }
+  for (const auto& node : graph->nodes)
+    if (node->body == nullptr)
+      node->work();
+    else if (conditions.at(node->condition).second)
+      run(node->body);
 }
 
 void launch(CUgraph graph) {
   for (auto& [condition, known] : conditions)
-    if (known.graph->root == graph) known.value = false;
+    if (known.first->root == graph) known.second = false;
   launched = graph;
   run(graph);
   launched = nullptr;
@@ -102,7 +98,7 @@ bool is_legal(const std::vector<CUgraph>& parts) {
       if (part != parts[0] && node->kind != "kernel" && node->kind != "memcpy" && node->kind != "branch") return false;
     }
   for (const auto& [condition, one] : conditions)
-    if (one.graph->root == parts[0]) known.insert(condition);
+    if (one.first->root == parts[0]) known.insert(condition);
   if (used != known) broken("a condition without its one branch, or a branch of another graph's condition");
   return true;
 }
@@ -142,21 +138,20 @@ CUgraphNode last_node(CUstream stream) {
 Condition new_condition(CUgraph graph) {
   const Lock lock = locked();
   static Condition last = 100;
-  conditions[++last] = {graph, false};
-  return last;
+  return conditions[++last] = {graph, false}, last;
 }
 
 void set_condition(Condition condition, bool value) {
-  if (launched == nullptr || conditions.count(condition) == 0 || conditions[condition].graph->root != launched)
+  if (launched == nullptr || conditions.count(condition) == 0 || conditions[condition].first->root != launched)
     broken("a condition is set from outside of its graph");
-  conditions[condition].value = value && setting("branches", "right") != "wrong";
+  conditions[condition].second = value && setting("branches", "right") != "wrong";
 }
 
 CUgraphNode add_branch(CUgraph graph, CUgraphNode after, Condition condition, CUgraph* body) {
   const Lock lock = locked();
   not_capturing("a branch is added");
   if (after == nullptr || last_of(graph) != after) broken("a branch beside what sets its condition, not behind it");
-  if (conditions.count(condition) == 0 || conditions[condition].graph != graph) broken("another graph's condition");
+  if (conditions.count(condition) == 0 || conditions[condition].first != graph) broken("another graph's condition");
   graph->bodies.push_back(std::make_unique<CUgraph_st>());
   *body = graph->bodies.back().get();
   (*body)->root = graph->root;
@@ -177,9 +172,7 @@ CUresult CUDAAPI cuStreamCreate(CUstream* stream, unsigned flags) {
 }
 CUresult CUDAAPI cuStreamDestroy(CUstream stream) {
   const Lock lock = locked();
-  streams.erase(stream);
-  delete stream;
-  return CUDA_SUCCESS;
+  return streams.erase(stream), delete stream, CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuEventCreate(CUevent* event, unsigned flags) {
   if (flags != CU_EVENT_DISABLE_TIMING) broken("an event that takes times");
@@ -209,8 +202,7 @@ CUresult CUDAAPI cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode)
   if (mode != CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) broken("a capture that forbids other threads to allocate");
   auto graph = std::make_unique<CUgraph_st>();
   begin(stream, graph->root = graph.get());
-  stream->own = std::move(graph);
-  return CUDA_SUCCESS;
+  return stream->own = std::move(graph), CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuStreamEndCapture(CUstream stream, CUgraph* graph) {
   const Lock lock = locked();
@@ -224,8 +216,7 @@ CUresult CUDAAPI cuGraphCreate(CUgraph* graph, unsigned) {
   const Lock lock = locked();
   REFUSED("cuGraphCreate");
   *graph = new CUgraph_st();
-  graphs.insert((*graph)->root = *graph);
-  return CUDA_SUCCESS;
+  return graphs.insert((*graph)->root = *graph), CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuGraphInstantiateWithFlags(CUgraphExec* made, CUgraph graph, unsigned long long) {
   const Lock lock = locked();
@@ -233,14 +224,11 @@ CUresult CUDAAPI cuGraphInstantiateWithFlags(CUgraphExec* made, CUgraph graph, u
   if (parts.size() > 1 && is_made(graph)) broken("a graph with branches has one executable at a time");
   if (!is_legal(parts)) return CUDA_ERROR_NOT_SUPPORTED;
   *made = new CUgraphExec_st();
-  if (parts.size() > 1) {
-    (*made)->graph = graph;
-    (*made)->work = {[graph] { launch(graph); }};
-  } else {
+  if (parts.size() > 1)
+    **made = {{[graph] { launch(graph); }}, graph};
+  else
     for (const auto& node : graph->nodes) (*made)->work.push_back(node->work);
-  }
-  executables.insert(*made);
-  return CUDA_SUCCESS;
+  return executables.insert(*made), CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuGraphLaunch(CUgraphExec graph, CUstream stream) {
   REFUSED("cuGraphLaunch");
@@ -253,11 +241,10 @@ CUresult CUDAAPI cuGraphDestroy(CUgraph graph) {
   if (graphs.erase(graph) == 0) broken("a body is destroyed, which is its graph's own, or a graph twice");
   if (is_made(graph)) broken("a graph goes before its executable, whose conditions it owns");
   for (auto one = conditions.begin(); one != conditions.end();)
-    one = one->second.graph->root == graph ? conditions.erase(one) : std::next(one);
+    one = one->second.first->root == graph ? conditions.erase(one) : std::next(one);
   return delete graph, CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuGraphExecDestroy(CUgraphExec graph) {
   const Lock lock = locked();
-  executables.erase(graph);
-  return delete graph, CUDA_SUCCESS;
+  return executables.erase(graph), delete graph, CUDA_SUCCESS;
 }
