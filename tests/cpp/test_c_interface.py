@@ -25,6 +25,7 @@ class OpenOptions(ct.Structure):
         ("onnxruntime", ct.c_char_p),
         ("backend", ct.c_char_p),
         ("plugin", ct.c_char_p),
+        ("decision", ct.c_char_p),
     )
 
 
@@ -189,6 +190,8 @@ def test_faults_are_codes_and_texts(c: Any, bundle: Any, opened: Bundle, tmp_pat
     cases = [
         (str(tmp_path).encode(), sized(OpenOptions), INTEGRITY, "no manifest.json"),
         (path, sized(OpenOptions, threads=threads), USAGE, f"not {threads}"),
+        (path, sized(OpenOptions, onnxruntime=ONNXRUNTIME, decision=b"maybe"), USAGE, "there is no decision maybe"),
+        (path, sized(OpenOptions, onnxruntime=ONNXRUNTIME, decision=b"conditional"), USAGE, "nothing decides on a GPU"),
         (None, None, USAGE, "there is no path"),
     ]
     for where, options, code, text in cases:

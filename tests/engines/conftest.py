@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+from compiled import compile_all
 from doubled import BOLD, EXITS, add_engines, device_bundle, install
+from native_doubles import Doubles, compile_doubles
 from planned import Source
 from trt_double import FakeTensorRT
 
@@ -38,6 +40,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"plain": plain} | {
         name: add_engines(Path(shutil.copytree(plain, root / name))) for name in ("engines", "copied")
     }
+
+
+@pytest.fixture(scope="session")
+def doubles(tmp_path_factory: pytest.TempPathFactory) -> Doubles:
+    """The doubles for the C++ runtime, and eecompile-run compiled with TensorRT."""
+    return compile_doubles(tmp_path_factory.mktemp("native"), compile_all("cpp-test") / "eecompile-run")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiled import DEPS, SOURCES
+from toolchain import SOURCES as PLUGIN
 from toolchain import compiler, cuda_headers, tensorrt_headers
 
 from eecompile import contract as c
@@ -32,17 +33,22 @@ class Doubles:
     folder: Path
     command: Path
 
+    @property
+    def plugin(self) -> Path:
+        """The plugin library: its C interface over the double of CUDA."""
+        return self.folder / "libeecompile_plugins.so"
+
     def run(self, bundle: Path, *words: object, **settings: object) -> subprocess.CompletedProcess[str]:
         """eecompile-run on the back end tensorrt; settings are the doubles' (native/doubles.h)."""
         return self.start(self.command, bundle, "--backend", "tensorrt", "--json", *words, **settings)
 
-    def start(self, *command: object, **settings: object) -> subprocess.CompletedProcess[str]:
-        """Any command beside the doubles."""
-        given = {"version": VERSION, "onnxruntime": ONNXRUNTIME, **settings}
-        said = ",".join(f"{name}={value}" for name, value in given.items())
+    def start(self, *command: object, given: str = "", **settings: object) -> subprocess.CompletedProcess[str]:
+        """Any command beside the doubles; given: what it reads."""
+        all_settings = {"version": VERSION, "onnxruntime": ONNXRUNTIME, **settings}
+        said = ",".join(f"{name}={value}" for name, value in all_settings.items())
         environment = {**os.environ, "LD_LIBRARY_PATH": str(self.folder), "EECOMPILE_DOUBLE": said}
         words = [str(word) for word in command]
-        return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+        return subprocess.run(words, input=given, capture_output=True, text=True, timeout=120, env=environment)
 
     def tokens(self, bundle: Path, *words: object, **settings: object) -> tuple[list[int], Mapping[str, int]]:
         """What it generates, and what the doubles counted of their calls; nothing of theirs may be left."""
@@ -62,20 +68,25 @@ def compile_doubles(folder: Path, command: Path) -> Doubles:
     headers += [f"-isystem{DEPS / 'include' / 'onnxruntime'}", f"-I{folder}", f"-I{NATIVE}", f"-I{NATIVE / 'parser'}"]
     (folder / "stubs.h").write_text(stubs((tensorrt_headers() / "NvInferImpl.h").read_text()))
     library = folder / "libdoubles.so"
-    sources = [NATIVE / name for name in ("cuda.cpp", "infer.cpp", "builder.cpp")]
+    sources = [NATIVE / name for name in ("cuda.cpp", "graphs.cpp", "infer.cpp", "builder.cpp")]
     subprocess.run(
         [compiler("g++"), *COMMON, "-O1", "-shared", "-fPIC", *headers, *sources, "-o", library, "-ldl"], check=True
     )
     for name in ("libcuda.so.1", "libnvinfer.so.10", "libnvonnxparser.so.10"):
         (folder / name).symlink_to(library)
-    return Doubles(folder, command)
+    made = Doubles(folder, command)
+    sources = [NATIVE / "conditions.cpp", PLUGIN / "conditions.cpp"]
+    words = [*headers[1:2], f"-I{PLUGIN}", f"-I{NATIVE}", *sources, "-o", made.plugin, library]
+    subprocess.run([compiler("g++"), *COMMON, "-O1", "-shared", "-fPIC", *words], check=True)
+    return made
 
 
-def compile_threads(folder: Path, library: Path) -> Path:
-    """A program whose threads have sessions of one bundle (native/threads.cpp)."""
-    made, tokenizer = folder / "threads", library.parent / "tokenizer" / "libeecompile_tokenizer.a"
-    words = [f"-I{SOURCES / 'include'}", NATIVE / "threads.cpp", library, tokenizer, "-ldl", "-pthread", "-o", made]
-    subprocess.run([compiler("g++"), *COMMON, "-O1", *words], check=True)
+def compile_program(folder: Path, library: Path, name: str, *instead: Path) -> Path:
+    """A program of native/ on the C++ runtime's library; `instead`: objects in the place of some of its own."""
+    made, tokenizer = folder / name, library.parent / "tokenizer" / "libeecompile_tokenizer.a"
+    words = [f"-I{SOURCES / 'include'}", NATIVE / f"{name}.cpp", *instead, library, tokenizer, "-ldl", "-pthread"]
+    first = ["-Wl,--allow-multiple-definition"] if instead else []
+    subprocess.run([compiler("g++"), *COMMON, "-O1", *first, *words, "-o", made], check=True)
     return made
 
 
@@ -121,5 +132,6 @@ def signed(bundle: Path, manifest: dict[str, Any]) -> Path:
 
 def declarations() -> subprocess.CompletedProcess[str]:
     """What the compiler says of the driver's functions as the runtime declares them, beside the vendor's header."""
-    command = [compiler("g++"), *COMMON, "-fsyntax-only", f"-isystem{cuda_headers()}", f"-I{SOURCES / 'src'}"]
+    folders = [f"-I{path}" for path in (SOURCES / "src", SOURCES / "include", PLUGIN.parent)]
+    command = [compiler("g++"), *COMMON, "-fsyntax-only", f"-isystem{cuda_headers()}", *folders]
     return subprocess.run([*command, NATIVE / "declared.cpp"], capture_output=True, text=True)

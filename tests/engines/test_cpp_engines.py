@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import tiny
-from compiled import DEPS, compile_all
+from compiled import DEPS
 from doubled import BOLD, COUNT, PROMPTS, add_engines, device_bundle, on_host
-from native_doubles import VERSION, Doubles, compile_doubles, compile_threads, copying, declarations
+from native_doubles import VERSION, Doubles, compile_program, copying, declarations
 
 from eecompile.engines.plan import read_plan
 from eecompile.engines.records import EngineOptions, check_engines, read_record
@@ -23,12 +23,6 @@ MODES: dict[str, dict[str, Any]] = {
     "exact": {"mode": "exact", "thresholds": BOLD},
     "exact-2": {"mode": "exact", "thresholds": BOLD, "pending_cap": 2},
 }
-
-
-@pytest.fixture(scope="session")
-def doubles(tmp_path_factory: pytest.TempPathFactory) -> Doubles:
-    """The doubles, and eecompile-run compiled with TensorRT."""
-    return compile_doubles(tmp_path_factory.mktemp("native"), compile_all("cpp-test") / "eecompile-run")
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +83,7 @@ def test_what_cannot_be_captured_is_enqueued(built: dict[str, Path], gpu: dict[s
 
 
 def test_threads_take_turns_on_the_gpu(built: dict[str, Path], doubles: Doubles, tmp_path: Path) -> None:
-    program = compile_threads(tmp_path, doubles.command.with_name("libeecompile.a"))
+    program = compile_program(tmp_path, doubles.command.with_name("libeecompile.a"), "threads")
     done = doubles.start(program, built["engines"], 4)
     ids = tiny.tokens(Bundle.open(built["plain"]), PROMPTS[0], 8, stop=())
     assert [[int(word) for word in line.split()] for line in done.stdout.splitlines()] == [ids * 2] * 4, done.stderr

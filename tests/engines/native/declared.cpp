@@ -1,9 +1,12 @@
-// The declarations of gpu_driver.h against the vendor's: the same functions, but for enumerations that are ints there.
+// The declarations of gpu_driver.h against the vendor's: the same functions, but for enumerations that are ints there;
+// and those of conditions.h against the plugin library's source.
 #include <cuda.h>
 
 #include <cstddef>
 #include <type_traits>
 
+#include "conditions.h"
+#include "exit_decision/conditions.cpp"
 #include "gpu_driver.h"
 
 namespace eecompile {
@@ -25,6 +28,14 @@ constexpr bool same(int (*)(A...), CUresult (*)(B...)) {
 
 #define EECOMPILE_SAME(name, arguments) static_assert(same(decltype(CudaDriver::name){}, decltype (&::name){}), #name);
 EECOMPILE_CUDA(EECOMPILE_SAME)
+
+#define EECOMPILE_SAME_CONDITION(name, arguments) \
+  static_assert(std::is_same_v<decltype(ConditionFunctions::name), decltype(&eecompile_condition_##name)>, #name);
+EECOMPILE_CONDITIONS(EECOMPILE_SAME_CONDITION)
+
+static_assert(static_cast<int>(ExitOutcome::kNotReached) == kNotReached &&
+              static_cast<int>(ExitOutcome::kRefused) == kRefused && static_cast<int>(ExitOutcome::kAsked) == kAsked &&
+              static_cast<int>(ExitOutcome::kDeclined) == kDeclined && static_cast<int>(ExitOutcome::kFired) == kFired);
 
 static_assert(sizeof(Copy2d) == sizeof(CUDA_MEMCPY2D));
 static_assert(offsetof(Copy2d, source_device) == offsetof(CUDA_MEMCPY2D, srcDevice));

@@ -193,7 +193,7 @@ struct ContextImpl : StubExecutionContext {
       if (!found || found->changes != changes) broken("a graph is launched whose context was changed or is gone");
       ++found->under_way;
       run(*found, pass);
-    });
+    }, setting("node", "kernel"));
     return true;
   }
 };

@@ -1,14 +1,16 @@
-// threads BUNDLE COUNT: that many threads, each with a session of one bundle and two requests, tell their tokens.
+// threads BUNDLE COUNT [PLUGIN]: that many threads, each with a session of one bundle and two requests, tell their
+// tokens.
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 
 #include "eecompile/bundle.h"
 
-int main(int, char** words) {
+int main(int count, char** words) {
   using namespace eecompile;
   OpenOptions options;
   options.backend = "tensorrt";
+  if (count > 3) options.plugin = words[3];
   const Result<Bundle> bundle = Bundle::open(words[1], options);
   if (!bundle.ok()) return std::fprintf(stderr, "%s\n", bundle.status().text().c_str()), 1;
   std::vector<std::string> told(static_cast<std::size_t>(std::atoi(words[2])));

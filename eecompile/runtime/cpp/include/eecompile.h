@@ -42,7 +42,8 @@ typedef struct eecompile_session eecompile_session;
 
 /* threads: of the process-wide pool (0: the processors at hand). sizes_only: do not compare SHA-256 of the core's
  * files. onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). backend: "auto" (NULL),
- * "onnxruntime", "tensorrt" or "cuda". plugin: the exit decision's library, where engines call it (NULL: none). */
+ * "onnxruntime", "tensorrt" or "cuda". plugin: the exit decision's library, where engines call it (NULL: none).
+ * decision: who decides at exits of engines: "auto" (NULL), "pinned" (the host) or "conditional" (the GPU). */
 typedef struct {
   size_t size;
   int32_t threads;
@@ -50,6 +51,7 @@ typedef struct {
   const char* onnxruntime;
   const char* backend;
   const char* plugin;
+  const char* decision;
 } eecompile_open_options;
 
 /* In place of the policy's thresholds of the exit after `layer` layers, which takes one for each of its gates.

@@ -90,8 +90,7 @@ Status ExitAsker::ask(const float* rows, const Walks& walks, const Slots&) {
   if (found == bound_.end()) {
     Buffers buffers;
     for (const auto& [name, tensor] : buffers_) buffers[name] = tensor.first(static_cast<std::int64_t>(n));
-    bind_weights(buffers);
-    Result<std::unique_ptr<Pass>> made = engine_->bind(buffers);
+    Result<std::unique_ptr<Pass>> made = bind(std::move(buffers));
     if (!made.ok()) return made.status();
     found = bound_.emplace(n, std::move(made).value()).first;
   }
@@ -99,6 +98,11 @@ Status ExitAsker::ask(const float* rows, const Walks& walks, const Slots&) {
   note(rows, walks, buffers_);
   said(walks, buffers_);
   return {};
+}
+
+Result<std::unique_ptr<Pass>> ExitAsker::bind(Buffers buffers) const {
+  bind_weights(buffers);
+  return engine_->bind(buffers);
 }
 
 void ExitAsker::remind(const Walks& walks, RowBuffers& buffers) const {

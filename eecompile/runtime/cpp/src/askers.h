@@ -33,6 +33,9 @@ class ExitAsker {
   // to date. What is below then holds what the exit says, until it is asked again.
   virtual Status ask(const float* rows, const Walks& walks, const Slots& slots);
 
+  // A pass of the exit's graph over buffers of one's own, with its gates' weights.
+  Result<std::unique_ptr<Pass>> bind(Buffers buffers) const;
+
   const float* hidden() const { return hidden_out_; }  // [N, D], ready for a head
   float value(const std::string& criterion, std::size_t row) const;  // what a cheap gate goes by
   bool confirmed(std::size_t row, std::int64_t token) const;  // whether a predictor has this token as a candidate

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "eecompile/contract.h"
 #include "gpu_memory.h"
 #include "ort.h"
 
@@ -20,15 +21,16 @@ int processors() {
   return sched_getaffinity(0, sizeof mine, &mine) == 0 ? std::max(1, CPU_COUNT(&mine)) : 1;
 }
 
-Result<LoadEngine> on_host(const BundleFiles& files, const OpenOptions& options) {
+Result<GraphLoader> on_host(const BundleFiles& files, const OpenOptions& options) {
   const auto library = OrtLibrary::open(options.onnxruntime, options.threads == 0 ? processors() : options.threads);
   if (!library.ok()) return library.status();
-  return LoadEngine([root = files.path, shared = *library, varied = !files.manifest.generates()](const GraphInfo& info) {
+  const bool varied = !files.manifest.generates();
+  return GraphLoader{[root = files.path, shared = *library, varied](const GraphInfo& info) {
     return open_ort(shared, root + "/" + info.path, info, {}, varied);
-  });
+  }};
 }
 
-Result<LoadEngine> on_cuda(const BundleFiles& files, const OpenOptions& options) {
+Result<GraphLoader> on_cuda(const BundleFiles& files, const OpenOptions& options) {
   const auto library = OrtLibrary::open(options.onnxruntime, options.threads == 0 ? processors() : options.threads);
   if (!library.ok()) return library.status();
   if (Status status = library.value()->check_cuda(); !status.ok()) return status;
@@ -36,9 +38,9 @@ Result<LoadEngine> on_cuda(const BundleFiles& files, const OpenOptions& options)
   if (!gpu.ok()) return gpu.status();
   const auto memory =
       std::make_shared<GpuMemory>(*gpu, files.manifest.model.context + files.manifest.slack);
-  return LoadEngine([root = files.path, shared = *library, place = OrtGpu{*gpu, memory}](const GraphInfo& info) {
+  return GraphLoader{[root = files.path, shared = *library, place = OrtGpu{*gpu, memory}](const GraphInfo& info) {
     return open_ort(shared, root + "/" + info.path, info, place);
-  });
+  }};
 }
 
 Result<LoadedGraphs> loaded(const std::string& root, const Manifest& m, const LoadEngine& load) {
@@ -63,11 +65,11 @@ Result<LoadedGraphs> loaded(const std::string& root, const Manifest& m, const Lo
 }
 
 #ifdef EECOMPILE_TENSORRT
-Result<LoadEngine> on_tensorrt(const BundleFiles& files, const OpenOptions& options) {
-  return open_tensorrt(files, options.integrity == Integrity::kHash, options.plugin);
+Result<GraphLoader> on_tensorrt(const BundleFiles& files, const OpenOptions& options) {
+  return open_tensorrt(files, options);
 }
 #else
-Result<LoadEngine> on_tensorrt(const BundleFiles&, const OpenOptions&) {
+Result<GraphLoader> on_tensorrt(const BundleFiles&, const OpenOptions&) {
   return Status{Code::kMissingBackend, "this library was compiled without TensorRT", "",
                 "compile it with -DEECOMPILE_TENSORRT=ON, or use the back end onnxruntime"};
 }
@@ -82,18 +84,33 @@ std::string chosen(const BundleFiles& files) {
   return "onnxruntime";
 }
 
+Status check_decision(const OpenOptions& options, const std::string& backend) {
+  const auto& known = contract::kDecisions;
+  if (std::find(known.begin(), known.end(), options.decision) == known.end())
+    return {Code::kUsage, "there is no decision " + options.decision, "", "decisions: auto, pinned, conditional"};
+  if (options.plugin.empty() || backend == "tensorrt") return {};
+  return {Code::kUsage, "engines alone call the exit decision's library, and the back end is " + backend,
+          options.plugin, "leave --plugin out, or name --backend tensorrt"};
+}
+
 }  // namespace
 
 Result<LoadedGraphs> load_graphs(const BundleFiles& files, const OpenOptions& options) {
   const std::string backend = options.backend == "auto" ? chosen(files) : options.backend;
-  Result<LoadEngine> load = backend == "onnxruntime" ? on_host(files, options)
+  if (Status status = check_decision(options, backend); !status.ok()) return status;
+  Result<GraphLoader> loader = backend == "onnxruntime" ? on_host(files, options)
                             : backend == "tensorrt"  ? on_tensorrt(files, options)
                             : backend == "cuda"      ? on_cuda(files, options)
                                                      : Status{Code::kUsage, "there is no back end " + backend, "",
                                                               "back ends: auto, onnxruntime, tensorrt, cuda"};
-  if (!load.ok()) return load.status();
-  Result<LoadedGraphs> graphs = loaded(files.path, files.manifest, *load);
-  if (graphs.ok()) graphs->backend = backend;
+  if (!loader.ok()) return loader.status();
+  if (options.decision == "conditional" && !loader->branches)
+    return Status{Code::kUsage, "nothing decides on a GPU here: " + loader->unbranched, "", "leave out --decision"};
+  Result<LoadedGraphs> graphs = loaded(files.path, files.manifest, loader->load);
+  if (!graphs.ok()) return graphs;
+  graphs->backend = backend;
+  graphs->branches = std::move(loader->branches);
+  graphs->unbranched = std::move(loader->unbranched);
   return graphs;
 }
 

@@ -7,6 +7,7 @@
 #include "backends.h"
 #include "bundle_state.h"
 #include "classifier_state.h"
+#include "conditional.h"
 #include "eecompile/contract.h"
 #include "fault.h"
 
@@ -128,7 +129,8 @@ Result<Bundle> Bundle::open(const std::string& path, const OpenOptions& options)
     Result<LoadedGraphs> graphs = load_graphs(*files, options);
     if (!graphs.ok()) return graphs.status();
     const OpenSeconds seconds{Seconds(read - began).count(), Seconds(Clock::now() - read).count()};
-    return Bundle(std::make_shared<const State>(State{std::move(*files), std::move(*graphs), seconds}));
+    return Bundle(
+        std::make_shared<const State>(State{std::move(*files), std::move(*graphs), seconds, options.decision}));
   } catch (const std::exception& e) {
     return thrown("the bundle cannot be opened", e, path);
   }
@@ -163,7 +165,12 @@ Result<Session> Bundle::session(const SessionOptions& options) const {
   try {
     Result<Settings> settings = settings_of(state_->files, options);
     if (!settings.ok()) return settings.status();
-    return Session(std::make_unique<Session::State>(state_, std::move(*settings)));
+    auto state = std::make_unique<Session::State>(state_, std::move(*settings));
+    Result<std::unique_ptr<Decoder>> decoder = choose_decoder(state_->files.manifest, state_->graphs, state->settings,
+                                                              state->stairs, state->askers, state_->decision);
+    if (!decoder.ok()) return decoder.status();
+    state->decoder = std::move(decoder).value();
+    return Session(std::move(state));
   } catch (const std::exception& e) {
     return thrown("the session cannot be made", e);
   }

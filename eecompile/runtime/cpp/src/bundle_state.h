@@ -14,6 +14,7 @@ struct Bundle::State {
   BundleFiles files;
   LoadedGraphs graphs;
   OpenSeconds seconds;
+  std::string decision;  // who decides at exits, as it was asked for
 
   // The exits' adapters and gates, for the sequences in the `slots` of one pool.
   Askers askers(std::size_t slots) const;
@@ -25,8 +26,7 @@ struct Session::State {
         settings(std::move(how)),
         askers(bundle->askers(1)),
         pool(bundle->files.manifest, bundle->graphs, 1),
-        stairs(pool),
-        decoder(bundle->files.manifest, bundle->graphs, askers, 1, bundle->files.manifest.pending_cap + 1) {}
+        stairs(pool) {}
 
   Result<Generation> run(const Ids& prompt, const GenerateOptions& options, const OnToken& on_token);
   Result<std::vector<Outcome>> run_many(const std::vector<Ids>& prompts, const GenerateOptions& options,
@@ -37,7 +37,7 @@ struct Session::State {
   Askers askers;
   Pool pool;
   Staircase stairs;
-  Decoder decoder;
+  std::unique_ptr<Decoder> decoder;
   std::optional<SledDecoder> sled;
 };
 

@@ -113,6 +113,7 @@ std::int32_t eecompile_open(const char* path, const eecompile_open_options* opti
     if (given.onnxruntime != nullptr) own.onnxruntime = given.onnxruntime;
     if (given.backend != nullptr) own.backend = given.backend;
     if (given.plugin != nullptr) own.plugin = given.plugin;
+    if (given.decision != nullptr) own.decision = given.decision;
     Result<Bundle> opened = Bundle::open(path, own);
     if (!opened.ok()) return fail(opened.status());
     *bundle = new eecompile_bundle{std::move(opened).value()};

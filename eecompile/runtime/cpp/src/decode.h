@@ -56,17 +56,25 @@ class Decoder {
       : manifest_(manifest),
         heads_(heads_by_name(manifest, graphs, finished, asked)),
         gates_(manifest, askers, heads_) {}
+  virtual ~Decoder() = default;
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
+
+  virtual bool on_gpu() const { return false; }  // whether the GPU decides at exits, and not the host
 
   // Chooses the first token of sequences whose prompts have just run through every step.
   Status start(const Those& those);
 
   // Embeds each one's last token and walks down: makes one token certain; in exact mode any number.
-  Status step(const Those& those);
+  virtual Status step(const Those& those);
 
   // Runs what is pending to full depth without new tokens, so that drafts become certain.
-  Status flush(const Those& those);
+  virtual Status flush(const Those& those);
+
+ protected:
+  void verify(Continuation& one, const Decisions& decided, std::size_t at, std::int64_t count) const;
+
+  const Manifest& manifest_;
 
  private:
   Status make_room(const Those& those);
@@ -74,9 +82,7 @@ class Decoder {
   Status ask(std::size_t k, std::size_t exit, Those& walking, Those& left);
   Status finish(const Those& those);
   Status emit(const Those& those, bool alone);
-  void verify(Continuation& one, const Decisions& decided, std::size_t at, std::int64_t count) const;
 
-  const Manifest& manifest_;
   std::map<std::string, Head> heads_;
   ExitGates gates_;
   std::vector<float> rows_;

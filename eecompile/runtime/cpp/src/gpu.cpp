@@ -117,4 +117,9 @@ Result<CudaGraphExec> Gpu::capture(const Turn&, const std::function<Status()>& e
   return made;
 }
 
+Status Gpu::copy(const Turn&, void* to, const void* from, std::size_t bytes) {
+  const auto target = reinterpret_cast<DeviceAddress>(to), source = reinterpret_cast<DeviceAddress>(from);
+  return checked(driver_.cuMemcpyDtoDAsync_v2(target, source, bytes, stream_), "cuMemcpyDtoDAsync");
+}
+
 }  // namespace eecompile

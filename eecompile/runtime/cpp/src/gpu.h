@@ -55,6 +55,9 @@ class Gpu {
   // cannot be captured the stream stays usable.
   Result<CudaGraphExec> capture(const Turn&, const std::function<Status()>& enqueue);
 
+  // Puts a copy between two places in the GPU's own memory into the stream.
+  Status copy(const Turn&, void* to, const void* from, std::size_t bytes);
+
  private:
   Gpu(const CudaDriver& driver, GpuFacts facts) : driver_(driver), facts_(std::move(facts)) {}
   Status start();

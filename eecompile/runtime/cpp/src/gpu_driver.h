@@ -11,6 +11,7 @@ struct CUctx_st;
 struct CUevent_st;
 struct CUgraph_st;
 struct CUgraphExec_st;
+struct CUgraphNode_st;
 struct CUstream_st;
 
 namespace eecompile {
@@ -21,6 +22,7 @@ using CudaStream = CUstream_st*;
 using CudaEvent = CUevent_st*;
 using CudaGraph = CUgraph_st*;
 using CudaGraphExec = CUgraphExec_st*;
+using CudaGraphNode = CUgraphNode_st*;
 
 // A copy of `height` lines of `width` bytes between two pitched places (CUDA_MEMCPY2D).
 struct Copy2d {
@@ -66,6 +68,7 @@ inline constexpr unsigned kPinned = 3;                        // CU_MEMHOSTALLOC
   X(cuEventDestroy_v2, (CudaEvent))                                                                                    \
   X(cuEventRecord, (CudaEvent, CudaStream))                                                                            \
   X(cuEventSynchronize, (CudaEvent))                                                                                   \
+  X(cuGraphCreate, (CudaGraph*, unsigned))                                                                             \
   X(cuGraphInstantiateWithFlags, (CudaGraphExec*, CudaGraph, unsigned long long))                                      \
   X(cuGraphLaunch, (CudaGraphExec, CudaStream))                                                                        \
   X(cuGraphDestroy, (CudaGraph))                                                                                       \

@@ -38,6 +38,7 @@ class Pool {
   std::int64_t most() const { return most_; }  // rows of a pass over several slots
   std::size_t slots() const { return slots_.size(); }
   std::int64_t layers(std::size_t k) const;                // of step k
+  const Caches& caches() const { return caches_; }
   float* boundary(std::size_t k, std::size_t slot) const;  // the rows [.., D] that wait before step k in a slot
 
   // The tokens that a sequence runs first: its prompt's own, or where that is a source, which is encoded here for the one

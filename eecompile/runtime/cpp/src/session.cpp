@@ -41,15 +41,15 @@ Result<Generation> Session::State::run(const Ids& prompt, const GenerateOptions&
   if (!first.ok()) return first.status();
   if (Status status = stairs.prefill(*first); !status.ok()) return status;
   one.last = first->back();
-  if (Status status = evolves ? sled->start(one) : decoder.start({&one}); !status.ok()) return status;
+  if (Status status = evolves ? sled->start(one) : decoder->start({&one}); !status.ok()) return status;
   request.stats().prefill_seconds = seconds_since(began);
   while (true) {
     if (Status status = request.take(one, on_token); !status.ok()) return status;
     if (request.done()) return std::move(request.found());
     began = Clock::now();
-    if (Status status = evolves ? sled->step(one) : decoder.step({&one}); !status.ok()) return status;
+    if (Status status = evolves ? sled->step(one) : decoder->step({&one}); !status.ok()) return status;
     if (request.wants_flush(one))
-      if (Status status = decoder.flush({&one}); !status.ok()) return status;
+      if (Status status = decoder->flush({&one}); !status.ok()) return status;
     request.stats().decode_seconds += seconds_since(began);
   }
 }
@@ -58,6 +58,8 @@ Session::Session(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
+
+std::string Session::decision() const { return state_->decoder->on_gpu() ? "conditional" : "pinned"; }
 
 Result<Generation> Session::generate(const Ids& prompt, const GenerateOptions& options, const OnToken& on_token) {
   try {

@@ -54,30 +54,44 @@ Status Staircase::prefill(const Ids& tokens) {
   return {};
 }
 
-void Staircase::put(std::size_t k, const float* rows, std::int64_t count) {
+void Staircase::store(std::size_t k, const float* rows, std::int64_t count) {
   const std::int64_t width = pool_.manifest().model.hidden;
   float* target = pool_.boundary(k, slot_) + waiting_[k] * width;
   std::memcpy(target, rows, static_cast<std::size_t>(count * width) * sizeof(float));
   newest_ = target;
   newest_rows_ = count;
+}
+
+void Staircase::wait(std::size_t k, std::int64_t count) {
   if (k < steps()) waiting_[k] += count;
 }
 
 void Staircase::embedded(const float* rows, std::int64_t count) {
-  put(0, rows, count);
+  store(0, rows, count);
+  entered(count);
+}
+
+void Staircase::entered(std::int64_t count) {
   length_ += count;
+  wait(0, count);
 }
 
 Status Staircase::ran(std::size_t k, const float* rows) {
   const std::int64_t n = waiting_[k];
-  waiting_[k] = 0;
-  filled_[k] += n;
-  put(k + 1, rows, n);
-  ++passes_;
-  layer_rows_ += n * pool_.layers(k);
+  store(k + 1, rows, n);
+  went(k);
   const std::optional<std::size_t>& exit = pool_.manifest().schedule[k].exit;
   const auto watcher = exit ? watchers_.find(*exit) : watchers_.end();
   return watcher == watchers_.end() ? Status{} : watcher->second->offer(newest_, n, slot_);
+}
+
+void Staircase::went(std::size_t k) {
+  const std::int64_t n = waiting_[k];
+  waiting_[k] = 0;
+  filled_[k] += n;
+  wait(k + 1, n);
+  ++passes_;
+  layer_rows_ += n * pool_.layers(k);
 }
 
 void Staircase::ran_again(std::size_t k, std::int64_t count) {
@@ -96,7 +110,8 @@ void Staircase::propagated(std::size_t k) {
   const std::int64_t n = left_[k], rest = waiting_[k] - n, width = pool_.manifest().model.hidden;
   float* rows = pool_.boundary(k, slot_);
   filled_[k] += n;
-  put(k + 1, rows, n);
+  store(k + 1, rows, n);
+  wait(k + 1, n);
   if (k + 1 < steps()) left_[k + 1] += n;
   std::memmove(rows, rows + n * width, static_cast<std::size_t>(rest * width) * sizeof(float));
   waiting_[k] = rest;

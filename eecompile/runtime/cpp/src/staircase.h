@@ -54,13 +54,16 @@ class Staircase {
 
   // What the pool says of passes that ran.
   void embedded(const float* rows, std::int64_t count);  // the next tokens' rows
+  void entered(std::int64_t count);                      // the same, where they lie elsewhere
   Status ran(std::size_t k, const float* rows);          // what step k turned all that waited before it into
+  void went(std::size_t k);                              // the same, where the rows lie elsewhere
   void ran_again(std::size_t k, std::int64_t count);     // a cyclic gate had step k run once more on so many rows
   void propagated(std::size_t k);                        // a K/V-only pass has filled step k's cache from the left rows
   void move(std::size_t slot);                           // the sequence's rows are now in this slot
 
  private:
-  void put(std::size_t k, const float* rows, std::int64_t count);  // adds rows to those in boundary k
+  void store(std::size_t k, const float* rows, std::int64_t count);  // puts rows behind those in boundary k
+  void wait(std::size_t k, std::int64_t count);                      // counts them as some of those
 
   Pool& pool_;
   std::vector<std::int64_t> filled_, waiting_, left_, skipped_;

@@ -14,7 +14,7 @@ namespace eecompile {
 namespace {
 
 constexpr std::string_view kBuild = "build the engines on this machine with `eecompile engines BUNDLE`";
-constexpr std::array<std::pair<std::string_view, nvinfer1::DataType>, 5> kDtypes = {
+constexpr std::array<std::pair<std::string_view, nvinfer1::DataType>, 5> kTrtDtypes = {
     {{"float32", nvinfer1::DataType::kFLOAT},
      {"float16", nvinfer1::DataType::kHALF},
      {"int64", nvinfer1::DataType::kINT64},
@@ -94,8 +94,8 @@ Status TrtEngine::check_tensors() {
       }
       if (input) inputs_.push_back(&tensor);
       const auto dtype =
-          std::find_if(kDtypes.begin(), kDtypes.end(), [&](const auto& d) { return d.first == tensor.dtype; });
-      if (dtype == kDtypes.end() || engine_->getTensorDataType(tensor.name.c_str()) != dtype->second)
+          std::find_if(kTrtDtypes.begin(), kTrtDtypes.end(), [&](const auto& d) { return d.first == tensor.dtype; });
+      if (dtype == kTrtDtypes.end() || engine_->getTensorDataType(tensor.name.c_str()) != dtype->second)
         return wrong(tensor.name + " of another type than " + tensor.dtype);
     }
   for (const std::string& name : names)

@@ -44,14 +44,35 @@ Result<Chosen> choose(const BundleFiles& files, const BuildPlan& plan, const Her
   return first;
 }
 
+// What captures steps that decide on the GPU, or why this machine has it not: a fault, where it was asked for.
+Status add_branches(const TrtShared& shared, const std::optional<PluginLibrary>& library, const std::string& decision,
+                    GraphLoader& loader) {
+  loader.unbranched = "the pinned flag was asked for";
+  if (decision == "pinned") return {};
+  Status why{Code::kMissingBackend, "there is no plugin library, which sets conditions of CUDA graphs", "",
+             std::string(kMakePlugin) + ", and name it with --plugin"};
+  if (library) {
+    Result<Conditions> conditions = Conditions::open(library->path);
+    why = conditions.status();
+    if (conditions.ok()) {
+      Result<std::shared_ptr<const Branches>> made =
+          Branches::open(shared.gpu_pointer(), shared.gpu_memory(), *conditions);
+      why = made.status();
+      if (made.ok()) loader.branches = *made;
+    }
+  }
+  loader.unbranched = why.what;
+  return decision == "conditional" ? why : Status{};
+}
+
 }  // namespace
 
-Result<LoadEngine> open_tensorrt(const BundleFiles& files, bool hashed, const std::string& plugin) {
+Result<GraphLoader> open_tensorrt(const BundleFiles& files, const OpenOptions& options) {
   const Result<BuildPlan> plan = read_plan(files);
   if (!plan.ok()) return plan.status();
   std::optional<PluginLibrary> library;
-  if (!plugin.empty()) {
-    Result<PluginLibrary> found = find_plugin(plugin);
+  if (!options.plugin.empty()) {
+    Result<PluginLibrary> found = find_plugin(options.plugin);
     if (!found.ok()) return found.status();
     library = std::move(*found);
   }
@@ -64,15 +85,21 @@ Result<LoadEngine> open_tensorrt(const BundleFiles& files, bool hashed, const st
                   library ? std::optional(library->sha256) : std::nullopt};
   Result<Chosen> chosen = choose(files, *plan, here);
   if (!chosen.ok()) return chosen.status();
+  if (!chosen->record.plugin && library && options.decision == "pinned")
+    return Status{Code::kUsage, "the engines in " + chosen->folder + " call no library of the exit decision",
+                  options.plugin, "leave --plugin out"};
   if (chosen->record.plugin && library)
     if (Status status = trt.value()->load_plugin(*library); !status.ok()) return status;
   Result<std::shared_ptr<TrtShared>> shared = TrtShared::make(*trt, *gpu, plan->length);
   if (!shared.ok()) return shared.status();
+  GraphLoader loader;
+  if (Status status = add_branches(**shared, library, options.decision, loader); !status.ok()) return status;
 
   std::map<std::string, GraphPlan> planned;
   for (const GraphPlan& graph : plan->graphs) planned[graph.path] = graph;
-  const auto load = [root = files.path, paths = files.manifest.device->paths, planned = std::move(planned), hashed,
-                     chosen = std::move(*chosen), shared = *shared](const GraphInfo& info) -> Result<SharedEngine> {
+  loader.load = [root = files.path, paths = files.manifest.device->paths, planned = std::move(planned),
+                 hashed = options.integrity == Integrity::kHash, chosen = std::move(*chosen),
+                 shared = *shared](const GraphInfo& info) -> Result<SharedEngine> {
     const std::string& path = paths.at(info.path);
     const GraphPlan& graph = planned.at(path);
     const Result<std::string> engine = checked_engine(chosen.folder, chosen.record, graph.name, hashed);
@@ -84,7 +111,7 @@ Result<LoadEngine> open_tensorrt(const BundleFiles& files, bool hashed, const st
     return TrtEngine::load(shared, *engine, std::move(own), std::move(copied),
                            chosen.record.stripped ? root + "/" + path : "");
   };
-  return LoadEngine(load);
+  return loader;
 }
 
 }  // namespace eecompile

@@ -13,13 +13,13 @@
 #include <string>
 
 #include "bundle_files.h"
-#include "engine.h"
+#include "graphs.h"
 
 namespace eecompile {
 
 // What loads the engines of a bundle that this machine runs: those of its own target, else of the first other that
-// fits. hashed: check engines, which the core does not vouch for, by SHA-256 too. plugin: the exit decision's library,
-// empty for none. kUsage, kMissingBackend, kIntegrity.
-Result<LoadEngine> open_tensorrt(const BundleFiles& files, bool hashed, const std::string& plugin);
+// fits; engines, which the core does not vouch for, are checked as `options` say. kUsage, kMissingBackend, kIntegrity;
+// kInternal where the GPU was asked to decide and takes wrong branches.
+Result<GraphLoader> open_tensorrt(const BundleFiles& files, const OpenOptions& options);
 
 }  // namespace eecompile

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "conditions.h"
 #include "eecompile/contract.h"
 #include "files.h"
 
@@ -17,7 +18,6 @@ namespace {
 constexpr const char* kLibrary = "libnvinfer.so." EECOMPILE_VALUE_TEXT(NV_TENSORRT_MAJOR);
 constexpr const char* kParser = "libnvonnxparser.so." EECOMPILE_VALUE_TEXT(NV_TENSORRT_MAJOR);
 constexpr const char* kPlugins = "libeecompile_plugins.so";
-constexpr const char* kMakePlugin = "compile it on this machine: cmake on eecompile/plugins/exit_decision";
 constexpr std::size_t kShown = 4, kLongest = 600;
 
 std::string loader_said() {

@@ -1,9 +1,11 @@
 #include "trt_pass.h"
 
+#include "device_pass.h"
+
 namespace eecompile {
 namespace {
 
-class TrtPass : public Pass {
+class TrtPass : public DevicePass {
  public:
   TrtPass(std::shared_ptr<const TrtEngine> engine, TrtPlaces places)
       : engine_(std::move(engine)), places_(std::move(places)) {}
@@ -23,25 +25,39 @@ class TrtPass : public Pass {
     return {};
   }
 
+  Status warm(const Gpu::Turn& turn) override {
+    if (context_) return {};
+    if (Status status = settle(turn); !status.ok()) return status;
+    return enqueue(turn, *context_);
+  }
+
+  Status enqueue(const Gpu::Turn& turn) override { return enqueue(turn, *context_); }
+
  private:
   Gpu& gpu() const { return engine_->shared().gpu(); }
 
   Status start(const Gpu::Turn& turn) {
     if (graph_ != nullptr) return gpu().checked(gpu().driver().cuGraphLaunch(graph_, gpu().stream()), "cuGraphLaunch");
-    if (context_) return enqueue(*context_);
+    if (context_) return enqueue(turn, *context_);
     if (!ran_) {
       const Result<nvinfer1::IExecutionContext*> shared = engine_->shared_context(turn, places_.profile);
       if (!shared.ok()) return shared.status();
       ran_ = true;
       if (Status status = prepare(**shared); !status.ok()) return status;
-      return enqueue(**shared);
+      return enqueue(turn, **shared);
     }
+    if (Status status = settle(turn); !status.ok()) return status;
+    return enqueue(turn, *context_);
+  }
+
+  // Makes a context of this pass's own.
+  Status settle(const Gpu::Turn& turn) {
     Result<std::unique_ptr<nvinfer1::IExecutionContext>> own =
         engine_->shared().context(turn, engine_->engine(), places_.profile);
     if (!own.ok()) return own.status();
     if (Status status = prepare(**own); !status.ok()) return status;
     context_ = std::move(*own);
-    return enqueue(*context_);
+    return {};
   }
 
   // Sets every shape and address of this pass.
@@ -56,20 +72,16 @@ class TrtPass : public Pass {
     return {};
   }
 
-  Status enqueue(nvinfer1::IExecutionContext& context) const {
+  Status enqueue(const Gpu::Turn& turn, nvinfer1::IExecutionContext& context) const {
     if (!context.enqueueV3(gpu().stream()))
       return {Code::kInternal, "TensorRT could not enqueue a pass: " + engine_->shared().log().said(), where(), ""};
-    for (const TrtPlaces::Copy& copy : places_.copies) {
-      const int code = gpu().driver().cuMemcpyDtoDAsync_v2(reinterpret_cast<DeviceAddress>(copy.target),
-                                                           reinterpret_cast<DeviceAddress>(copy.source), copy.bytes,
-                                                           gpu().stream());
-      if (Status status = gpu().checked(code, "cuMemcpyDtoDAsync"); !status.ok()) return status;
-    }
+    for (const TrtPlaces::Copy& copy : places_.copies)
+      if (Status status = gpu().copy(turn, copy.target, copy.source, copy.bytes); !status.ok()) return status;
     return {};
   }
 
   void capture(const Gpu::Turn& turn) {
-    const Result<CudaGraphExec> made = gpu().capture(turn, [&] { return enqueue(*context_); });
+    const Result<CudaGraphExec> made = gpu().capture(turn, [&] { return enqueue(turn, *context_); });
     uncaptured_ = !made.ok();
     if (made.ok()) graph_ = *made;
   }

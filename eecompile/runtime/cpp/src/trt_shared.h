@@ -20,6 +20,7 @@ class TrtShared {
   ~TrtShared();
 
   Gpu& gpu() const { return *gpu_; }
+  const std::shared_ptr<Gpu>& gpu_pointer() const { return gpu_; }
   const std::shared_ptr<GpuMemory>& gpu_memory() const { return gpu_memory_; }
   const std::shared_ptr<Memory>& memory() const { return memory_; }
   const TrtLibrary& library() const { return *library_; }

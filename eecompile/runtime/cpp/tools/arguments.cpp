@@ -60,6 +60,7 @@ const char* const kHelp =
     "  --json: one object and nothing else   --stream: tokens as they come   --threads N (default: the processors at "
     "hand)\n"
     "  --backend auto|onnxruntime|tensorrt|cuda   --plugin FILE: the exit decision's library, where engines call it\n"
+    "  --decision auto|pinned|conditional: who decides at exits of engines, the host or the GPU (which takes --plugin)\n"
     "  --integrity hash|size   --onnxruntime FILE (default: the libonnxruntime.so.1 that the loader finds)\n";
 
 Result<Arguments> parse(const std::vector<std::string>& words) {
@@ -86,6 +87,7 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       {"--threshold", [&](const std::string& text) { return a.thresholds.push_back(text), true; }},
       {"--backend", [&](const std::string& text) { return a.open.backend = text, !text.empty(); }},
       {"--plugin", [&](const std::string& text) { return a.open.plugin = text, !text.empty(); }},
+      {"--decision", [&](const std::string& text) { return a.open.decision = text, !text.empty(); }},
       {"--onnxruntime", [&](const std::string& text) { return a.open.onnxruntime = text, !text.empty(); }},
       {"--integrity",
        [&](const std::string& text) {

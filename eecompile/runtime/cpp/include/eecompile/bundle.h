@@ -28,12 +28,14 @@ enum class Integrity {
 // threads: of the process-wide pool (0: the processors at hand). onnxruntime: its shared library, by a path or a name
 // that the loader finds. backend: "onnxruntime", "cuda" (ONNX Runtime on a GPU), "tensorrt" (the bundle's engines of
 // this machine), or "auto": tensorrt where the bundle has engines and this machine what it takes, else onnxruntime.
-// plugin: the exit decision's library, where engines call it, or its folder.
+// plugin: the exit decision's library, where engines call it, or its folder. decision: who decides at exits of engines:
+// "pinned", the host, by what it reads after each pass; "conditional", the GPU, a token's way down being one launch, for
+// which the plugin's library is needed; "auto": the GPU where it can.
 struct OpenOptions {
   int threads = 0;
   Integrity integrity = Integrity::kHash;
   std::string onnxruntime = "libonnxruntime.so.1";
-  std::string backend = "auto", plugin;
+  std::string backend = "auto", plugin, decision = "auto";
 };
 
 // What became of one prompt; where `status` is not fine, `generation` is what there was until then.
@@ -59,6 +61,8 @@ class Session {
   // prompt and new tokens do not fit, kNumeric where the logits are not finite; what `on_token` was given by then
   // stands.
   Result<Generation> generate(const Ids& prompt, const GenerateOptions& options = {}, const OnToken& on_token = {});
+
+  std::string decision() const;  // who decides at exits: "conditional", the GPU, or "pinned", the host
 
   // Continues every prompt, up to `slots` of them at once (0: as many as the bundle has slots for, at most 8), in order
   // as slots fall free; each gives what it would give alone. A prompt that cannot be served and a sequence that fails
@@ -88,7 +92,8 @@ class Bundle {
   std::string tokenizer() const;            // path of its tokenizer.json, or empty
   OpenSeconds open_seconds() const;
 
-  // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range.
+  // kUncalibrated where confident mode has no calibration that allows it, kUsage for limits out of range, and where the
+  // GPU was asked to decide what it cannot.
   Result<Session> session(const SessionOptions& options = {}) const;
 
   // For bundles of encoders; likewise.
