@@ -1,6 +1,5 @@
 // A batch: requests that run side by side over the slots of one pool, joining and leaving between steps (batch.py).
 #include <algorithm>
-#include <chrono>
 #include <iterator>
 
 #include "bundle_state.h"
@@ -10,10 +9,6 @@ namespace eecompile {
 namespace {
 
 constexpr std::size_t kDefaultSlots = 8;
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
 // A request that has a slot: `fed` of its first tokens were run.
 struct Live {

@@ -16,8 +16,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
-
 // The K/V rule that requests run by: `options`', or the policy's in confident mode.
 Result<std::string> kv_rule(const BundleFiles& files, const SessionOptions& options) {
   const Manifest& m = files.manifest;
