@@ -1,6 +1,7 @@
 """Tiny random encoders with classifiers, as tiny.py's decoders: every tensor alive, nothing here needs torch but what
 says so."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from eecompile.bundle.digest import gates_digest
 from eecompile.bundle.write import write_overlay
 from eecompile.runtime import Bundle
 from eecompile.runtime.texts import EncodedText
+from eecompile.runtime.trace_texts import TextTracer
 from eecompile.student.exits import EarlyExit, ExitSpec, save_exits
 from eecompile.student.families import encoder_from_config
 
@@ -158,6 +160,16 @@ def calibrated(opened: Bundle, out: Path, kv: str, *points: list[Any]) -> Bundle
     exits = [e.model_copy(update={"confident": t}) for e, t in zip(policy.exits, points[-1], strict=True)]
     write_overlay(out, c.POLICY, {"exits": [e.model_dump() for e in exits]})
     return Bundle.open(out, integrity="size")
+
+
+def passed_by(opened: Bundle, share: float) -> list[dict[str, float]]:
+    """Thresholds that such a share of what every exit says of random texts passes."""
+    assert opened.manifest.encoder is not None
+    said = TextTracer(opened).trace(random_texts(20, seed=9, types=opened.manifest.encoder.types)).exits
+    if opened.manifest.task == "regression":
+        moved = [np.abs(b.logits - a.logits) for a, b in itertools.pairwise(said)]
+        return [{"delta": 1.0}, *({"delta": float(np.quantile(d, share))} for d in moved)]
+    return [{"max_prob": float(np.quantile(e.max_prob, 1 - share))} for e in said if e.max_prob is not None]
 
 
 def hugging_face(source: Path) -> Any:

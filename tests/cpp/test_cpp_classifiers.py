@@ -1,6 +1,5 @@
 """Classifiers of the C++ runtime against the Python ones: labels, scores, exits, costs; and what both refuse."""
 
-import itertools
 import json
 import shutil
 import subprocess
@@ -21,7 +20,6 @@ from eecompile.errors import EECompileError
 from eecompile.runtime import Bundle
 from eecompile.runtime.classify import Classifier, ClassifyStats
 from eecompile.runtime.prompts import read_texts
-from eecompile.runtime.trace_texts import TextTracer
 
 AT = [1, 2, 3]
 WITH_TEXT = (SOURCES / "tokenizer").is_dir()
@@ -54,18 +52,8 @@ def walks(plain: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) ->
     for kind, kv in WALKS:
         opened = plain[kind]
         share = 0.97 if opened.manifest.task == c.TOKENS and kv == "none" else 0.5
-        found[kind, kv] = te.calibrated(opened, root / f"{kind}-{kv}", kv, passed_by(opened, share))
+        found[kind, kv] = te.calibrated(opened, root / f"{kind}-{kv}", kv, te.passed_by(opened, share))
     return found
-
-
-def passed_by(opened: Bundle, share: float) -> list[dict[str, float]]:
-    """Thresholds that such a share of what every exit says of random texts passes."""
-    assert opened.manifest.encoder is not None
-    said = TextTracer(opened).trace(te.random_texts(20, seed=9, types=opened.manifest.encoder.types)).exits
-    if opened.manifest.task == "regression":
-        moved = [np.abs(b.logits - a.logits) for a, b in itertools.pairwise(said)]
-        return [{"delta": 1.0}, *({"delta": float(np.quantile(d, share))} for d in moved)]
-    return [{"max_prob": float(np.quantile(e.max_prob, 1 - share))} for e in said if e.max_prob is not None]
 
 
 def records(opened: Bundle, seed: int) -> list[dict[str, Any]]:
