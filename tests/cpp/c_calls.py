@@ -54,6 +54,14 @@ class Stats(ct.Structure):
     )  # fmt: skip
 
 
+class Prompt(ct.Structure):
+    _fields_ = (("ids", ct.POINTER(ct.c_int64)), ("count", ct.c_size_t))
+
+
+class RequestOptions(ct.Structure):
+    _fields_ = (("size", ct.c_size_t), ("mode", ct.c_char_p), ("minimum_depth", ct.c_int64), ("budget", ct.c_int64))
+
+
 class Token(ct.Structure):
     _fields_ = (
         ("id", ct.c_int64), ("type", ct.c_int64), ("begin", ct.c_int64), ("end", ct.c_int64), ("special", ct.c_int32),
@@ -91,6 +99,8 @@ class ClassifyStats(ct.Structure):
 
 
 ON_TOKEN = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_int64, ct.c_int64)
+ON_BATCH_TOKEN = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_int64, ct.c_int64, ct.c_int64)
+ON_END = ct.CFUNCTYPE(None, ct.c_void_p, ct.c_int64, ct.c_int32, ct.c_char_p, ct.POINTER(Stats))
 ON_ANSWER = ct.CFUNCTYPE(None, ct.c_void_p, ct.POINTER(Answer))
 
 
@@ -103,10 +113,16 @@ def load(library: Path) -> Any:
     """The library, its pointers declared."""
     loaded = ct.CDLL(str(library))
     loaded.eecompile_last_error.restype = loaded.eecompile_label.restype = ct.c_char_p
-    for name in ("close", "session_free", "text_free", "classifier_free"):
+    for name in ("close", "session_free", "batch_free", "text_free", "classifier_free"):
         freeing = getattr(loaded, f"eecompile_{name}")
         freeing.argtypes, freeing.restype = (ct.c_void_p,), None
     size, text, pointer = ct.c_size_t, ct.c_char_p, ct.c_void_p
+    many = loaded.eecompile_generate_many
+    many.argtypes = (pointer, pointer, size, size, pointer, ON_BATCH_TOKEN, ON_END, pointer)
+    loaded.eecompile_batch_new.argtypes = (pointer, pointer, size, pointer)
+    loaded.eecompile_batch_add.argtypes = (pointer, pointer, size, pointer, pointer, pointer)
+    loaded.eecompile_batch_cancel.argtypes = (pointer, ct.c_int64)
+    loaded.eecompile_batch_free_slots.argtypes, loaded.eecompile_batch_free_slots.restype = (pointer,), size
     loaded.eecompile_label.argtypes = (pointer, size)
     loaded.eecompile_tokenize.argtypes = (pointer, text, size, text, size, size, pointer, size, pointer)
     loaded.eecompile_classify.argtypes = (pointer, pointer, size, size, ON_ANSWER, pointer, pointer)

@@ -5,8 +5,8 @@
  * to zero, which stands for the default. What a callback is given has the library's size: read no further than that.
  * Elements of arrays have none, and never change. Nothing throws and nothing is printed.
  *
- * Thread safety: a bundle, a classifier and a text may be shared; a session and a stream belong to one thread at a
- * time, the last error to its thread. Callbacks run in the calling thread, before the call returns.
+ * Thread safety: a bundle, a classifier and a text may be shared; a session, a batch and a stream belong to one thread at
+ * a time, the last error to its thread. Callbacks run in the calling thread, before the call returns.
  * Ownership: what a call makes is the caller's, who frees it with the function of that name; NULL is fine there. All of it
  * outlives its bundle if need be. What the caller gives is copied or done with when the call returns. What a
  * callback is given stays valid until it returns.
@@ -128,6 +128,65 @@ EECOMPILE_API void eecompile_session_free(eecompile_session* session);
 EECOMPILE_API int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count,
                                          const eecompile_generate_options* options, eecompile_on_token on_token,
                                          void* context, eecompile_stats* stats);
+
+/* -- many at once: requests that run side by side, each of which gives what it would give alone. */
+
+typedef struct eecompile_batch eecompile_batch;
+
+/* The token ids of a prompt. */
+typedef struct {
+  const int64_t* ids;
+  size_t count;
+} eecompile_prompt;
+
+/* As eecompile_on_token, with the number of the request. Returns 0 to end that request. */
+typedef int32_t (*eecompile_on_batch_token)(void* context, int64_t request, int64_t id, int64_t exit_layer);
+
+/* Called once for each request that is over. fault: "", or where `code` is not 0, what eecompile_last_error() would say. */
+typedef void (*eecompile_on_end)(void* context, int64_t request, int32_t code, const char* fault,
+                                 const eecompile_stats* stats);
+
+/* Continues `prompt_count` prompts, `slots` of them at once (0: as many as the bundle has slots for, at most 8), in order
+ * as slots fall free. A request's number is its prompt's. All of them end after the last one's last token. One that cannot
+ * be served ends with its fault, and the others go on; where the call itself fails none ends. options, on_token and
+ * on_end may be NULL. Cost: in each slot the keys and values of the longest, while it runs. */
+EECOMPILE_API int32_t eecompile_generate_many(eecompile_session* session, const eecompile_prompt* prompts,
+                                              size_t prompt_count, size_t slots,
+                                              const eecompile_generate_options* options,
+                                              eecompile_on_batch_token on_token, eecompile_on_end on_end,
+                                              void* context);
+
+/* What one request has in place of its batch's options; NULL and 0 as the batch has it. */
+typedef struct {
+  size_t size;
+  const char* mode;
+  int64_t minimum_depth;
+  int64_t budget;
+} eecompile_request_options;
+
+/* A batch to which requests are added while it runs. It belongs to one thread at a time. Cost: as eecompile_generate_many,
+ * and slots that were used keep their memory until the batch is freed or all of them are short again. */
+EECOMPILE_API int32_t eecompile_batch_new(const eecompile_bundle* bundle, const eecompile_session_options* options,
+                                          size_t slots, eecompile_batch** batch);
+EECOMPILE_API void eecompile_batch_free(eecompile_batch* batch);
+
+/* Queues a request, which runs from the next step on that has a slot for it; *request is its number, counted from 0.
+ * Fails for one that cannot be served. Callbacks may call this. */
+EECOMPILE_API int32_t eecompile_batch_add(eecompile_batch* batch, const int64_t* prompt, size_t count,
+                                          const eecompile_generate_options* options,
+                                          const eecompile_request_options* own, int64_t* request);
+
+/* Runs a part of the prompts that are not through yet, as much as one pass holds, and one token of every other request;
+ * then tells which are over. *busy: whether any is not. on_token, on_end and busy may be NULL. Where this fails the batch
+ * has: what was not over never ends, and it can only be freed. */
+EECOMPILE_API int32_t eecompile_batch_step(eecompile_batch* batch, eecompile_on_batch_token on_token,
+                                           eecompile_on_end on_end, void* context, int32_t* busy);
+
+/* Ends a request, which the next step tells ("cancelled"); of one that is over already, nothing. */
+EECOMPILE_API int32_t eecompile_batch_cancel(eecompile_batch* batch, int64_t request);
+
+/* Slots that no request has or waits for; 0 of a batch that has failed. */
+EECOMPILE_API size_t eecompile_batch_free_slots(const eecompile_batch* batch);
 
 /* -- text: a bundle's tokenizer and chat template.
  *

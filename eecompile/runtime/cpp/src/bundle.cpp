@@ -66,6 +66,8 @@ Status check_calibrated(const BundleFiles& files, const Policy& policy, const st
   return {Code::kUncalibrated, fault, "", "choose thresholds inside the calibrated range, or calibrate at more risk"};
 }
 
+}  // namespace
+
 Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& options) {
   const Manifest& m = files.manifest;
   if (!m.generates()) return usage("this bundle classifies texts", "use `Bundle::classifier`");
@@ -98,8 +100,6 @@ Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& opt
   s.rules = with_listeners(std::move(s.rules), m.exits);
   return s;
 }
-
-}  // namespace
 
 Askers Bundle::State::askers(std::size_t slots) const {
   const Manifest& m = files.manifest;
