@@ -22,7 +22,7 @@ Batch::State::State(std::shared_ptr<const Bundle::State> opened, SessionOptions 
       how_(std::move(how)),
       own_(std::move(own)),
       askers_(bundle_->askers(slots)),
-      pool_(manifest_, bundle_->graphs, slots),
+      pool_(manifest_, bundle_->graphs, slots, bundle_->files.each_pass),
       decoder_(manifest_, bundle_->graphs, askers_, static_cast<std::int64_t>(slots),
                static_cast<std::int64_t>(slots) * (manifest_.pending_cap + 1)) {}
 

@@ -107,7 +107,7 @@ Askers Bundle::State::askers(std::size_t slots) const {
   for (std::size_t i = 0; i < m.exits.size(); ++i) {
     const ExitPolicy& chosen = files.policy.exits[i];
     if (graphs.exits[i]->info().layers > 0)
-      found.push_back(std::make_unique<LayerAsker>(graphs.exits[i], m, i, chosen, slots));
+      found.push_back(std::make_unique<LayerAsker>(graphs.exits[i], m, i, chosen, slots, files.each_pass));
     else
       found.push_back(
           std::make_unique<ExitAsker>(graphs.exits[i], m, i, chosen, static_cast<std::int64_t>(slots)));
