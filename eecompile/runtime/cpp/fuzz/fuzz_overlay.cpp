@@ -1,9 +1,10 @@
-// The readers of a policy and a calibration, on any bytes, for a model with two exits.
+// The readers of a policy, a calibration and a profile, on any bytes, for a model with two exits.
 #include <cstddef>
 #include <cstdint>
 
 #include "documents.h"
 #include "manifest.h"
+#include "plan.h"
 
 namespace {
 
@@ -27,6 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string text = eecompile::stress::sealed_text({reinterpret_cast<const char*>(data), size});
   const eecompile::Result<eecompile::Policy> policy = read_policy(text, kManifest, "policy.json");
   const eecompile::Result<eecompile::Calibration> calibration = read_calibration(text, kManifest, "calibration.json");
+  if (const auto profile = read_profile(text, kManifest, "profile.json"); profile.ok())
+    static_cast<void>(eecompile::pass_rows(*profile));
   if (policy.ok()) static_cast<void>(confident_fault(kManifest, *policy, {}, policy->kv));
   if (policy.ok() && calibration.ok()) static_cast<void>(confident_fault(kManifest, *policy, {*calibration}, policy->kv));
   return 0;

@@ -17,8 +17,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
-
 // The K/V rule that requests run by: `options`', or the policy's in confident mode.
 Result<std::string> kv_rule(const BundleFiles& files, const SessionOptions& options) {
   const Manifest& m = files.manifest;
@@ -69,6 +67,8 @@ Status check_calibrated(const BundleFiles& files, const Policy& policy, const st
   return {Code::kUncalibrated, fault, "", "choose thresholds inside the calibrated range, or calibrate at more risk"};
 }
 
+}  // namespace
+
 Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& options) {
   const Manifest& m = files.manifest;
   if (!m.generates()) return usage("this bundle classifies texts", "use `Bundle::classifier`");
@@ -102,15 +102,13 @@ Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& opt
   return s;
 }
 
-}  // namespace
-
 Askers Bundle::State::askers(std::size_t slots) const {
   const Manifest& m = files.manifest;
   Askers found;
   for (std::size_t i = 0; i < m.exits.size(); ++i) {
     const ExitPolicy& chosen = files.policy.exits[i];
     if (graphs.exits[i]->info().layers > 0)
-      found.push_back(std::make_unique<LayerAsker>(graphs.exits[i], m, i, chosen, slots));
+      found.push_back(std::make_unique<LayerAsker>(graphs.exits[i], m, i, chosen, slots, files.each_pass));
     else
       found.push_back(
           std::make_unique<ExitAsker>(graphs.exits[i], m, i, chosen, static_cast<std::int64_t>(slots)));

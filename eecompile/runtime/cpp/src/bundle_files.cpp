@@ -83,14 +83,20 @@ std::vector<std::string> engine_targets(const Sizes& sizes) {
 }
 
 Status read_overlays(BundleFiles& files, const Sizes& sizes) {
-  bool found = false;
+  bool found = false, profiled = false;
   for (const auto& [name, size] : sizes) {
-    const bool calibration = is_overlay(name) && name.rfind("overlays/calibration-", 0) == 0;
-    if (name != contract::kPolicy && !calibration) continue;
+    if (!is_overlay(name)) continue;
     const std::string path = files.path + "/" + name;
     const Result<std::string> data = read_regular(path, contract::kMaxOverlayBytes);
     if (!data.ok()) return data.status();
-    if (calibration) {
+    if (name.rfind("overlays/profile-", 0) == 0) {
+      const Result<Profile> read = read_profile(*data, files.manifest, path);
+      if (!read.ok()) return read.status();
+      if (!profiled) files.each_pass = pass_rows(*read);
+      profiled = true;
+      continue;
+    }
+    if (name != contract::kPolicy) {
       Result<Calibration> read = read_calibration(*data, files.manifest, path);
       if (!read.ok()) return read.status();
       files.calibrations.push_back(std::move(read).value());

@@ -8,6 +8,7 @@
 
 #include "eecompile/bundle.h"
 #include "manifest.h"
+#include "plan.h"
 
 namespace eecompile {
 
@@ -17,6 +18,7 @@ struct BundleFiles {
   Manifest manifest;
   Policy policy;
   std::vector<Calibration> calibrations;
+  double each_pass = kPassRows;  // rows that cost as much as a pass, by the first profile
   std::vector<std::string> engine_targets;  // whose engines lie in it
 };
 

@@ -20,6 +20,9 @@ struct Bundle::State {
   Askers askers(std::size_t slots) const;
 };
 
+// What requests run by that ask for this.
+Result<Settings> settings_of(const BundleFiles& files, const SessionOptions& options);
+
 struct Session::State {
   State(std::shared_ptr<const Bundle::State> opened, Settings how)
       : bundle(std::move(opened)),

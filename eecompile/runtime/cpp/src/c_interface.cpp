@@ -1,14 +1,8 @@
-#include <algorithm>
-#include <cstring>
 #include <exception>
 
 #include "c_parts.h"
 
 using namespace eecompile;
-
-struct eecompile_session {
-  Session session;
-};
 
 namespace {
 
@@ -20,37 +14,33 @@ static_assert(static_cast<int>(Code::kIntegrity) == EECOMPILE_INTEGRITY &&
 
 thread_local std::string last_error;
 
-// A caller's struct as this version knows it: what it lacks is zero. Nothing where there is none.
-template <typename T>
-T known(const T* given) {
-  T own{};
-  if (given != nullptr) std::memcpy(static_cast<void*>(&own), given, std::min(given->size, sizeof(T)));
-  return own;
+}  // namespace
+
+namespace eecompile {
+
+std::map<std::int64_t, std::optional<Thresholds>> thresholds_of(const eecompile_threshold* given, std::size_t count) {
+  std::map<std::int64_t, std::optional<Thresholds>> found;
+  for (std::size_t i = 0; given != nullptr && i < count; ++i) {
+    std::optional<Thresholds>& own = found[given[i].layer];
+    if (given[i].criterion == nullptr) continue;
+    if (!own) own = Thresholds();
+    (*own)[given[i].criterion] = given[i].value;
+  }
+  return found;
 }
 
-template <typename T>
-std::optional<T> unless_zero(T value) {
-  return value == 0 ? std::nullopt : std::optional<T>(value);
-}
-
-SessionOptions session_options(const eecompile_session_options& given) {
+SessionOptions options_of(const eecompile_session_options& given) {
   SessionOptions options;
   if (given.mode != nullptr) options.mode = given.mode;
   options.pending_cap = unless_zero(given.pending_cap);
   options.minimum_depth = unless_zero(given.minimum_depth);
   options.budget = unless_zero(given.budget);
+  options.thresholds = thresholds_of(given.thresholds, given.threshold_count);
   if (given.kv != nullptr) options.kv = given.kv;
-  for (std::size_t i = 0; i < given.threshold_count; ++i) {
-    const eecompile_threshold& one = given.thresholds[i];
-    std::optional<Thresholds>& own = options.thresholds[one.layer];
-    if (one.criterion == nullptr) continue;
-    if (!own) own = Thresholds();
-    (*own)[one.criterion] = one.value;
-  }
   return options;
 }
 
-GenerateOptions generate_options(const eecompile_generate_options& given) {
+GenerateOptions options_of(const eecompile_generate_options& given) {
   GenerateOptions options;
   options.max_new_tokens = unless_zero(given.max_new_tokens);
   const double top_p = given.top_p == 0 ? 1 : given.top_p, rate = given.sled_rate == 0 ? 2 : given.sled_rate;
@@ -59,20 +49,16 @@ GenerateOptions generate_options(const eecompile_generate_options& given) {
   return options;
 }
 
-void tell(const Stats& s, eecompile_stats* stats) {
+eecompile_stats stats_of(const Stats& s) {
   eecompile_stats own{};
-  own.size = stats->size;
+  own.size = sizeof own;
   own.prompt_tokens = s.prompt_tokens, own.tokens = s.tokens, own.drafted = s.drafted, own.rejected = s.rejected,
   own.declined = s.declined;
   own.segment_passes = s.segment_passes, own.layer_rows = s.layer_rows;
   own.prefill_seconds = s.prefill_seconds, own.decode_seconds = s.decode_seconds, own.mean_depth = s.mean_depth();
   s.stop_reason.copy(own.stop_reason, sizeof own.stop_reason - 1);
-  std::memcpy(stats, &own, std::min(stats->size, sizeof own));
+  return own;
 }
-
-}  // namespace
-
-namespace eecompile {
 
 std::int32_t out_of_memory() noexcept {
   last_error = "out of memory";  // short enough for any string to hold without memory
@@ -116,9 +102,14 @@ std::int32_t eecompile_open(const char* path, const eecompile_open_options* opti
     if (given.decision != nullptr) own.decision = given.decision;
     Result<Bundle> opened = Bundle::open(path, own);
     if (!opened.ok()) return fail(opened.status());
-    *bundle = new eecompile_bundle{std::move(opened).value()};
+    std::vector<std::string> labels = opened->labels();
+    *bundle = new eecompile_bundle{std::move(opened).value(), std::move(labels)};
     return EECOMPILE_OK;
   });
+}
+
+const char* eecompile_label(const eecompile_bundle* bundle, size_t number) {
+  return bundle == nullptr || number >= bundle->labels.size() ? nullptr : bundle->labels[number].c_str();
 }
 
 void eecompile_close(eecompile_bundle* bundle) { delete bundle; }
@@ -128,7 +119,7 @@ std::int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompi
   if (bundle == nullptr || session == nullptr) return fail("there is no bundle, or nowhere to put the session");
   *session = nullptr;
   return guarded([&]() -> std::int32_t {
-    Result<Session> made = bundle->bundle.session(session_options(known(options)));
+    Result<Session> made = bundle->bundle.session(options_of(known(options)));
     if (!made.ok()) return fail(made.status());
     *session = new eecompile_session{std::move(made).value()};
     return EECOMPILE_OK;
@@ -144,10 +135,10 @@ std::int32_t eecompile_generate(eecompile_session* session, const int64_t* promp
   return guarded([&]() -> std::int32_t {
     const auto tell_token = [&](const Token& token) { return on_token(context, token.id, token.exit_layer) != 0; };
     const Ids ids(prompt, prompt + count);
-    Result<Generation> found = session->session.generate(ids, generate_options(known(options)),
+    Result<Generation> found = session->session.generate(ids, options_of(known(options)),
                                                          on_token == nullptr ? OnToken() : OnToken(tell_token));
     if (!found.ok()) return fail(found.status());
-    if (stats != nullptr) tell(found->stats, stats);
+    if (stats != nullptr) tell(stats_of(found->stats), stats);
     return EECOMPILE_OK;
   });
 }

@@ -26,8 +26,6 @@ std::int32_t give(const List& list, Element* target, size_t capacity, size_t* co
   return EECOMPILE_OK;
 }
 
-bool lacks(const void* array, size_t size) { return array == nullptr && size > 0; }
-
 constexpr char kNoPlace[] = "there is no text, nothing to read, or nowhere to put the answer";
 
 std::int32_t next(eecompile_stream* stream, std::string piece, const char** data, size_t* bytes) {
@@ -56,6 +54,23 @@ std::int32_t eecompile_encode(const eecompile_text* text, const char* data, size
                               size_t* count) {
   if (text == nullptr || lacks(data, bytes) || lacks(ids, capacity) || count == nullptr) return fail(kNoPlace);
   return guarded([&] { return give(text->text.encode(std::string_view(data, bytes)), ids, capacity, count); });
+}
+
+std::int32_t eecompile_tokenize(const eecompile_text* text, const char* data, size_t bytes, const char* pair,
+                                size_t pair_bytes, size_t most, eecompile_token* tokens, size_t capacity,
+                                size_t* count) {
+  if (text == nullptr || lacks(data, bytes) || lacks(pair, pair_bytes) || lacks(tokens, capacity) || count == nullptr)
+    return fail(kNoPlace);
+  return guarded([&]() -> std::int32_t {
+    const auto second = pair == nullptr ? std::nullopt : std::optional(std::string(pair, pair_bytes));
+    const Result<Encoding> made = text->text.encoding(std::string_view(data, bytes), second, unless_zero(most));
+    if (!made.ok()) return fail(made.status());
+    std::vector<eecompile_token> found;
+    for (std::size_t i = 0; i < made->ids.size(); ++i)
+      found.push_back({made->ids[i], made->types[i], made->spans[i].first, made->spans[i].second, made->special[i],
+                       made->second[i]});
+    return give(found, tokens, capacity, count);
+  });
 }
 
 std::int32_t eecompile_chat(const eecompile_text* text, const eecompile_message* messages, size_t message_count,

@@ -9,8 +9,6 @@ namespace {
 
 constexpr std::string_view kSentence = "sentence", kToken = "token";
 
-Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
-
 // What becomes of the keys and values of deeper layers: nobody reads those of a text that left.
 std::string rule_of(std::string_view granularity) { return granularity == kToken ? "propagate" : "none"; }
 
@@ -48,7 +46,7 @@ Result<std::string> granularity_of(const BundleFiles& files, const std::optional
 }
 
 // The policy with `options`' thresholds in place of its own.
-Result<Policy> overridden(const BundleFiles& files, const ClassifierOptions& options) {
+Result<Policy> with_thresholds(const BundleFiles& files, const ClassifierOptions& options) {
   Policy policy = files.policy;
   for (const auto& [layer, thresholds] : options.thresholds) {
     const auto exit = std::find_if(policy.exits.begin(), policy.exits.end(),
@@ -63,7 +61,7 @@ Result<Policy> overridden(const BundleFiles& files, const ClassifierOptions& opt
   return policy;
 }
 
-Status check_calibrated(const BundleFiles& files, const Policy& policy, const std::string& granularity) {
+Status check_allowed(const BundleFiles& files, const Policy& policy, const std::string& granularity) {
   const Manifest& m = files.manifest;
   if (!m.exits.empty() && matching(files, granularity).empty())
     return {Code::kUncalibrated,
@@ -87,9 +85,9 @@ Status check_tested(const BundleFiles& files, const Point& chosen) {
 // The open exits of confident mode. depth: layers that every text runs.
 Result<std::vector<std::optional<ClassRule>>> confident_rules(const BundleFiles& files, const std::string& granularity,
                                                               const ClassifierOptions& options, std::int64_t depth) {
-  const Result<Policy> policy = overridden(files, options);
+  const Result<Policy> policy = with_thresholds(files, options);
   if (!policy.ok()) return policy.status();
-  if (Status status = check_calibrated(files, *policy, granularity); !status.ok()) return status;
+  if (Status status = check_allowed(files, *policy, granularity); !status.ok()) return status;
   Point chosen = confident_of(*policy);
   for (std::size_t i = 0; i < chosen.size(); ++i)
     if (policy->exits[i].layer < depth) chosen[i] = std::nullopt;

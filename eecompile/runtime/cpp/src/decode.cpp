@@ -116,7 +116,7 @@ Status Decoder::riding(std::size_t k, const Those& walking, const Those& left, T
   for (Continuation* one : left)
     if (one->stairs.waiting(k) > 0 && one->settings.kv != "propagate") others.push_back(one);
   const Waiting ours = pool.waiting(k, stairs_of(walking)), theirs = pool.waiting(k, stairs_of(others));
-  if (riders(ours, theirs, kPassRows, pool.most())) found = std::move(others);
+  if (riders(ours, theirs, pool.each_pass(), pool.most())) found = std::move(others);
   return {};
 }
 

@@ -158,12 +158,25 @@ struct Calibration {
   std::vector<Point> tested;  // the points that passed, safe ones first: the last is the chosen one; none where none is
 };
 
+// Median seconds of one pass of a graph ("segment_0", "head", ..) over so many rows.
+struct PassTime {
+  std::string graph;
+  std::int64_t rows = 1;
+  double seconds = 0;
+};
+
+// What passes took on one device.
+struct Profile {
+  std::vector<PassTime> passes;
+};
+
 // The manifest in `data`, with everything in range and in agreement. Refuses other formats and versions.
 Result<Manifest> read_manifest(std::string_view data, const std::string& where);
 
 // Overlays of `manifest`; `where` names the file.
 Result<Policy> read_policy(std::string_view data, const Manifest& manifest, const std::string& where);
 Result<Calibration> read_calibration(std::string_view data, const Manifest& manifest, const std::string& where);
+Result<Profile> read_profile(std::string_view data, const Manifest& manifest, const std::string& where);
 
 // The shapes of a segment's LoRA inputs by name, in order; nothing where one is not float32 of fixed size.
 std::optional<std::vector<std::pair<std::string, std::vector<std::int64_t>>>> factor_shapes(const GraphInfo& segment);

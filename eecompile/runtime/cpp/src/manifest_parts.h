@@ -29,4 +29,8 @@ std::string source_fault(const Manifest& m);
 // What the manifest has that one of its task cannot have, or lacks (manifest.py, shapes.py); empty where nothing.
 std::string task_fault(const Manifest& m);
 
+// Reads what every overlay has, and checks that it is of this core and as it was written.
+Status check_overlay(Fields& fields, std::string_view data, const Manifest& manifest, std::string_view kind,
+                     std::string& fault, const std::string& where);
+
 }  // namespace eecompile

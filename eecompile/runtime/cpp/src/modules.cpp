@@ -22,9 +22,10 @@ void copy_row(const Tensor& from, std::size_t source, const Tensor& to, std::siz
 }  // namespace
 
 LayerAsker::LayerAsker(SharedEngine engine, const Manifest& m, std::size_t exit, const ExitPolicy& policy,
-                       std::size_t slots)
+                       std::size_t slots, double each_pass)
     : ExitAsker(engine, m, exit, policy, static_cast<std::int64_t>(slots)),
       manifest_(m),
+      each_pass_(each_pass),
       wait_(std::max({m.prefill_rows, m.pending_cap + 1, m.minimum_rows})),
       most_(std::max(wait_, static_cast<std::int64_t>(slots))),
       filled_(slots),
@@ -43,7 +44,7 @@ Status LayerAsker::ask(const float* rows, const Walks& walks, const Slots& slots
     needed.emplace_back(static_cast<std::int64_t>(slot), std::max(waiting_[slot], manifest_.minimum_rows));
   }
   std::sort(needed.begin(), needed.end());
-  for (const Range& range : plan_passes(needed, kPassRows, most_).ranges) {
+  for (const Range& range : plan_passes(needed, each_pass_, most_).ranges) {
     std::set<std::size_t> ours;
     std::vector<std::pair<std::size_t, std::size_t>> places;  // of those asked, and their newest rows in the pass
     for (std::size_t i = 0; i < slots.size(); ++i) {

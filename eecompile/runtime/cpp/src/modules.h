@@ -14,8 +14,9 @@ namespace eecompile {
 
 class LayerAsker : public ExitAsker {
  public:
+  // each_pass: as of Pool.
   LayerAsker(SharedEngine engine, const Manifest& manifest, std::size_t exit, const ExitPolicy& policy,
-             std::size_t slots);
+             std::size_t slots, double each_pass);
 
   // As ExitAsker's, for the newest row that was offered of each of `slots`, which `rows` are; what waits there runs.
   Status ask(const float* rows, const Walks& walks, const Slots& slots) override;
@@ -30,6 +31,7 @@ class LayerAsker : public ExitAsker {
   Result<std::unique_ptr<Pass>> bind(const Range& range) const;
 
   const Manifest& manifest_;
+  double each_pass_;
   std::int64_t wait_, most_;
   std::vector<std::int64_t> filled_, waiting_;  // rows of each slot in its cache, and behind them
   Tensor rows_, positions_, start_;             // rows_: [slots, wait, D]

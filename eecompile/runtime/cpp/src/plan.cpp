@@ -1,8 +1,21 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 
 namespace eecompile {
+
+double pass_rows(const Profile& profile) {
+  std::map<std::int64_t, double> times;
+  for (const PassTime& pass : profile.passes)
+    if (pass.graph.rfind("segment_", 0) == 0) times[pass.rows] += pass.seconds;
+  if (times.size() < 2 || times.begin()->first != 1) return kPassRows;
+  auto few = std::prev(times.end());  // the widest is a prefill's, which is bound by arithmetic
+  if (times.size() > 2) --few;
+  const double one = times.begin()->second, row = (few->second - one) / static_cast<double>(few->first - 1);
+  return row > 0 ? std::min(64.0, std::max(1.0, (one - row) / row)) : 64.0;
+}
 
 Plan plan_passes(const Waiting& waiting, double each_pass, std::int64_t most) {
   std::vector<Plan> best(1);
@@ -15,7 +28,7 @@ Plan plan_passes(const Waiting& waiting, double each_pass, std::int64_t most) {
       const std::int64_t area = (range.last - range.first) * rows;
       if (area > most && end - start > 1) break;
       Plan option = best[start];
-      option.cost += each_pass + static_cast<double>(area);
+      option.cost = option.cost + each_pass + static_cast<double>(area);  // in Python's order, which ties go by
       option.ranges.push_back(range);
       if (found.ranges.empty() || option < found) found = std::move(option);
     }
@@ -29,9 +42,10 @@ bool riders(const Waiting& walking, const Waiting& others, double each_pass, std
   Waiting both = walking;
   both.insert(both.end(), others.begin(), others.end());
   std::sort(both.begin(), both.end());
-  double together = plan_passes(both, each_pass, most).cost;
-  for (const auto& [slot, rows] : others) together -= static_cast<double>(rows);
-  return together <= plan_passes(walking, each_pass, most).cost + each_pass;
+  std::int64_t some_day = 0;
+  for (const auto& [slot, rows] : others) some_day += rows;
+  const double together = plan_passes(both, each_pass, most).cost;
+  return together - static_cast<double>(some_day) <= plan_passes(walking, each_pass, most).cost + each_pass;
 }
 
 }  // namespace eecompile

@@ -7,9 +7,14 @@
 #include <utility>
 #include <vector>
 
+#include "manifest.h"
+
 namespace eecompile {
 
-constexpr double kPassRows = 12;  // rows that cost as much as the pass itself
+constexpr double kPassRows = 12;  // rows that cost as much as the pass itself, where nothing was measured
+
+// How many rows' arithmetic costs as much as reading a segment's weights, by a profile (1 to 64).
+double pass_rows(const Profile& profile);
 
 using Waiting = std::vector<std::pair<std::int64_t, std::int64_t>>;  // (slot, rows), slots ascending
 

@@ -6,8 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "eecompile/contract.h"
-#include "json.h"
-#include "manifest.h"
+#include "manifest_parts.h"
 #include "sha256.h"
 
 namespace eecompile {
@@ -17,7 +16,6 @@ constexpr double kHuge = 1e308;
 constexpr double kMostDelta = 1e30;
 constexpr std::array<std::string_view, 4> kRules = {"catch_up", "propagate", "selected", "none"};
 constexpr std::array<std::string_view, 2> kMethods = {"learn-then-test", "conformal-risk-control"};
-constexpr std::string_view kRestore = "restore it from a copy of the bundle, or build the bundle again";
 
 bool fires_below(const std::string& criterion) { return criterion == "entropy" || criterion == "delta"; }
 
@@ -107,19 +105,6 @@ ExitPolicy exit_from(const Json& value, const Manifest& m, const ExitInfo& info,
       f.fail("", reason);
   }
   return e;
-}
-
-// Reads what every overlay has, and checks that it is of this core and as it was written.
-Status check_overlay(Fields& f, std::string_view data, const Manifest& m, std::string_view kind, std::string& fault,
-                     const std::string& where) {
-  const std::string core = f.digest("core"), digest = f.digest("digest");
-  f.choice("kind", std::array<std::string_view, 1>{kind}, kind);
-  f.finish();
-  if (!fault.empty()) return damaged("does not follow the schema: " + fault, where);
-  if (document_digest(data) != digest)
-    return damaged("changed by hand or damaged: it does not agree with its own digest", where);
-  if (core != m.digest) return damaged("made for another build: it names another core", where, kRestore);
-  return {};
 }
 
 nlohmann::json schedule_json(const ThresholdSchedule& s) {

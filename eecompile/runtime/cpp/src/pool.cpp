@@ -23,10 +23,11 @@ std::size_t floats(std::int64_t rows, std::int64_t width) {  // bytes of rows
 
 }  // namespace
 
-Pool::Pool(const Manifest& m, const LoadedGraphs& graphs, std::size_t slots)
+Pool::Pool(const Manifest& m, const LoadedGraphs& graphs, std::size_t slots, double each_pass)
     : manifest_(m),
       graphs_(graphs),
       slots_(slots),
+      each_pass_(each_pass),
       wait_(std::max({m.prefill_rows, m.pending_cap + 1, m.minimum_rows})),
       most_(std::max(wait_, static_cast<std::int64_t>(slots))),
       caches_(writers(m, graphs), graphs.embed->memory(), static_cast<std::int64_t>(slots)) {
@@ -102,7 +103,7 @@ Status Pool::run_ranges(std::size_t k, const Waiting& rows, const Stairs& stairs
   Stairs taking_part(slots_.size(), nullptr);
   for (Staircase* one : stairs)
     if ((kv ? one->left(k) : one->waiting(k)) > 0) taking_part[one->slot()] = one;
-  for (const Range& range : plan_passes(rows, kPassRows, most_).ranges) {
+  for (const Range& range : plan_passes(rows, each_pass_, most_).ranges) {
     const Stairs some(taking_part.begin() + range.first, taking_part.begin() + range.last);
     if (Status status = run_range(k, range, some, kv); !status.ok()) return status;
   }

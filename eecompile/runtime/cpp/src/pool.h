@@ -30,12 +30,14 @@ struct Tokens {
 
 class Pool {
  public:
-  Pool(const Manifest& manifest, const LoadedGraphs& graphs, std::size_t slots);
+  // each_pass: rows whose arithmetic costs as much as a pass itself.
+  Pool(const Manifest& manifest, const LoadedGraphs& graphs, std::size_t slots, double each_pass = kPassRows);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   const Manifest& manifest() const { return manifest_; }
   std::int64_t most() const { return most_; }  // rows of a pass over several slots
+  double each_pass() const { return each_pass_; }
   std::size_t slots() const { return slots_.size(); }
   std::int64_t layers(std::size_t k) const;                // of step k
   const Caches& caches() const { return caches_; }
@@ -82,6 +84,7 @@ class Pool {
   const Manifest& manifest_;
   const LoadedGraphs& graphs_;
   std::vector<Staircase*> slots_;  // null where free
+  double each_pass_;
   std::int64_t wait_, most_;       // rows that may wait in a boundary; rows of a pass
   Caches caches_;
   Source source_;

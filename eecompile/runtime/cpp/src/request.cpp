@@ -4,21 +4,13 @@
 #include <cmath>
 
 namespace eecompile {
-namespace {
-
-Status usage(std::string what, std::string where, std::string mend, Code code = Code::kUsage) {
-  return {code, std::move(what), std::move(where), std::move(mend)};
-}
-
-}  // namespace
-
 Status check_sampling(const Sampling& how) {
   if (!(how.temperature >= 0 && std::isfinite(how.temperature)))
-    return usage("the temperature is not a number from 0 up", "", "");
-  if (how.top_k < 0) return usage("top_k " + std::to_string(how.top_k) + " is negative", "", "0 keeps every token");
-  if (!(how.top_p > 0 && how.top_p <= 1)) return usage("top_p is not above 0 and at most 1", "", "");
+    return usage("the temperature is not a number from 0 up");
+  if (how.top_k < 0) return usage("top_k " + std::to_string(how.top_k) + " is negative", "0 keeps every token");
+  if (!(how.top_p > 0 && how.top_p <= 1)) return usage("top_p is not above 0 and at most 1");
   if (!(how.sled_rate > 0 && std::isfinite(how.sled_rate)))
-    return usage("the evolution rate is not a number above 0", "", "");
+    return usage("the evolution rate is not a number above 0");
   return {};
 }
 
@@ -26,27 +18,29 @@ Result<std::int64_t> room(const Manifest& manifest, const Settings& settings, co
                           const std::optional<std::int64_t>& most) {
   const ModelInfo& model = manifest.model;
   const auto size = static_cast<std::int64_t>(ids.size()), count = first_tokens(manifest, size);
-  if (ids.empty()) return usage("the prompt is empty", "", "give at least one token");
+  if (ids.empty()) return usage("the prompt is empty", "give at least one token");
   for (const std::int64_t id : ids)
     if (id < 0 || id >= model.vocab)
-      return usage("token id " + std::to_string(id) + " is outside 0.." + std::to_string(model.vocab - 1), "prompt",
-                   "");
-  if (most && *most < 1) return usage("max_new_tokens " + std::to_string(*most) + " is not positive", "", "");
+      return usage("token id " + std::to_string(id) + " is outside 0.." + std::to_string(model.vocab - 1), "",
+                   "prompt");
+  if (most && *most < 1) return usage("max_new_tokens " + std::to_string(*most) + " is not positive");
   if (manifest.source && size > manifest.source->context)
-    return usage(std::to_string(size) + " tokens of source do not fit the context of " +
-                     std::to_string(manifest.source->context),
-                 "", "shorten the source, or build with --context " + std::to_string(size), Code::kContextFull);
+    return Status{Code::kContextFull,
+                  std::to_string(size) + " tokens of source do not fit the context of " +
+                      std::to_string(manifest.source->context),
+                  "", "shorten the source, or build with --context " + std::to_string(size)};
   const std::int64_t left = model.context - count + 1, wanted = most.value_or(left);
   if (left < 1 || wanted > left) {
     const std::string asked = most ? " and " + std::to_string(*most) + " new tokens" : "";
-    return usage(std::to_string(count) + " prompt tokens" + asked + " do not fit the context of " +
-                     std::to_string(model.context),
-                 "", "shorten the prompt, ask for fewer tokens, or build with a longer --context", Code::kContextFull);
+    return Status{Code::kContextFull,
+                  std::to_string(count) + " prompt tokens" + asked + " do not fit the context of " +
+                      std::to_string(model.context),
+                  "", "shorten the prompt, ask for fewer tokens, or build with a longer --context"};
   }
   if (settings.budget && count * model.layers > *settings.budget)
     return usage("the prompt alone costs " + std::to_string(count * model.layers) + " layer-rows, the budget is " +
                      std::to_string(*settings.budget),
-                 "", "shorten the prompt or raise the budget");
+                 "shorten the prompt or raise the budget");
   return wanted;
 }
 

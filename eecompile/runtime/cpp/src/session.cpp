@@ -1,4 +1,3 @@
-#include <chrono>
 #include <exception>
 
 #include "bundle_state.h"
@@ -8,15 +7,11 @@
 namespace eecompile {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
-
 Status check_sled(const Settings& settings, const Manifest& manifest) {
   if (!settings.full())
-    return {Code::kUsage, "SLED decodes at full depth, not in mode " + settings.mode, "", "use mode full"};
+    return usage("SLED decodes at full depth, not in mode " + settings.mode, "use mode full");
   if (manifest.exits.empty())
-    return {Code::kUsage, "SLED needs exits, and the bundle has none", "", "build it with --exits"};
+    return usage("SLED needs exits, and the bundle has none", "build it with --exits");
   return {};
 }
 

@@ -60,6 +60,11 @@ Result<Text> Text::open(const std::string& path) {
 
 Ids Text::encode(std::string_view text) const { return state_->tokenizer.encode(text, true); }
 
+Result<Encoding> Text::encoding(std::string_view text, const std::optional<std::string>& pair,
+                                const std::optional<std::size_t>& most) const {
+  return state_->tokenizer.encoding(text, pair, most);
+}
+
 bool Text::has_chat() const { return state_->has_template; }
 
 Result<Ids> Text::chat(const std::vector<Message>& messages) const {

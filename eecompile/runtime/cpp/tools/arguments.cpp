@@ -9,8 +9,6 @@
 namespace eecompile {
 namespace {
 
-Status usage(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
-
 std::optional<std::int64_t> integer(const std::string& text) {
   char* end = nullptr;
   errno = 0;

@@ -32,7 +32,7 @@ struct Arguments {
   MeasureOptions measure;
 };
 
-Status usage(std::string what) { return {Code::kUsage, std::move(what), "", "eecompile-bench --help"}; }
+constexpr const char* kMend = "eecompile-bench --help";
 
 int fail(const Status& status) {
   std::fprintf(stderr, "error %s\n", status.text().c_str());
@@ -83,13 +83,14 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       a.bundle = words[i];
     } else {
       const auto option = options.find(words[i]);
-      if (option == options.end()) return usage("there is no option " + words[i]);
-      if (i + 1 == words.size() || !option->second(words[i + 1])) return usage(words[i] + " has no value that it takes");
+      if (option == options.end()) return usage("there is no option " + words[i], kMend);
+      if (i + 1 == words.size() || !option->second(words[i + 1]))
+        return usage(words[i] + " has no value that it takes", kMend);
       ++i;
     }
   }
-  if (a.bundle.empty() && !a.help) return usage("give a BUNDLE");
-  if (a.threads > 4096) return usage("--threads is not from 1 to 4096");
+  if (a.bundle.empty() && !a.help) return usage("give a BUNDLE", kMend);
+  if (a.threads > 4096) return usage("--threads is not from 1 to 4096", kMend);
   a.open.threads = static_cast<int>(a.threads);
   return a;
 }

@@ -18,8 +18,6 @@ using OrderedJson = nlohmann::ordered_json;
 constexpr std::size_t kWindow = 512;  // lines of a file that are read, sorted by length and classified at a time
 constexpr std::size_t kShown = 5;     // labels
 
-Status refused(std::string what, std::string mend = "") { return {Code::kUsage, std::move(what), "", std::move(mend)}; }
-
 OrderedJson object_of(const Classification& found, const ReadText& read, bool labels_tokens) {
   if (!labels_tokens) return {{"label", found.label}, {"scores", found.scores}, {"exit_layer", found.exit_layer}};
   OrderedJson tokens = OrderedJson::array();
@@ -70,7 +68,7 @@ void print(const Bundle& bundle, const Classification& found, const ReadText& re
 }
 
 Status run_one(const Bundle& bundle, const Classifier& classifier, const Arguments& a) {
-  if (!a.output.empty()) return refused("--output goes with --input", "a single text is printed");
+  if (!a.output.empty()) return usage("--output goes with --input", "a single text is printed");
   const TextEncoder encoder(bundle, a.truncate);
   Result<ReadText> read = encoder(TextInput{a.prompt.value_or(""), a.pair, a.prompt_ids});
   if (!read.ok()) return read.status();

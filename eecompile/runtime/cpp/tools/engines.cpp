@@ -36,9 +36,7 @@ struct Asked {
   bool stripped = false, refit = false, json = false;
 };
 
-Status usage(std::string what, std::string mend = "eecompile-engines --help") {
-  return {Code::kUsage, std::move(what), "", std::move(mend)};
-}
+constexpr const char* kMend = "eecompile-engines --help";
 
 Result<Asked> parse(const std::vector<std::string>& words) {
   Asked a;
@@ -46,7 +44,7 @@ Result<Asked> parse(const std::vector<std::string>& words) {
     const std::string& word = words[i];
     std::string* const value = word == "--plugin" ? &a.plugin : word == "--one" ? &a.graph : nullptr;
     if (value != nullptr) {
-      if (++i == words.size()) return usage(word + " has no value");
+      if (++i == words.size()) return usage(word + " has no value", kMend);
       *value = words[i];
     } else if (word == "--strip") {
       a.stripped = true;
@@ -55,12 +53,12 @@ Result<Asked> parse(const std::vector<std::string>& words) {
     } else if (word == "--json") {
       a.json = true;
     } else if (word.empty() || word[0] == '-' || !a.bundle.empty()) {
-      return usage("there is no option " + word);
+      return usage("there is no option " + word, kMend);
     } else {
       a.bundle = word;
     }
   }
-  if (a.bundle.empty()) return usage("give a BUNDLE");
+  if (a.bundle.empty()) return usage("give a BUNDLE", kMend);
   return a;
 }
 
@@ -246,7 +244,7 @@ Status run(const Asked& asked) {
                ? Status{}
                : Status{Code::kInternal, "the answer cannot be written", graph.name, ""};
   }
-  return usage("there is no graph " + asked.graph);
+  return usage("there is no graph " + asked.graph, kMend);
 }
 
 }  // namespace

@@ -9,11 +9,11 @@
 // by side, encoder-decoders among them (the prompt is the source); encoders as classifiers. Nothing here throws.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "eecompile/batch.h"
 #include "eecompile/classifier.h"
 #include "eecompile/status.h"
 #include "eecompile/values.h"
@@ -37,16 +37,6 @@ struct OpenOptions {
   std::string onnxruntime = "libonnxruntime.so.1";
   std::string backend = "auto", plugin, decision = "auto";
 };
-
-// What became of one prompt; where `status` is not fine, `generation` is what there was until then.
-struct Outcome {
-  Status status;
-  Generation generation;
-};
-
-// Called for every token as it becomes certain, with the number of its prompt, in the thread that generates; false
-// ends that request ("cancelled").
-using OnBatchToken = std::function<bool(std::size_t, const Token&)>;
 
 // Generates one sequence at a time, or many side by side. Not thread-safe: sessions of a bundle are, from each other.
 // Cost: the K/V cache of one sequence, as far as it was used, and a pass's rows for each step. A session may outlive
@@ -96,12 +86,17 @@ class Bundle {
   // GPU was asked to decide what it cannot.
   Result<Session> session(const SessionOptions& options = {}) const;
 
+  // A batch of up to `slots` requests that run side by side (0: as many as the bundle has slots for, at most 8). Fails
+  // likewise.
+  Result<Batch> batch(const SessionOptions& options = {}, std::size_t slots = 0) const;
+
   // For bundles of encoders; likewise.
   Result<Classifier> classifier(const ClassifierOptions& options = {}) const;
 
  private:
   struct State;
   explicit Bundle(std::shared_ptr<const State> state);
+  friend class Batch;
   friend struct Session::State;
   friend struct Classifier::State;
   std::shared_ptr<const State> state_;

@@ -59,6 +59,11 @@ struct Status {
   }
 };
 
+// The Status of a request that cannot be served as asked.
+inline Status usage(std::string what, std::string mend = "", std::string where = "") {
+  return {Code::kUsage, std::move(what), std::move(where), std::move(mend)};
+}
+
 // A value, or the Status that says why there is none. `value` may be asked for only where `ok`.
 template <typename T>
 class [[nodiscard]] Result {

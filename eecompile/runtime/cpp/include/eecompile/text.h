@@ -11,6 +11,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,6 +36,10 @@ class Text {
 
   // The ids of `text` as it is, with the tokenizer's own special tokens around them.
   Ids encode(std::string_view text) const;
+
+  // The same with all that classifiers read, of a text or of a pair; as Tokenizer::encoding.
+  Result<Encoding> encoding(std::string_view text, const std::optional<std::string>& pair = {},
+                            const std::optional<std::size_t>& most = {}) const;
 
   // The ids of a conversation in the model's chat template, ready for the assistant's turn. kUsage: there is no
   // template, or it takes no such conversation; kUnsupported: what it does is in no table (docs/BUNDLE_FORMAT.md), or
