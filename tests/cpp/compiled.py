@@ -26,8 +26,7 @@ def compile_all(name: str, *options: str) -> Path:
             f"-DTENSORRT_INCLUDE={TENSORRT}", f"-DONNX_PARSER_INCLUDE={parser}", "-DEECOMPILE_TENSORRT=ON", *options,
         )  # fmt: skip
     folder = ROOT / "build" / f"{name}-{hashlib.sha256(str(SOURCES).encode()).hexdigest()[:8]}"
-    unity = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10")  # a third of the time
-    settings = [f"-DCMAKE_PREFIX_PATH={DEPS}", "-DEECOMPILE_WERROR=ON", *unity, *options]
+    settings = [f"-DCMAKE_PREFIX_PATH={DEPS}", "-DEECOMPILE_WERROR=ON", *options]
     for command in (["-S", SOURCES, "-B", folder, *settings], ["--build", folder, "-j2"]):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -1,13 +1,10 @@
 // Overlays: what a policy may say, and in confident mode none bolder than a matching calibration (ranges.py).
 #include <algorithm>
 #include <cmath>
-#include <map>
-
-#include <nlohmann/json.hpp>
 
 #include "eecompile/contract.h"
+#include "gates_digest.h"
 #include "manifest_parts.h"
-#include "sha256.h"
 
 namespace eecompile {
 namespace {
@@ -105,58 +102,6 @@ ExitPolicy exit_from(const Json& value, const Manifest& m, const ExitInfo& info,
       f.fail("", reason);
   }
   return e;
-}
-
-nlohmann::json schedule_json(const ThresholdSchedule& s) {
-  if (!s.adaptive) return {{"kind", "decay"}, {"tau", s.tau}, {"tokens", s.tokens}};
-  return {{"kind", "adaptive"}, {"zeta", s.zeta},     {"low", s.low},
-          {"high", s.high},     {"points", s.points}, {"updates", s.updates}};
-}
-
-void hash_text(Sha256& hash, std::string_view text) { hash.update(text.data(), text.size()); }
-
-// A gate's weights, found to be integers and texts, as canonical JSON; texts are large, and hashed where they lie.
-void hash_weights(Sha256& hash, const Json& weights) {
-  if (weights.is_null()) return hash_text(hash, "null");
-  std::map<std::string, Json> sorted;
-  for (const auto& [key, value] : weights.items()) sorted[key] = value;
-  std::string before = "{";
-  for (const auto& [key, value] : sorted) {
-    hash_text(hash, before + nlohmann::json(key).dump() + (value.is_plain() ? ":\"" : ":"));
-    if (value.is_plain()) hash_text(hash, value.raw());
-    else if (value.is_string()) hash_text(hash, nlohmann::json(value.get<std::string>()).dump());
-    else hash_text(hash, std::to_string(value.get<std::int64_t>()));
-    before = value.is_plain() ? "\"," : ",";
-  }
-  hash_text(hash, before[0] == '"' ? "\"}" : "}");
-}
-
-// What a calibration was measured with (digest.py, gates_digest), in the words of manifest and policy.
-std::string gates_digest(const Manifest& m, const Json& policy_exits) {
-  Sha256 hash;
-  for (std::size_t i = 0; i < m.exits.size(); ++i) {
-    const ExitInfo& e = m.exits[i];
-    const Json said = policy_exits[i];
-    nlohmann::json one = {{"adapter", e.adapter}, {"gate_units", e.gate_units}, {"gates", e.gates}, {"layer", e.layer}};
-    std::map<std::string, Json> weights = {{"weights", said.find("gate")}};
-    if (e.head != contract::kFullHead) one["head"] = e.head;
-    if (e.router) one["router"] = {{"choices", e.router->choices}, {"units", e.router->units}};
-    if (e.predictor) one["predictor"] = {{"head", e.predictor->head}, {"units", e.predictor->units}};
-    if (e.schedule) one["schedule"] = schedule_json(*e.schedule);
-    for (const char* kind : {"router", "predictor"})
-      if (!said.find(kind).is_null()) weights[std::string(kind) + "_weights"] = said.find(kind);
-    for (const auto& [name, value] : weights) one[name] = nullptr;
-    std::string before = i == 0 ? "[{" : ",{";
-    for (const auto& [name, value] : one.items()) {
-      hash_text(hash, before + nlohmann::json(name).dump() + ":");
-      if (const auto own = weights.find(name); own != weights.end()) hash_weights(hash, own->second);
-      else hash_text(hash, value.dump());
-      before = ",";
-    }
-    hash_text(hash, "}");
-  }
-  hash_text(hash, m.exits.empty() ? "[]" : "]");
-  return hash.hex();
 }
 
 }  // namespace
