@@ -52,7 +52,14 @@ def record(case: parity_cases.Case, run: Run, command: Path) -> dict[str, Any]:
     found = compare(command, run, processors())
     if found.difference is not None:
         log(f"  {' '.join(run.words)}: {found.difference}")
-    return {"case": case.name, "words": run.words, "prompts": run.prompts, **vars(found), "about": run.about}
+    return {
+        "case": case.name,
+        "words": run.words,
+        "prompts": run.prompts,
+        "batch": run.batch,
+        **vars(found),
+        "about": run.about,
+    }
 
 
 def totals(runs: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[int]]:
