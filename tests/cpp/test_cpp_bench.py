@@ -1,10 +1,8 @@
 """tools/cpp_bench.py: the C++ runtime beside the Python one on a tiny bundle, and GenAI's loop on a double."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 from click.testing import CliRunner
-from compiled import ROOT
+from scripts import load_script
 
 END = 7
 DOUBLE = """
@@ -54,13 +52,7 @@ void OgaShutdown(void) {}
 
 @pytest.fixture(scope="module")
 def cpp_bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cpp_bench", ROOT / "tools" / "cpp_bench.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("cpp_bench")
 
 
 def test_both_runtimes_are_measured_in_turns(

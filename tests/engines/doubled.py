@@ -23,6 +23,7 @@ from eecompile.engines.trt_runtime import TrtEngine, TrtRuntime
 from eecompile.pipeline import BuildOptions, build
 from eecompile.runtime import Bundle, backends
 from eecompile.schema import GraphInfo, Thresholds
+from eecompile.shapes import Adaptive, Decay, HeadShape
 from eecompile.student.exits import ExitSpec
 from eecompile.student.student import open_student
 from eecompile.target import load_target
@@ -154,3 +155,21 @@ def _engine(bundle: Path, folder: Path, graph: GraphPlan, *, stripped: bool) -> 
         file=path.name, onnx=graph.sha256, bytes=path.stat().st_size, sha256=file_sha256(path),
         profiles=[profile.name for profile in graph.profiles], layers={}, seconds=0.0,
     )  # fmt: skip
+
+
+def moving_bundle(folder: Path) -> tuple[Path, dict[int, dict[str, float]]]:
+    """A bundle with engines, of small heads and thresholds that move; and thresholds that part of the tokens passes."""
+    moves: list[Any] = [Decay(kind="decay", tokens=20), Adaptive(kind="adaptive", low=0.0, high=0.6, updates=9)]
+    exits = [
+        ExitSpec(layer=1, gates=["max_prob"], head="low_rank", schedule=moves[0]),
+        ExitSpec(layer=2, gates=["learned", "entropy"], gate_units=4, head="shortlist"),
+        ExitSpec(layer=3, gates=["margin"], schedule=moves[1]),
+    ]
+    heads = [
+        HeadShape(name="low_rank", kind="low_rank", rank=8),
+        HeadShape(name="shortlist", kind="shortlist", tokens=list(range(0, 40, 2))),
+    ]
+    source = tiny.add_exits(tiny.checkpoint(folder / "checkpoint"), exits, heads=heads)
+    bundle = add_engines(device_bundle(folder / "bundle", source, context=96, precision="fp32", cache="fp32"))
+    thresholds = {1: {"max_prob": 0.8}, 2: {"learned": 0.5, "entropy": 1.0}, 3: {"margin": 0.0}}
+    return bundle, thresholds

@@ -10,7 +10,15 @@ import tiny
 from commands import cli_json
 from conditions_double import install_library, library_of
 from cuda_double import FakeCuda
-from doubled import COUNT, EXACT, PROMPTS, add_engines, check_arguments, device_bundle, in_threads, opened
+from doubled import (
+    COUNT,
+    EXACT,
+    PROMPTS,
+    check_arguments,
+    in_threads,
+    moving_bundle,
+    opened,
+)
 from graphs_double import RuleBroken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,8 +35,6 @@ from eecompile.runtime import Bundle, Sampling, backends, device_step
 from eecompile.runtime.conditional import ConditionalDecoder, unfit
 from eecompile.runtime.device_step import DeviceSteps
 from eecompile.runtime.session import Session
-from eecompile.shapes import Adaptive, Decay, HeadShape
-from eecompile.student.exits import ExitSpec
 
 FITTING: list[dict[str, Any]] = [
     {"mode": "full"},
@@ -105,19 +111,7 @@ def test_caches_that_are_copied_and_few_graphs(
 
 
 def test_small_heads_and_thresholds_that_move(trt: FakeTensorRT, tmp_path: Path) -> None:
-    moves: list[Any] = [Decay(kind="decay", tokens=20), Adaptive(kind="adaptive", low=0.0, high=0.6, updates=9)]
-    exits = [
-        ExitSpec(layer=1, gates=["max_prob"], head="low_rank", schedule=moves[0]),
-        ExitSpec(layer=2, gates=["learned", "entropy"], gate_units=4, head="shortlist"),
-        ExitSpec(layer=3, gates=["margin"], schedule=moves[1]),
-    ]
-    heads = [
-        HeadShape(name="low_rank", kind="low_rank", rank=8),
-        HeadShape(name="shortlist", kind="shortlist", tokens=list(range(0, 40, 2))),
-    ]
-    source = tiny.add_exits(tiny.checkpoint(tmp_path / "checkpoint"), exits, heads=heads)
-    bundle = add_engines(device_bundle(tmp_path / "bundle", source, context=96, precision="fp32", cache="fp32"))
-    thresholds = {1: {"max_prob": 0.8}, 2: {"learned": 0.5, "entropy": 1.0}, 3: {"margin": 0.0}}
+    bundle, thresholds = moving_bundle(tmp_path)
     how: dict[str, Any] = {"mode": "exact", "thresholds": thresholds}
     by_gpu, by_host = (Bundle.open(bundle, backend=name).session(**how) for name in ("tensorrt", "onnxruntime"))
     found = [said(by_gpu, prompt) for prompt in PROMPTS]

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import tiny
-from doubled import BOLD, COUNT, PROMPTS, add_engines, device_bundle
+from doubled import BOLD, COUNT, PROMPTS, add_engines, device_bundle, moving_bundle
 from mutated_steps import RULES, SPOILED, compile_mutated
 from native_doubles import Doubles, compile_program, copying, signed
 
 from eecompile import contract as c
 from eecompile.runtime import Bundle, Sampling
-from eecompile.shapes import Adaptive, Decay, HeadShape
 from eecompile.student.exits import ExitSpec
 
 Request = tuple[dict[str, Any], list[str], int]
@@ -150,19 +149,7 @@ def test_caches_that_are_copied_and_few_graphs(
 
 
 def test_small_heads_and_thresholds_that_move(steps: Steps, tmp_path: Path) -> None:
-    moves: list[Any] = [Decay(kind="decay", tokens=20), Adaptive(kind="adaptive", low=0.0, high=0.6, updates=9)]
-    exits = [
-        ExitSpec(layer=1, gates=["max_prob"], head="low_rank", schedule=moves[0]),
-        ExitSpec(layer=2, gates=["learned", "entropy"], gate_units=4, head="shortlist"),
-        ExitSpec(layer=3, gates=["margin"], schedule=moves[1]),
-    ]
-    heads = [
-        HeadShape(name="low_rank", kind="low_rank", rank=8),
-        HeadShape(name="shortlist", kind="shortlist", tokens=list(range(0, 40, 2))),
-    ]
-    source = tiny.add_exits(tiny.checkpoint(tmp_path / "checkpoint"), exits, heads=heads)
-    bundle = add_engines(device_bundle(tmp_path / "bundle", source, context=96, precision="fp32", cache="fp32"))
-    thresholds = {1: {"max_prob": 0.8}, 2: {"learned": 0.5, "entropy": 1.0}, 3: {"margin": 0.0}}
+    bundle, thresholds = moving_bundle(tmp_path)
     requests: list[Request] = [({"mode": "exact", "thresholds": thresholds}, [SHORT, LONG], COUNT)]
     found = without(steps.said(bundle, "conditional", requests)[0], "conditional")
     assert found == python_says(bundle, requests)

@@ -1,12 +1,11 @@
 """Compilers, and the headers that the plugin library is compiled against where there is no TensorRT."""
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "eecompile" / "plugins" / "exit_decision"
@@ -40,10 +39,4 @@ def cuda_headers() -> Path:
 
 def estimate() -> ModuleType:
     """tools/plugin_estimate.py."""
-    spec = importlib.util.spec_from_file_location("plugin_estimate", ROOT / "tools" / "plugin_estimate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("plugin_estimate")
