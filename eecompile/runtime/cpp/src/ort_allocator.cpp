@@ -37,7 +37,7 @@ TakesWeights::TakesWeights() { takes_weights = true; }
 TakesWeights::~TakesWeights() { takes_weights = false; }
 
 OrtStatus* register_allocator(const OrtApi& api, OrtEnv* environment) {
-  auto* const made = new Allocator();  // the library keeps it
+  static Allocator* const made = new Allocator();  // the library has it to the end of the process
   made->version = ORT_API_VERSION;
   made->Alloc = for_pass;
   made->Free = give_back;
