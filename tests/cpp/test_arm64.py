@@ -141,7 +141,7 @@ def test_the_first_pass_has_logits_as_near_as_the_kernels_round(
     """The uncut graph, of which no code of the C++ runtime takes part."""
     opened: Bundle = shelf.bundle(at=[1, 3], precision=precision, gain=0.35)
     graph = json.loads((opened.files.path / c.MANIFEST).read_text())["graphs"]["reference"]
-    sizes = {"B": 1, "R": len(PROMPT), "T": c.CACHE_BUCKET}
+    sizes = {"B": 1, "R": len(PROMPT), "N": len(PROMPT), "T": c.CACHE_BUCKET}
     inputs = {
         tensor["name"]: np.zeros([sizes.get(size, size) for size in tensor["shape"]], tensor["dtype"])
         for tensor in graph["inputs"]
