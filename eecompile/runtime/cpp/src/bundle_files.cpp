@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <future>
+#include <memory>
 #include <thread>
 
 #include "eecompile/contract.h"
@@ -115,9 +116,8 @@ Status read_overlays(BundleFiles& files, const Sizes& sizes) {
 Result<BundleFiles> read_bundle(const std::string& path, Integrity integrity) {
   BundleFiles files;
   struct stat info{};
-  char* resolved = realpath(path.c_str(), nullptr);
-  files.path = resolved == nullptr ? path : resolved;
-  free(resolved);
+  const std::unique_ptr<char, void (*)(void*)> resolved(realpath(path.c_str(), nullptr), free);
+  files.path = resolved ? resolved.get() : path;
   if (stat(files.path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
     return damaged("there is no bundle here: not a directory", path, kNotHere);
   const std::string manifest = files.path + "/" + std::string(contract::kManifest);

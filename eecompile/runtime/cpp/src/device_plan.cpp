@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::int64_t kMaxPlanBytes = 16 << 20;
 constexpr std::int64_t kMostSize = std::int64_t{1} << 32;
-constexpr std::array<std::string_view, 2> kDialects = {"modern", "classic"};
 constexpr std::array<std::string_view, 2> kProfiles = {"decode", "prefill"};
 constexpr std::array<std::string_view, 3> kReaches = {"never", "preferred", "required"};
 

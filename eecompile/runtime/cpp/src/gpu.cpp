@@ -7,7 +7,7 @@
 namespace eecompile {
 namespace {
 
-constexpr const char* kLibrary = "libcuda.so.1";
+constexpr const char* kDriver = "libcuda.so.1";
 constexpr const char* kNoGpu = "install the vendor's driver, or use the back end onnxruntime";
 
 Status no_gpu(const std::string& why) { return {Code::kMissingBackend, "there is no GPU here: " + why, "", kNoGpu}; }
@@ -25,15 +25,15 @@ const CudaDriver* load_cuda_driver(std::string& reason) {
   static std::string fault;
   static const CudaDriver driver = [] {
     CudaDriver found;
-    void* library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+    void* library = dlopen(kDriver, RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       const char* said = dlerror();
-      fault = said == nullptr ? std::string(kLibrary) + " cannot be loaded" : said;
+      fault = said == nullptr ? std::string(kDriver) + " cannot be loaded" : said;
       return found;
     }
 #define EECOMPILE_LOAD(name, arguments)                                  \
   found.name = reinterpret_cast<decltype(found.name)>(dlsym(library, #name)); \
-  if (found.name == nullptr && fault.empty()) fault = std::string(kLibrary) + " has no " #name;
+  if (found.name == nullptr && fault.empty()) fault = std::string(kDriver) + " has no " #name;
     EECOMPILE_CUDA(EECOMPILE_LOAD)
 #undef EECOMPILE_LOAD
     return found;

@@ -15,7 +15,6 @@ using contract::kMaxLayers;
 
 constexpr std::array<std::string_view, 4> kTasks = {"causal-lm", "sequence-classification", "token-classification",
                                                     "regression"};
-constexpr std::array<std::string_view, 2> kDialects = {"modern", "classic"};
 constexpr std::size_t kMaxGraphs = contract::kMaxExits + 4;
 
 std::string at(const std::string& list, std::size_t index) { return list + "." + std::to_string(index); }

@@ -3,6 +3,7 @@
 // Thread safety: values. Cost: a few times the JSON that they were read from.
 #pragma once
 
+#include <array>
 #include <map>
 #include <optional>
 #include <string>
@@ -96,6 +97,8 @@ struct FileInfo {
   std::int64_t bytes = 0;
   std::string sha256;
 };
+
+constexpr std::array<std::string_view, 2> kDialects = {"modern", "classic"};  // of a device's graphs
 
 // The graphs that a device's engines are made of, by the path of the manifest's graph that each stands for, with the
 // same inputs and outputs; and the path of the plan for them.

@@ -1,11 +1,9 @@
 #include "ort.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <functional>
 #include <mutex>
 
@@ -294,32 +292,10 @@ void add_cuda(const OrtApi& api, OrtSessionOptions* options, const Gpu& gpu, Cha
 
 }  // namespace
 
-// ONNX Runtime has one environment a process.
-struct OrtLibrary::Only {
-  std::mutex mutex;
-  std::shared_ptr<OrtLibrary> made;
-  pid_t process = 0;
-};
-
-OrtLibrary::Only& OrtLibrary::only() {
-  static Only* const kOnly = new Only();  // never destroyed: `end` may be called later than destructors are
-  return *kOnly;
-}
-
-// Called as the process exits, before ONNX Runtime's own static objects are destroyed, which its threads would go on
-// reading; not in a process that was forked since, which has none of these threads to wait for.
-void OrtLibrary::end() {
-  Only& own = only();
-  const std::lock_guard<std::mutex> lock(own.mutex);
-  if (!own.made || own.made.use_count() > 1 || own.process != getpid()) return;
-  own.made->api_->ReleaseEnv(own.made->environment_);
-  own.made.reset();
-}
-
 Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& path, int threads) {
-  Only& own = only();
-  std::shared_ptr<OrtLibrary>& made = own.made;
-  const std::lock_guard<std::mutex> lock(own.mutex);
+  static std::mutex mutex;
+  static std::shared_ptr<OrtLibrary> made;  // ONNX Runtime has one environment a process
+  const std::lock_guard<std::mutex> lock(mutex);
   if (threads < 1) return Status{Code::kUsage, std::to_string(threads) + " threads are none", "", "give at least one"};
   if (made && made->threads_ != threads)
     return Status{
@@ -346,8 +322,6 @@ Result<std::shared_ptr<const OrtLibrary>> OrtLibrary::open(const std::string& pa
   // an application that has given this environment memory of its own keeps it
   found->large_pages_ = failure(*api, register_allocator(*api, found->environment_)).empty();
   made = found;
-  own.process = getpid();
-  static_cast<void>(std::atexit(end));  // later registered than what the library has registered: called earlier
   return std::shared_ptr<const OrtLibrary>(made);
 }
 

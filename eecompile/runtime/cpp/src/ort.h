@@ -32,13 +32,10 @@ class OrtLibrary {
   bool large_pages() const { return large_pages_; }
 
  private:
-  struct Only;
   OrtLibrary() = default;
-  static Only& only();
-  static void end();
 
   const OrtApi* api_ = nullptr;
-  OrtEnv* environment_ = nullptr;  // lives until the process exits, and longer where a bundle does
+  OrtEnv* environment_ = nullptr;  // lives as long as the process
   int threads_ = 0;
   bool large_pages_ = false;
 };

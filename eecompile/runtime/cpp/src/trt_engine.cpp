@@ -13,7 +13,6 @@
 namespace eecompile {
 namespace {
 
-constexpr std::string_view kBuild = "build the engines on this machine with `eecompile engines BUNDLE`";
 constexpr std::array<std::pair<std::string_view, nvinfer1::DataType>, 5> kTrtDtypes = {
     {{"float32", nvinfer1::DataType::kFLOAT},
      {"float16", nvinfer1::DataType::kHALF},
@@ -84,7 +83,10 @@ Status TrtEngine::check_tensors() {
   std::set<std::string> names;
   for (int i = 0; i < engine_->getNbIOTensors(); ++i) names.insert(engine_->getIOTensorName(i));
   std::set<std::string> known;
-  const auto wrong = [&](const std::string& what) { return damaged("the engine has " + what, path_, kBuild); };
+  const auto wrong = [&](const std::string& what) {
+    return damaged("the engine has " + what, path_,
+                   "build the engines on this machine with `eecompile engines BUNDLE`");
+  };
   for (const bool input : {true, false})
     for (const TensorInfo& tensor : input ? info_.inputs : info_.outputs) {
       known.insert(tensor.name);

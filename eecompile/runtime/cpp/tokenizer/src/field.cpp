@@ -8,7 +8,7 @@ namespace eecompile::tok {
 
 namespace {
 
-constexpr unsigned kDeepest = 32;  // sequences within sequences: a file may not overflow the stack
+constexpr unsigned kDeepestSequence = 32;  // sequences within sequences: a file may not overflow the stack
 
 }  // namespace
 
@@ -26,7 +26,7 @@ bool Field::has(const char* key) const {
 
 Field Field::at(const char* key) const {
   const std::string where = where_ + "." + key;
-  if (has(key) && depth_ < kDeepest) return {json_.find(key), where, *faults_, depth_ + 1};
+  if (has(key) && depth_ < kDeepestSequence) return {json_.find(key), where, *faults_, depth_ + 1};
   faults_->malformed(where, has(key) ? "is nested too deep" : "is missing");
   return {Json(), where, *faults_};
 }

@@ -10,7 +10,7 @@ namespace eecompile::tok {
 
 namespace {
 
-constexpr std::size_t kDeepest = 16;
+constexpr std::size_t kDeepestGroup = 16;
 
 std::string shown(const std::u32string& text) {
   std::string utf8;
@@ -66,7 +66,7 @@ std::vector<Pattern::Sequence> PatternParser::parse() {
 
 PatternParser::Sequences PatternParser::alternatives(bool ignore_case) {
   Sequences all;
-  if (++depth_ > kDeepest) refuse("groups that are nested too deep");
+  if (++depth_ > kDeepestGroup) refuse("groups that are nested too deep");
   do {
     all.push_back(sequence(ignore_case));
   } while (!failed_ && take("|"));

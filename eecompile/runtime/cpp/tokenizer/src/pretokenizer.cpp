@@ -15,9 +15,9 @@ namespace {
 
 // A pre-tokeniser that is a function.
 template <typename Apply>
-class Simple : public PreTokenizer {
+class PreStep : public PreTokenizer {
  public:
-  explicit Simple(Apply apply) : apply_(std::move(apply)) {}
+  explicit PreStep(Apply apply) : apply_(std::move(apply)) {}
   void apply(Pieces& pieces) const override { apply_(pieces); }
 
  private:
@@ -25,8 +25,8 @@ class Simple : public PreTokenizer {
 };
 
 template <typename Apply>
-std::unique_ptr<const PreTokenizer> simple(Apply apply) {
-  return std::make_unique<Simple<Apply>>(std::move(apply));
+std::unique_ptr<const PreTokenizer> pre_step(Apply apply) {
+  return std::make_unique<PreStep<Apply>>(std::move(apply));
 }
 
 void split_at(Pieces& pieces, Flag flag, Delimiters delimiters) {
@@ -53,7 +53,7 @@ void split_words(Pieces& pieces) {
   });
 }
 
-void write_bytes(Text& text) {
+void write_each_byte(Text& text) {
   if (text.origins.empty()) {
     text.bytes = bytes_to_chars(text.bytes);
     return;
@@ -68,14 +68,14 @@ constexpr const char* kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\
 
 std::unique_ptr<const PreTokenizer> byte_level_from(const Field& field) {
   const bool prefix = field.at("add_prefix_space").flag(), splits = field.flag("use_regex", true);
-  return simple([=, pattern = Pattern::known(kGpt2)](Pieces& pieces) {
+  return pre_step([=, pattern = Pattern::known(kGpt2)](Pieces& pieces) {
     split_pieces(pieces, [&](Text&& text, Pieces& out) {
       if (prefix && text.bytes[0] != ' ') text.prepend(" ");
       if (!splits) return add_piece(out, std::move(text));
       add_split(text, pattern.spans(text.bytes), Delimiters::kIsolated, out);
     });
     for (Piece& piece : pieces) {
-      if (piece.id < 0) write_bytes(piece.text);
+      if (piece.id < 0) write_each_byte(piece.text);
     }
   });
 }
@@ -84,7 +84,7 @@ std::unique_ptr<const PreTokenizer> split_from(const Field& field) {
   Pattern pattern = Pattern::from(field.at("pattern"));
   const Delimiters delimiters = delimiters_from(field.at("behavior"));
   const bool inverted = field.at("invert").flag();
-  return simple([=, pattern = std::move(pattern)](Pieces& pieces) {
+  return pre_step([=, pattern = std::move(pattern)](Pieces& pieces) {
     split_pieces(pieces, [&](Text&& text, Pieces& out) {
       std::vector<Span> spans = pattern.spans(text.bytes);
       for (Span& span : spans) span.match = span.match != inverted;
@@ -94,7 +94,7 @@ std::unique_ptr<const PreTokenizer> split_from(const Field& field) {
 }
 
 std::unique_ptr<const PreTokenizer> metaspace_pre_from(const Field& field) {
-  return simple([meta = metaspace_from(field)](Pieces& pieces) {
+  return pre_step([meta = metaspace_from(field)](Pieces& pieces) {
     split_pieces(pieces, [&](Text&& text, Pieces& out) {
       mark_spaces(text, meta);
       if (!meta.split) return add_piece(out, std::move(text));
@@ -104,10 +104,10 @@ std::unique_ptr<const PreTokenizer> metaspace_pre_from(const Field& field) {
   });
 }
 
-std::unique_ptr<const PreTokenizer> sequence_from(const Field& field) {
+std::unique_ptr<const PreTokenizer> pre_sequence_from(const Field& field) {
   std::vector<std::unique_ptr<const PreTokenizer>> steps;
   field.at("pretokenizers").each([&](const Field& one) { steps.push_back(pre_tokenizer_from(one)); });
-  return simple([steps = std::move(steps)](Pieces& pieces) {
+  return pre_step([steps = std::move(steps)](Pieces& pieces) {
     for (const auto& step : steps) step->apply(pieces);
   });
 }
@@ -119,13 +119,13 @@ std::unique_ptr<const PreTokenizer> pre_tokenizer_from(const Field& field) {
   if (type == "ByteLevel") return byte_level_from(field);
   if (type == "Split") return split_from(field);
   if (type == "Metaspace") return metaspace_pre_from(field);
-  if (type == "Sequence") return sequence_from(field);
-  if (type == "Whitespace") return simple(split_words);
+  if (type == "Sequence") return pre_sequence_from(field);
+  if (type == "Whitespace") return pre_step(split_words);
   if (type == "WhitespaceSplit") {
-    return simple([](Pieces& pieces) { split_at(pieces, kSpace, Delimiters::kRemoved); });
+    return pre_step([](Pieces& pieces) { split_at(pieces, kSpace, Delimiters::kRemoved); });
   }
   if (type == "BertPreTokenizer") {
-    return simple([](Pieces& pieces) {
+    return pre_step([](Pieces& pieces) {
       split_at(pieces, kSpace, Delimiters::kRemoved);
       split_at(pieces, kPunctuation, Delimiters::kIsolated);
     });
@@ -134,12 +134,12 @@ std::unique_ptr<const PreTokenizer> pre_tokenizer_from(const Field& field) {
     const bool digits = type == "Digits", single = digits && field.at("individual_digits").flag();
     const Delimiters contiguous = single ? Delimiters::kIsolated : Delimiters::kContiguous;
     const Delimiters marks = field.has("behavior") ? delimiters_from(field.at("behavior")) : Delimiters::kIsolated;
-    return simple([=](Pieces& pieces) {
+    return pre_step([=](Pieces& pieces) {
       split_at(pieces, digits ? kNumeric : kPunctuation, digits ? contiguous : marks);
     });
   }
   field.unsupported("the pre-tokeniser " + type + " is not supported");
-  return simple([](Pieces&) {});
+  return pre_step([](Pieces&) {});
 }
 
 }  // namespace eecompile::tok

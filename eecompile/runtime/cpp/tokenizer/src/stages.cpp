@@ -11,7 +11,7 @@ namespace {
 
 using Out = std::vector<std::string>;
 
-constexpr const char* kReplacement = "\xEF\xBF\xBD";
+constexpr const char* kBrokenByte = "\xEF\xBF\xBD";
 
 class Spaced : public Stage {
  public:
@@ -77,7 +77,7 @@ class ByteFallback : public Stage {
       valid = next.valid;
       at += next.size;
     }
-    for (std::size_t i = 0; !valid && i < bytes_.size(); ++i) out.emplace_back(kReplacement);
+    for (std::size_t i = 0; !valid && i < bytes_.size(); ++i) out.emplace_back(kBrokenByte);
     if (valid) out.push_back(bytes_);
     bytes_.clear();
   }

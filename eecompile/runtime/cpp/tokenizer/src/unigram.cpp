@@ -11,12 +11,12 @@ namespace eecompile::tok {
 namespace {
 
 constexpr double kUnknownPenalty = 10.0;  // below the lowest score, as in SentencePiece
-constexpr std::size_t kNowhere = static_cast<std::size_t>(-1);
+constexpr std::size_t kNoToken = static_cast<std::size_t>(-1);
 
 // The best way to cut the text up to a byte.
 struct Best {
   double score = 0;
-  std::size_t begin = kNowhere;  // of its last token
+  std::size_t begin = kNoToken;  // of its last token
   std::uint32_t id = 0;
 };
 
@@ -52,7 +52,7 @@ class Unigram : public Model {
     std::vector<Best> best(text.size() + 1);
     const auto offer = [&best](std::size_t begin, std::size_t end, std::uint32_t id, double score) {
       score += best[begin].score;
-      if (best[end].begin == kNowhere || score > best[end].score) best[end] = {score, begin, id};
+      if (best[end].begin == kNoToken || score > best[end].score) best[end] = {score, begin, id};
     };
     for (std::size_t at = 0; at < text.size();) {
       const std::size_t size = decode(text, at).size;
