@@ -19,7 +19,9 @@ int main(int count, char** words) {
   const auto prompt = checked(text.chat({{"user", words[2]}}));
   auto session = checked(bundle.session({"exact"}));
   auto stream = text.stream();
-  const auto show = [&](const eecompile::Token& token) { return std::fputs(stream.push(token.id).c_str(), stdout) >= 0; };
+  const auto show = [&](const eecompile::Token& token) {
+    return std::fputs(stream.push(token.id).c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
+  };
   const auto answer = checked(session.generate(prompt, {}, show));
   std::printf("%s\n%.1f tokens/s\n", stream.finish().c_str(), answer.stats.tokens_per_second());
 }

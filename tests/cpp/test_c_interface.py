@@ -1,6 +1,8 @@
 """The C interface by ctypes: the Python runtime's tokens, structs of other versions, faults as codes and texts."""
 
 import ctypes as ct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,38 @@ def test_a_caller_of_an_older_version_is_understood(c: Any, bundle: Any, opened:
     c.eecompile_session_free(one)
 
 
+def test_a_struct_without_a_size_is_refused(c: Any, bundle: Any) -> None:
+    """None of what it says would count."""
+    handle, one, ids = ct.c_void_p(), session(c, bundle), (ct.c_int64 * 1)(1)
+    assert c.eecompile_open(b".", ct.byref(OpenOptions(threads=2)), ct.byref(handle)) == USAGE
+    assert c.eecompile_session_new(bundle, ct.byref(SessionOptions(mode=b"exact")), ct.byref(handle)) == USAGE
+    assert c.eecompile_batch_new(bundle, ct.byref(SessionOptions(mode=b"exact")), 1, ct.byref(handle)) == USAGE
+    assert handle.value is None
+    few = GenerateOptions(max_new_tokens=1)
+    assert c.eecompile_generate(one, ids, 1, ct.byref(few), None, None, None) == USAGE
+    assert c.eecompile_generate(one, ids, 1, None, None, None, ct.byref(Stats())) == USAGE
+    assert said(c) == "a struct does not say its size: fill in sizeof of it"
+    c.eecompile_session_free(one)
+
+
+def test_a_callback_cannot_generate_in_its_own_session(c: Any, bundle: Any, opened: Bundle) -> None:
+    one, other, found = session(c, bundle), session(c, bundle), []
+    ids = (ct.c_int64 * 2)(1, 2)
+
+    def take(context: Any, token: int, depth: int) -> int:
+        inner = [c.eecompile_generate(which, ids, 2, None, None, None, None) for which in (one, other)]
+        found.append((token, inner, said(c)))
+        return 1
+
+    tells, three = ON_TOKEN(take), sized(GenerateOptions, max_new_tokens=3)
+    prompt = (ct.c_int64 * len(PROMPT))(*PROMPT)
+    assert c.eecompile_generate(one, prompt, len(PROMPT), ct.byref(three), tells, None, None) == 0, said(c)
+    assert [token for token, *_ in found] == tiny.tokens(opened, PROMPT, 3)
+    assert all(inner == [USAGE, 0] and "a session of its own" in text for _, inner, text in found)
+    for handle in (one, other):
+        c.eecompile_session_free(handle)
+
+
 def test_sled_and_the_rules_for_skipped_layers(c: Any, bundle: Any, opened: Bundle) -> None:
     one, handle = session(c, bundle, kv=b"catch_up"), ct.c_void_p()
     tokens, _ = generate(c, one, PROMPT, max_new_tokens=12, sled_rate=1.5)
@@ -162,3 +196,30 @@ def test_faults_are_codes_and_texts(c: Any, bundle: Any, opened: Bundle, tmp_pat
     assert c.eecompile_generate(one, ids, 1, ct.byref(far), None, None, None) == CONTEXT_FULL
     assert c.eecompile_generate(None, ids, 1, None, None, None, None) == USAGE
     c.eecompile_session_free(one)
+
+
+BESIDE = """
+import ctypes as ct, sys
+library, onnxruntime, bundle = sys.argv[1:]
+base = ct.CDLL(onnxruntime).OrtGetApiBase
+base.restype = ct.POINTER(ct.c_void_p)
+get_api = ct.CFUNCTYPE(ct.POINTER(ct.c_void_p), ct.c_uint32)(base()[0])
+create_env = ct.CFUNCTYPE(ct.c_void_p, ct.c_int, ct.c_char_p, ct.c_void_p)(get_api(21)[3])
+assert create_env(2, b"another", ct.byref(ct.c_void_p())) is None
+class Options(ct.Structure):
+    _fields_ = (("size", ct.c_size_t), ("threads", ct.c_int32), ("sizes_only", ct.c_int32), ("library", ct.c_char_p))
+c = ct.CDLL(library)
+c.eecompile_last_error.restype = ct.c_char_p
+options = Options(ct.sizeof(Options), 2, 1, onnxruntime.encode())
+print(c.eecompile_open(bundle.encode(), ct.byref(options), ct.byref(ct.c_void_p())))
+print(c.eecompile_last_error().decode())
+"""
+
+
+def test_another_user_of_onnx_runtime_is_told_to_come_later(library: Path, opened: Bundle) -> None:
+    """Whose environment, which a process has one of, has no threads to share: the bundle is not to blame."""
+    words = [library, ONNXRUNTIME.decode(), opened.files.path]
+    done = subprocess.run([sys.executable, "-c", BESIDE, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{USAGE}\nthis process runs ONNX Runtime without a thread pool"), done.stdout
+    assert "CreateEnvWithGlobalThreadPools" in done.stdout

@@ -3,6 +3,7 @@
 import ctypes as ct
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,16 @@ def test_broken_profiles_are_refused_by_both(library_c: Any, plain: Bundle, tmp_
     (root / PROFILE).write_bytes(whole)
     assert code() == 0, said(library_c)
     assert tiny.tokens(Bundle.open(root, integrity="size"), [3, 1], 4) == tiny.tokens(plain, [3, 1], 4)
+
+
+def test_a_profile_of_many_passes_is_read_once(library_c: Any, plain: Bundle, tmp_path: Path) -> None:
+    """And not once for each of them, which took minutes."""
+    root = shutil.copytree(plain.files.path, tmp_path / "bundle")
+    handle, options = ct.c_void_p(), sized(OpenOptions, threads=plain.threads, onnxruntime=ONNXRUNTIME)
+    one = {"graph": "segment_0", "rows": 1, "length": 0, "seconds": 0.1}
+    write_overlay(root, PROFILE, fields({1: 1.0}) | {"passes": [one] * 100_000})
+    began = time.process_time()
+    done = library_c.eecompile_open(str(root).encode(), ct.byref(options), ct.byref(handle))
+    assert done == 0, said(library_c)
+    library_c.eecompile_close(handle)
+    assert time.process_time() - began < 5

@@ -132,6 +132,8 @@ def test_a_long_run_of_one_character_is_no_burden(name: str, letter: str, comman
 REGEXES = ("(?<=a)b", "(ab)+", r"\p{Han}", "[[:alpha:]]", "a*?b", "a++", "x*", "^a", "a|", "(?i:é)", "(?i:ss)",
            "(?!ab)c", "[a-z&&[^b]]", r"\b", "(a", "a)", "[a", "a{2,1}", "{",
            r"\h", "(" * 40 + "a" + ")" * 40)  # fmt: skip
+TWICE = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2, "pair": [],
+         "special_tokens": {}}  # fmt: skip
 REFUSED = [
     ("pre_tokenizer", {"type": "UnicodeScripts"}, "UnicodeScripts"),
     ("pre_tokenizer", {"type": "CharDelimiterSplit", "delimiter": "x"}, "CharDelimiterSplit"),
@@ -139,6 +141,7 @@ REFUSED = [
     ("decoder", {"type": "CTC"}, "CTC"),
     ("decoder", {"type": "BPEDecoder", "suffix": "</w>"}, "BPEDecoder"),
     ("post_processor", {"type": "Novel"}, "Novel"),
+    ("post_processor", {"type": "Sequence", "processors": [TWICE] * 60}, "twice"),
     ("model", {"type": "WordLevel", "vocab": {}}, "WordLevel"),
     ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.5}, "dropout"),
     ("model", {"type": "Unigram", "vocab": [["a", -1.0]]}, "unk_id"),
@@ -215,6 +218,42 @@ def test_sequences_within_sequences_do_not_overflow_the_stack(command: Command, 
     nested = '{"type":"Sequence","normalizers":[' * 50_000 + '{"type":"NFC"}' + "]}" * 50_000
     file.write_text(json.dumps(plain())[:-1] + f', "normalizer": {nested}}}', encoding="utf-8")
     assert command.opens(file)[0] == NOT_INTACT
+
+
+def test_a_pattern_of_many_parts_does_not_overflow_the_stack(command: Command, tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "a?" * 200_000 + "b"}, "behavior": "Isolated", "invert": False}
+    status, message = opened_with(command, tmp_path, "pre_tokenizer", split)
+    assert status == UNSUPPORTED, message
+    assert "more than 1000 parts" in message
+    assert len(message) < 1000
+    split["pattern"] = {"Regex": "a?" * 999 + "b"}
+    assert opened_with(command, tmp_path, "pre_tokenizer", split)[0] == 0
+
+
+def spaces(folder: Path, *strips: str) -> Path:
+    """A file with a token that is a space, and one that is an a, with these of their flags set."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    tokens = [
+        {"id": number, "content": content} | {flag: f"{content}{flag}" in strips for flag in flags}
+        for number, content in enumerate(" a", 600)
+    ]
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(plain() | {"added_tokens": tokens}), encoding="utf-8")
+    return file
+
+
+def test_a_token_whose_spaces_another_has_taken_is_empty(command: Command, tmp_path: Path) -> None:
+    file, text = spaces(tmp_path, " lstrip", "arstrip"), "a   b"
+    [ids] = command.ask(file, "encode", [text])
+    [(same, _, _, _, spans)] = command.ask(file, "spans", [{"text": text, "pair": None, "most": None}])
+    assert ids == same
+    assert all(begin <= end <= len(text) for begin, end in spans)
+
+
+def test_tokens_that_take_spaces_look_at_each_once(command: Command, tmp_path: Path) -> None:
+    """Which took minutes for each megabyte, squared."""
+    [ids] = command.ask(spaces(tmp_path, " lstrip"), "encode", [" " * (MEGABYTE // 4)])
+    assert len(ids) == MEGABYTE // 4
 
 
 @pytest.mark.parametrize("name", ["llama3", "wordpiece", "unigram-1"])

@@ -1,12 +1,13 @@
 /* The runtime's C interface, for other languages: token ids in, token ids out, classifications, and text to ids and back.
  *
  * Every call returns 0 or an eecompile_code; eecompile_last_error() then says what, where and how to mend it. Structs
- * begin with their size, so that a library knows what a caller of another version means: fill in sizeof, set the rest
- * to zero, which stands for the default. What a callback is given has the library's size: read no further than that.
- * Elements of arrays have none, and never change. Nothing throws and nothing is printed.
+ * begin with their size, so that a library knows what a caller of another version means: fill in sizeof (0 is refused),
+ * set the rest to zero, which stands for the default. What a callback is given has the library's size: read no further
+ * than that. Elements of arrays have none, and never change. Nothing throws and nothing is printed.
  *
  * Thread safety: a bundle, a classifier and a text may be shared; a session, a batch and a stream belong to one thread at
- * a time, the last error to its thread. Callbacks run in the calling thread, before the call returns.
+ * a time, the last error to its thread. Callbacks run in the calling thread, before the call returns; they throw nothing,
+ * and neither free nor generate with what calls them.
  * Ownership: what a call makes is the caller's, who frees it with the function of that name; NULL is fine there. All of it
  * outlives its bundle if need be. What the caller gives is copied or done with when the call returns. What a
  * callback is given stays valid until it returns.
@@ -48,9 +49,10 @@ typedef struct eecompile_bundle eecompile_bundle;
 typedef struct eecompile_session eecompile_session;
 
 /* threads: of the process-wide pool (0: the processors at hand). sizes_only: do not compare SHA-256 of the core's
- * files. onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). backend: "auto" (NULL),
- * "onnxruntime", "tensorrt" or "cuda". plugin: the exit decision's library, where engines call it (NULL: none).
- * decision: who decides at exits of engines: "auto" (NULL), "pinned" (the host) or "conditional" (the GPU). */
+ * files. onnxruntime: its shared library (NULL: libonnxruntime.so.1, as the loader finds it). The first bundle that a
+ * process opens decides both (bundle.h). backend: "auto" (NULL), "onnxruntime", "tensorrt" or "cuda". plugin: the exit
+ * decision's library, where engines call it (NULL: none). decision: who decides at exits of engines: "auto" (NULL),
+ * "pinned" (the host) or "conditional" (the GPU). */
 typedef struct {
   size_t size;
   int32_t threads;

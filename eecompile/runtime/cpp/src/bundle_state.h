@@ -42,6 +42,7 @@ struct Session::State {
   Staircase stairs;
   std::unique_ptr<Decoder> decoder;
   std::optional<SledDecoder> sled;
+  bool running = false;
 };
 
 }  // namespace eecompile

@@ -37,6 +37,7 @@ std::int32_t eecompile_generate_many(eecompile_session* session, const eecompile
                                      size_t slots, const eecompile_generate_options* options,
                                      eecompile_on_batch_token on_token, eecompile_on_end on_end, void* context) {
   if (session == nullptr || lacks(prompts, prompt_count)) return fail("there is no session or no prompt");
+  if (sizeless(options)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     std::vector<Ids> all;
     for (std::size_t i = 0; i < prompt_count; ++i) {
@@ -55,6 +56,7 @@ std::int32_t eecompile_batch_new(const eecompile_bundle* bundle, const eecompile
                                  eecompile_batch** batch) {
   if (bundle == nullptr || batch == nullptr) return fail("there is no bundle, or nowhere to put the batch");
   *batch = nullptr;
+  if (sizeless(options)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     Result<Batch> made = bundle->bundle.batch(options_of(known(options)), slots);
     if (!made.ok()) return fail(made.status());
@@ -69,6 +71,7 @@ std::int32_t eecompile_batch_add(eecompile_batch* batch, const int64_t* prompt, 
                                  const eecompile_generate_options* options, const eecompile_request_options* own,
                                  int64_t* request) {
   if (batch == nullptr || lacks(prompt, count)) return fail("there is no batch or no prompt");
+  if (sizeless(options, own)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     const Ids ids(prompt, prompt + count);
     const Result<std::size_t> made = batch->batch.add(ids, options_of(known(options)), options_of(known(own)));

@@ -57,6 +57,7 @@ std::int32_t eecompile_classifier_new(const eecompile_bundle* bundle, const eeco
                                       eecompile_classifier** classifier) {
   if (bundle == nullptr || classifier == nullptr) return fail("there is no bundle, or nowhere to put the classifier");
   *classifier = nullptr;
+  if (sizeless(options)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     Result<Classifier> made = bundle->bundle.classifier(options_of(known(options)));
     if (!made.ok()) return fail(made.status());
@@ -72,6 +73,7 @@ std::int32_t eecompile_classify(const eecompile_classifier* classifier, const ee
                                 eecompile_classify_stats* stats) {
   if (classifier == nullptr || lacks(texts, count) || on_answer == nullptr)
     return fail("there is no classifier, nothing to classify, or nobody to tell");
+  if (sizeless(stats)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     const Result<std::vector<EncodedText>> given = texts_of(texts, count);
     if (!given.ok()) return fail(given.status());

@@ -91,6 +91,7 @@ const char* eecompile_last_error(void) { return last_error.c_str(); }
 std::int32_t eecompile_open(const char* path, const eecompile_open_options* options, eecompile_bundle** bundle) {
   if (path == nullptr || bundle == nullptr) return fail("there is no path, or nowhere to put the bundle");
   *bundle = nullptr;
+  if (sizeless(options)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     const eecompile_open_options given = known(options);
     OpenOptions own;
@@ -118,6 +119,7 @@ std::int32_t eecompile_session_new(const eecompile_bundle* bundle, const eecompi
                                    eecompile_session** session) {
   if (bundle == nullptr || session == nullptr) return fail("there is no bundle, or nowhere to put the session");
   *session = nullptr;
+  if (sizeless(options)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     Result<Session> made = bundle->bundle.session(options_of(known(options)));
     if (!made.ok()) return fail(made.status());
@@ -132,6 +134,7 @@ std::int32_t eecompile_generate(eecompile_session* session, const int64_t* promp
                                 const eecompile_generate_options* options, eecompile_on_token on_token, void* context,
                                 eecompile_stats* stats) {
   if (session == nullptr || (prompt == nullptr && count > 0)) return fail("there is no session or no prompt");
+  if (sizeless(options, stats)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     const auto tell_token = [&](const Token& token) { return on_token(context, token.id, token.exit_layer) != 0; };
     const Ids ids(prompt, prompt + count);

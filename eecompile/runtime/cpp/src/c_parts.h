@@ -41,6 +41,14 @@ std::optional<T> unless_zero(T value) {
   return value == 0 ? std::nullopt : std::optional<T>(value);
 }
 
+// Whether one of these structs, where it is given, does not say its size: none of it would count, without a word.
+template <typename... T>
+bool sizeless(const T*... given) {
+  return (... || (given != nullptr && given->size < sizeof given->size));
+}
+
+inline constexpr char kNoSize[] = "a struct does not say its size: fill in sizeof of it";
+
 inline bool lacks(const void* array, std::size_t size) { return array == nullptr && size > 0; }
 
 // A caller's structs in this library's, and back.

@@ -362,6 +362,10 @@ Result<SharedEngine> open_ort(std::shared_ptr<const OrtLibrary> library, const s
   const TakesWeights weights;
   if (chain.ok()) chain.then(api.CreateSession(library->environment(), path.c_str(), options, &session));
   if (options != nullptr) api.ReleaseSessionOptions(options);
+  if (chain.said().find("CreateEnvWithGlobalThreadPools") != std::string::npos)  // as it says where there is none
+    return usage("this process runs ONNX Runtime without a thread pool that sessions share",
+                 "open the first bundle before anything else uses ONNX Runtime, or make its environment there with "
+                 "CreateEnvWithGlobalThreadPools");
   if (!chain.ok() && gpu.gpu)
     return Status{Code::kMissingBackend, "ONNX Runtime cannot load it on a GPU: " + chain.said(), path, kCudaMend};
   if (!chain.ok()) return damaged("ONNX Runtime cannot load it: " + chain.said(), path, "build the bundle again");

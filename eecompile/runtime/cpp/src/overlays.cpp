@@ -43,9 +43,10 @@ Result<Profile> read_profile(std::string_view data, const Manifest& m, const std
   Profile profile;
   static_cast<void>(f.text("device", kLongestName, 1));
   static_cast<void>(f.integer("threads", 1, 4096));
-  const Json& passes = f.list("passes", kMostPasses);
-  for (std::size_t i = 0; i < passes.size() && fault.empty(); ++i)
-    profile.passes.push_back(pass_from(passes[i], "passes." + std::to_string(i), fault));
+  for (const Json& pass : f.list("passes", kMostPasses)) {
+    profile.passes.push_back(pass_from(pass, "passes." + std::to_string(profile.passes.size()), fault));
+    if (!fault.empty()) break;
+  }
   if (Status status = check_overlay(f, data, m, "profile", fault, where); !status.ok()) return status;
   return profile;
 }

@@ -15,6 +15,18 @@ Status check_sled(const Settings& settings, const Manifest& manifest) {
   return {};
 }
 
+// Holds while a request runs.
+class Running {
+ public:
+  explicit Running(bool& flag) : flag_(flag) { flag_ = true; }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+  ~Running() { flag_ = false; }
+
+ private:
+  bool& flag_;
+};
+
 }  // namespace
 
 // Runs one request, from its prompt to its last token (session.py).
@@ -58,6 +70,9 @@ std::string Session::decision() const { return state_->decoder->on_gpu() ? "cond
 
 Result<Generation> Session::generate(const Ids& prompt, const GenerateOptions& options, const OnToken& on_token) {
   try {
+    if (state_->running)
+      return usage("a callback generates in the session that calls it", "make a session of its own for that");
+    const Running now(state_->running);
     return state_->run(prompt, options, on_token);
   } catch (const std::exception& e) {
     return thrown("the request failed", e);

@@ -26,8 +26,11 @@ enum class Integrity {
 };
 
 // threads: of the process-wide pool (0: the processors at hand). onnxruntime: its shared library, by a path or a name
-// that the loader finds. backend: "onnxruntime", "cuda" (ONNX Runtime on a GPU), "tensorrt" (the bundle's engines of
-// this machine), or "auto": tensorrt where the bundle has engines and this machine what it takes, else onnxruntime.
+// that the loader finds. The first bundle that a process opens decides both: later another number of threads is refused,
+// and another library not looked at. An application that uses ONNX Runtime itself opens its first bundle before that, or
+// makes its environment with CreateEnvWithGlobalThreadPools.
+// backend: "onnxruntime", "cuda" (ONNX Runtime on a GPU), "tensorrt" (the bundle's engines of this machine), or "auto":
+// tensorrt where the bundle has engines and this machine what it takes, else onnxruntime.
 // plugin: the exit decision's library, where engines call it, or its folder. decision: who decides at exits of engines:
 // "pinned", the host, by what it reads after each pass; "conditional", the GPU, a token's way down being one launch, for
 // which the plugin's library is needed; "auto": the GPU where it can.
@@ -49,7 +52,7 @@ class Session {
 
   // Continues `prompt` (token ids). Fails with kUsage for an empty prompt or ids out of range, kContextFull where
   // prompt and new tokens do not fit, kNumeric where the logits are not finite; what `on_token` was given by then
-  // stands.
+  // stands. `on_token` may use other sessions, and this one not.
   Result<Generation> generate(const Ids& prompt, const GenerateOptions& options = {}, const OnToken& on_token = {});
 
   std::string decision() const;  // who decides at exits: "conditional", the GPU, or "pinned", the host

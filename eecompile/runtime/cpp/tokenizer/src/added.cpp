@@ -100,8 +100,9 @@ void AddedTokens::add_matches(const Text& text, const Vocabulary& wanted, Pieces
     const std::size_t from = found.end;  // where the search goes on, whatever space the token takes
     const AddedToken& token = tokens_.at(found.id);
     if (!token.single_word || is_word_alone(bytes, found)) {
-      if (token.left_strip) found.begin = std::max(space_before(bytes, found.begin, 0), last);
+      if (token.left_strip) found.begin = std::max(space_before(bytes, found.begin, last), last);
       if (token.right_strip) found.end = space_behind(bytes, found.end);
+      found.end = std::max(found.end, found.begin);  // a token of spaces, all of which the one before has taken
       if (last < found.begin) add_piece(pieces, text.slice(last, found.begin));
       pieces.push_back({text.slice(found.begin, found.end), found.id});
       last = found.end;

@@ -11,11 +11,13 @@ namespace eecompile::tok {
 namespace {
 
 constexpr std::size_t kDeepestGroup = 16;
+constexpr std::size_t kMostItems = 1000;  // of a pattern: matching one calls itself for the next, and the stack is finite
+constexpr std::size_t kMostShown = 200;   // characters in an error
 
 std::string shown(const std::u32string& text) {
   std::string utf8;
-  for (const char32_t point : text) append(utf8, point);
-  return utf8;
+  for (const char32_t point : text.substr(0, kMostShown)) append(utf8, point);
+  return text.size() > kMostShown ? utf8 + ".." : utf8;
 }
 
 bool is_letter(char32_t point) { return (point | 32) >= U'a' && (point | 32) <= U'z'; }
@@ -77,6 +79,7 @@ PatternParser::Sequences PatternParser::alternatives(bool ignore_case) {
 Pattern::Sequence PatternParser::sequence(bool ignore_case) {
   Pattern::Sequence all;
   while (more() && peek() != U'|' && peek() != U')') {
+    if (++items_ > kMostItems) refuse("more than " + std::to_string(kMostItems) + " parts");
     if (take("(?!")) {
       all.push_back(look_ahead(Pattern::Kind::kNotAhead));
     } else if (take("(?=")) {

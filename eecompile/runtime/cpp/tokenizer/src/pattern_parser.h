@@ -43,7 +43,7 @@ class PatternParser {
 
   Field field_;
   std::u32string pattern_;
-  std::size_t at_ = 0, depth_ = 0;
+  std::size_t at_ = 0, depth_ = 0, items_ = 0;
   bool failed_ = false;
 };
 

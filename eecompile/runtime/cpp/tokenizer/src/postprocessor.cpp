@@ -88,6 +88,10 @@ void PostProcessor::add_template(const Field& field) {
   for (const Part& part : made.single)
     if (part.id == kSecond) single.malformed("names a second text");
   if (field.has("pair")) made.pair = parts_from(field.at("pair"), specials);
+  for (const std::vector<Part>* parts : {&made.single, &made.pair})
+    for (const std::int64_t text : {kFirst, kSecond})
+      if (std::count_if(parts->begin(), parts->end(), [&](const Part& part) { return part.id == text; }) > 1)
+        field.unsupported("a template that holds a text twice is not supported");  // several would make it grow without end
   templates_.push_back(std::move(made));
 }
 
