@@ -1,7 +1,6 @@
 // Memory for what a pass needs while it runs: blocks that are kept for the next one, which asks for the same again.
 //
-// The heap would do, were it not for passes of many pages: it gives pages back to the system at the end of each, and the
-// next has them zeroed again.
+// The heap would do as well, a few percent slower: it looks for room each time, and gives pages back to the system.
 // Thread safety: all functions. Cost: one lock; blocks of powers of two, as many as passes ever held at one time.
 #pragma once
 
