@@ -1,7 +1,5 @@
 #include "ort_allocator.h"
 
-#include <memory>
-
 #include <onnxruntime_c_api.h>
 
 #include "scratch_memory.h"
@@ -39,19 +37,14 @@ TakesWeights::TakesWeights() { takes_weights = true; }
 TakesWeights::~TakesWeights() { takes_weights = false; }
 
 OrtStatus* register_allocator(const OrtApi& api, OrtEnv* environment) {
-  auto made = std::make_unique<Allocator>();
+  static Allocator* const made = new Allocator();  // the library has it to the end of the process
   made->version = ORT_API_VERSION;
   made->Alloc = for_pass;
   made->Free = give_back;
   made->Info = info_of;
   made->Reserve = reserved;
   if (OrtStatus* status = api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &made->info)) return status;
-  if (OrtStatus* status = api.RegisterAllocator(environment, made.get())) {
-    api.ReleaseMemoryInfo(made->info);
-    return status;
-  }
-  made.release();  // the library keeps it
-  return nullptr;
+  return api.RegisterAllocator(environment, made);
 }
 
 }  // namespace eecompile
