@@ -1,5 +1,7 @@
 #include "ort_allocator.h"
 
+#include <memory>
+
 #include <onnxruntime_c_api.h>
 
 #include "scratch_memory.h"
@@ -37,14 +39,19 @@ TakesWeights::TakesWeights() { takes_weights = true; }
 TakesWeights::~TakesWeights() { takes_weights = false; }
 
 OrtStatus* register_allocator(const OrtApi& api, OrtEnv* environment) {
-  static Allocator* const made = new Allocator();  // the library has it to the end of the process
+  auto made = std::make_unique<Allocator>();
   made->version = ORT_API_VERSION;
   made->Alloc = for_pass;
   made->Free = give_back;
   made->Info = info_of;
   made->Reserve = reserved;
   if (OrtStatus* status = api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &made->info)) return status;
-  return api.RegisterAllocator(environment, made);
+  if (OrtStatus* status = api.RegisterAllocator(environment, made.get())) {
+    api.ReleaseMemoryInfo(made->info);
+    return status;
+  }
+  made.release();  // the library keeps it
+  return nullptr;
 }
 
 }  // namespace eecompile
