@@ -32,8 +32,8 @@ bench: bench-bundles ## the figures of BENCHMARKS.md, on a quiet machine
 	$(BIN)/eecompile bench build/bench/int4 --against genai,llama.cpp --checkpoint build/inputs/smollm2
 
 bench-cpp: cpp bench-bundles ## the C++ runtime beside the Python one and GenAI's own loop
-	$(BIN)/python tools/cpp_bench.py build/bench/fp32 --checkpoint build/inputs/smollm2
-	$(BIN)/python tools/cpp_bench.py build/bench/int4 --checkpoint build/inputs/smollm2
+	$(BIN)/python tools/cpp_bench.py build/bench/fp32 --checkpoint build/inputs/smollm2 --modes full
+	$(BIN)/python tools/cpp_bench.py build/bench/int4 --checkpoint build/inputs/smollm2 --modes full --rounds 7
 
 bench-bundles: $(VENV)/peers.stamp build/bench/student
 	$(BIN)/eecompile build build/bench/student --precision fp32 --no-profile -o build/bench/fp32

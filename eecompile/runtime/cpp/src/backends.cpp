@@ -99,10 +99,10 @@ Result<LoadedGraphs> load_graphs(const BundleFiles& files, const OpenOptions& op
   const std::string backend = options.backend == "auto" ? chosen(files) : options.backend;
   if (Status status = check_decision(options, backend); !status.ok()) return status;
   Result<GraphLoader> loader = backend == "onnxruntime" ? on_host(files, options)
-                            : backend == "tensorrt"  ? on_tensorrt(files, options)
-                            : backend == "cuda"      ? on_cuda(files, options)
-                                                     : Status{Code::kUsage, "there is no back end " + backend, "",
-                                                              "back ends: auto, onnxruntime, tensorrt, cuda"};
+                               : backend == "tensorrt"  ? on_tensorrt(files, options)
+                               : backend == "cuda"      ? on_cuda(files, options)
+                                                        : usage("there is no back end " + backend,
+                                                                "back ends: auto, onnxruntime, tensorrt, cuda");
   if (!loader.ok()) return loader.status();
   if (options.decision == "conditional" && !loader->branches)
     return Status{Code::kUsage, "nothing decides on a GPU here: " + loader->unbranched, "", "leave out --decision"};

@@ -1,21 +1,18 @@
 #include "eecompile/bundle.h"
 
 #include <algorithm>
-#include <chrono>
 #include <exception>
 
 #include "backends.h"
 #include "bundle_state.h"
 #include "classifier_state.h"
+#include "clock.h"
 #include "conditional.h"
 #include "eecompile/contract.h"
 #include "fault.h"
 
 namespace eecompile {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-using Seconds = std::chrono::duration<double>;
 
 // The K/V rule that requests run by: `options`', or the policy's in confident mode.
 Result<std::string> kv_rule(const BundleFiles& files, const SessionOptions& options) {
@@ -126,7 +123,7 @@ Result<Bundle> Bundle::open(const std::string& path, const OpenOptions& options)
     const Clock::time_point read = Clock::now();
     Result<LoadedGraphs> graphs = load_graphs(*files, options);
     if (!graphs.ok()) return graphs.status();
-    const OpenSeconds seconds{Seconds(read - began).count(), Seconds(Clock::now() - read).count()};
+    const OpenSeconds seconds{seconds_between(began, read), seconds_since(read)};
     return Bundle(
         std::make_shared<const State>(State{std::move(*files), std::move(*graphs), seconds, options.decision}));
   } catch (const std::exception& e) {

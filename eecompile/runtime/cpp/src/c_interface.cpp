@@ -133,7 +133,7 @@ void eecompile_session_free(eecompile_session* session) { delete session; }
 std::int32_t eecompile_generate(eecompile_session* session, const int64_t* prompt, size_t count,
                                 const eecompile_generate_options* options, eecompile_on_token on_token, void* context,
                                 eecompile_stats* stats) {
-  if (session == nullptr || (prompt == nullptr && count > 0)) return fail("there is no session or no prompt");
+  if (session == nullptr || lacks(prompt, count)) return fail("there is no session or no prompt");
   if (sizeless(options, stats)) return fail(kNoSize);
   return guarded([&]() -> std::int32_t {
     const auto tell_token = [&](const Token& token) { return on_token(context, token.id, token.exit_layer) != 0; };

@@ -1,16 +1,14 @@
 // Classifier: admits texts, walks them down in batches, and names what came of it.
 #include <algorithm>
-#include <chrono>
 #include <exception>
 #include <numeric>
 
 #include "classifier_state.h"
+#include "clock.h"
 #include "eecompile/contract.h"
 
 namespace eecompile {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 Status refuse(Code code, std::string what, std::size_t number, std::size_t count, std::string mend) {
   const std::string where = count > 1 ? "text " + std::to_string(number + 1) + " of " + std::to_string(count) : "";
@@ -123,7 +121,7 @@ Result<Classified> Classifier::State::run(const std::vector<EncodedText>& texts,
   }
   all.stats.texts = static_cast<std::int64_t>(texts.size());
   for (const EncodedText& text : texts) all.stats.tokens += static_cast<std::int64_t>(text.ids.size());
-  all.stats.seconds = std::chrono::duration<double>(Clock::now() - began).count();
+  all.stats.seconds = seconds_since(began);
   return all;
 }
 

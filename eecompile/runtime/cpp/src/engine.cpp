@@ -73,11 +73,11 @@ std::size_t element_bytes(std::string_view dtype) {
   return dtype == "float32" ? 4 : dtype == "float16" ? 2 : dtype == "int64" ? 8 : 1;
 }
 
-PassClock::PassClock() : began_(std::chrono::steady_clock::now()) { ++running_clocks; }
+PassClock::PassClock() : began_(Clock::now()) { ++running_clocks; }
 
 PassClock::~PassClock() {
   if (--running_clocks > 0) return;
-  seconds_in_passes += std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+  seconds_in_passes += seconds_since(began_);
 }
 
 double PassClock::seconds() { return seconds_in_passes; }

@@ -7,7 +7,6 @@
 // goes before its engine and before the buffers that it is bound to. Cost: an engine holds its graph's weights.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -17,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "clock.h"
 #include "eecompile/status.h"
 #include "manifest.h"
 
@@ -70,7 +70,7 @@ class PassClock {
   static double seconds();  // that this thread has spent in passes
 
  private:
-  std::chrono::steady_clock::time_point began_;
+  Clock::time_point began_;
 };
 
 // A graph bound to buffers of fixed shapes and addresses. Running it is one pass; when it returns, the buffers hold the

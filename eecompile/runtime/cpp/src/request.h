@@ -3,18 +3,11 @@
 // Thread safety: belongs to one session or batch. Cost: the ids that it emits.
 #pragma once
 
-#include <chrono>
-
+#include "clock.h"
 #include "decode.h"
 #include "eecompile/values.h"
 
 namespace eecompile {
-
-using Clock = std::chrono::steady_clock;
-
-inline double seconds_since(Clock::time_point began) {
-  return std::chrono::duration<double>(Clock::now() - began).count();
-}
 
 // Why `how` is no sampling; fine where it is.
 Status check_sampling(const Sampling& how);
